@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo run test lint fmt sqlx crd bump clean
+
+help: ## List what one can do
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: ## Bring everything up, run an example job through it, show its result, stop everything
+	@scripts/install-tools run
+	cargo build --workspace --bin devstack --bin operator-service
+	@target/debug/devstack demo
+
+run: ## Bring everything up and keep it running until Ctrl-C
+	@scripts/install-tools run
+	cargo build --workspace --bin devstack --bin operator-service
+	@target/debug/devstack run
+
+test: ## Install what the tests need and run them all
+	@scripts/install-tools test
+	@scripts/test
+
+lint: ## Check formatting and lints
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+fmt: ## Format the code
+	cargo fmt --all
+
+sqlx: ## Write .sqlx/, after a change to a query or a migration
+	@scripts/install-tools test
+	cargo build --package devstack
+	target/debug/devstack with-postgres -- scripts/sqlx-prepare
+
+crd: ## Write infra/kubernetes/crd.yaml, after a change to the WorkFlow type
+	cargo run --quiet -- crd > infra/kubernetes/crd.yaml
+
+bump: ## Raise the version: make bump PART=major|minor|patch
+	@scripts/bump $(PART)
+
+clean: ## Remove what was built, and the data of local runs
+	cargo clean
+	rm -rf .local

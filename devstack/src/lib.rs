@@ -1,0 +1,23 @@
+//! What a laptop lacks to run operator-service: a Kubernetes API, a private Postgres and a stand-in for
+//! the engine. Nothing in the service knows that it exists.
+//!
+//! - [`postgres`]: a PostgreSQL server of its own
+//! - [`cluster`]: an embedded stand-in for the Kubernetes API; [`apiserver`]: the real one, without controllers
+//! - [`engine`]: what operator-engine does with a job
+//! - [`stack`]: all of these and the service, up together and down together
+//! - [`demo`]: one job's way through the stack
+
+pub mod apiserver;
+pub mod cluster;
+pub mod demo;
+pub mod engine;
+pub mod local;
+pub mod postgres;
+pub mod process;
+pub mod stack;
+pub mod wallet;
+
+/// Makes ring the process's crypto provider, unless it has one. The HTTP clients here need that.
+pub fn install_tls() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

@@ -1,0 +1,15 @@
+//! The door of /pgsqlinit, /info, /list and /logs as a Lambda function.
+
+use std::process::ExitCode;
+
+use operator_service::cluster::Cluster;
+use operator_service::config::Books;
+use operator_service::door;
+use operator_service::routes::admin::{self, Admins};
+
+fn main() -> ExitCode {
+    door::run(door::lambda(Books::Needed, false, |config| {
+        let (store, admins) = (door::store(&config)?, Admins::listed(&config));
+        Ok(admin::router(config, store, Cluster::inferred(), admins))
+    }))
+}

@@ -1,0 +1,103 @@
+//! The cluster: the WorkFlow object of a job, what the engine made for it, pods and their logs.
+//!
+//! Every write is idempotent and named after the job: what is there already is there, what is gone is gone.
+
+mod objects;
+mod workflow;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use tokio::sync::OnceCell;
+
+pub use objects::Component;
+pub use workflow::{WorkFlow, WorkFlowSpec, WorkFlowStatus, definition};
+
+/// How long the API server may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the API server may pause within an answer.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the cluster could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Neither a kubeconfig nor the environment of a pod says where the cluster is, or what they say is wrong.
+    #[error("The cluster is not configured: set KUBECONFIG, or run inside the cluster")]
+    Configuration(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The cluster refused. Its own words are left out: they may repeat what was sent, data URLs and code included.
+    #[error("The cluster refused what it was asked for ({code} {reason}), please try again")]
+    Refused {
+        /// The HTTP status.
+        code: u16,
+        /// Kubernetes' one-word reason.
+        reason: String,
+    },
+    /// The cluster could not be reached, or did not answer as one does.
+    #[error("The cluster is not available, please try again")]
+    Unavailable(#[source] Box<kube::Error>),
+    /// The cluster took longer than its limit.
+    #[error("The cluster did not answer in time, please try again")]
+    TimedOut,
+}
+
+impl From<kube::Error> for ClusterError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Refused { code: status.code, reason: status.reason.clone() },
+            error => Self::Unavailable(Box::new(error)),
+        }
+    }
+}
+
+/// The cluster. Cheap to clone; connects on first use.
+#[derive(Clone, Default)]
+pub struct Cluster {
+    client: Arc<OnceCell<Client>>,
+}
+
+impl Cluster {
+    /// The cluster that the usual rules name: KUBECONFIG, else ~/.kube/config, else the pod's own.
+    pub fn inferred() -> Self {
+        Self::default()
+    }
+
+    /// The cluster that a kubeconfig's text names.
+    pub async fn from_kubeconfig(yaml: &str) -> Result<Self, ClusterError> {
+        let configuration = |error: Box<dyn std::error::Error + Send + Sync>| ClusterError::Configuration(error);
+        let kubeconfig = kube::config::Kubeconfig::from_yaml(yaml).map_err(|error| configuration(error.into()))?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
+            .await
+            .map_err(|error| configuration(error.into()))?;
+        Ok(Self { client: Arc::new(OnceCell::new_with(Some(client(config)?))) })
+    }
+
+    async fn client(&self) -> Result<Client, ClusterError> {
+        self.client
+            .get_or_try_init(|| async {
+                let config = kube::Config::infer().await.map_err(|error| ClusterError::Configuration(error.into()))?;
+                client(config)
+            })
+            .await
+            .cloned()
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("connected", &self.client.initialized()).finish()
+    }
+}
+
+fn client(mut config: kube::Config) -> Result<Client, ClusterError> {
+    // The defaults, 30 and 295 s, outlast the gateway in front of a Lambda function.
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    config.write_timeout = Some(READ_TIMEOUT);
+    Client::try_from(config).map_err(ClusterError::from)
+}
+
+/// Ends a call that takes too long.
+async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, ClusterError>>) -> Result<T, ClusterError> {
+    tokio::time::timeout(limit, call).await.unwrap_or(Err(ClusterError::TimedOut))
+}

@@ -1,0 +1,457 @@
+//! The configuration: environment variables, read once, checked together.
+//!
+//! README.md has the table of all variables; each is read here and nowhere else.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::job::workflow::Completion;
+use crate::signature::Address;
+
+/// Every variable that is wrong, each with what is wrong with it.
+#[derive(Debug)]
+pub struct ConfigError(Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration cannot be used: {}", self.0.join("; "))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl ConfigError {
+    /// Both in one.
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+}
+
+/// What the service is told by its environment.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// How to reach Postgres; `None` where POSTGRES_HOST is not set, which only doors without books allow.
+    pub postgres: Option<Postgres>,
+    /// Who may ask for what.
+    pub access: Access,
+    /// What every workflow is completed with.
+    pub completion: Completion,
+    /// The namespace of jobs that name no environment (DEFAULT_NAMESPACE).
+    pub default_namespace: String,
+    /// The address of the compute environment, for `/` (OPERATOR_ADDRESS).
+    pub operator_address: Option<String>,
+    /// ALGO_POD_TIMEOUT as it was written, for `/`.
+    pub algo_time_limit: Option<String>,
+    /// STORAGE_EXPIRY as it was written, for `/`.
+    pub storage_expiry: Option<String>,
+    /// Where results may be fetched from, and how.
+    pub results: Results,
+    /// What is logged, and where to.
+    pub log: Log,
+}
+
+/// How to reach Postgres.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// Host name or address (POSTGRES_HOST).
+    pub host: String,
+    /// POSTGRES_PORT, default 5432.
+    pub port: u16,
+    /// POSTGRES_DB
+    pub database: String,
+    /// POSTGRES_USER
+    pub user: String,
+    /// POSTGRES_PASSWORD; `None` lets the server decide whether it lets us in without.
+    pub password: Option<SecretString>,
+    /// POSTGRES_SSLMODE, default `prefer`.
+    pub ssl_mode: sqlx::postgres::PgSslMode,
+    /// POSTGRES_CA_FILE: PEM file of the authorities that `verify-ca` and `verify-full` trust.
+    pub ca_file: Option<PathBuf>,
+    /// The most connections that one process opens (POSTGRES_POOL_SIZE, default 10).
+    pub pool_size: u32,
+}
+
+/// Who may ask for what.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// Whether a signer has to be one of `allowed_providers` (SIGNATURE_REQUIRED=1).
+    pub signature_required: bool,
+    /// Whether Provider's form of signature alone counts (SIGNATURE_STRICT=1).
+    pub signature_strict: bool,
+    /// ALLOWED_PROVIDERS
+    pub allowed_providers: Vec<Address>,
+    /// How far below a signer's highest nonce, or ahead of the clock, a nonce may lie (NONCE_WINDOW).
+    pub nonce_window: Duration,
+    /// ALLOWED_ADMINS, in lower case; `None` where the variable is not set.
+    pub allowed_admins: Option<Vec<String>>,
+}
+
+/// Where results may be fetched from, and how.
+#[derive(Debug, Clone)]
+pub struct Results {
+    /// Hosts that results are fetched from although their addresses are not public (RESULT_HOSTS_ALLOWED).
+    pub hosts_allowed: Vec<HostPattern>,
+    /// Hosts that get the API key and client id (RESULT_API_KEY_HOSTS, else RESULT_HOSTS_ALLOWED).
+    pub api_key_hosts: Vec<HostPattern>,
+    /// X-API-KEY or X_API_KEY
+    pub api_key: Option<SecretString>,
+    /// CLIENT-ID or CLIENT_ID
+    pub client_id: Option<SecretString>,
+    /// How long an origin may take until its answer begins (RESULT_TIMEOUT).
+    pub timeout: Duration,
+    /// How long an origin may pause within its answer (RESULT_IDLE_TIMEOUT).
+    pub idle_timeout: Duration,
+}
+
+/// A host by name or address, with or without a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPattern {
+    host: String,
+    port: Option<u16>,
+}
+
+impl HostPattern {
+    /// Whether the URL lies on this host (and port, if one was named).
+    pub fn matches(&self, url: &url::Url) -> bool {
+        self.names_host_of(url) && self.port.is_none_or(|port| url.port_or_known_default() == Some(port))
+    }
+
+    /// Whether the URL lies on this host, on whatever port.
+    pub fn names_host_of(&self, url: &url::Url) -> bool {
+        url.host_str().is_some_and(|host| self.is_host(host))
+    }
+
+    /// Whether a name or address is this host's.
+    pub fn is_host(&self, host: &str) -> bool {
+        host.trim_matches(['[', ']']).eq_ignore_ascii_case(&self.host)
+    }
+}
+
+impl FromStr for HostPattern {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        // The URL parser knows how hosts and ports are written, IPv6 addresses included.
+        let bare_ipv6 = text.parse::<std::net::Ipv6Addr>().is_ok();
+        let authority = if bare_ipv6 { format!("[{text}]") } else { text.to_owned() };
+        let url = url::Url::parse(&format!("results://{authority}")).map_err(|_| ())?;
+        let plain = url.path().is_empty() && url.query().is_none() && url.username().is_empty();
+        let host = url.host_str().filter(|host| plain && !host.is_empty()).ok_or(())?;
+        Ok(Self { host: host.trim_matches(['[', ']']).to_ascii_lowercase(), port: url.port() })
+    }
+}
+
+/// What is logged, and where to.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// LOG_LEVEL: DEBUG, INFO, WARNING, ERROR, or a filter of the `tracing` kind.
+    pub filter: String,
+    /// LOG_CFG: a file that logs also go to.
+    pub file: Option<PathBuf>,
+}
+
+/// Where `serve` listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Listen {
+    /// HOST, default 127.0.0.1.
+    pub host: IpAddr,
+    /// PORT, default 8050.
+    pub port: u16,
+}
+
+/// What a door needs of the configuration beyond the defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Books {
+    /// POSTGRES_HOST, POSTGRES_DB and POSTGRES_USER have to be set.
+    Needed,
+    /// The door works without a database.
+    NotNeeded,
+}
+
+impl Config {
+    /// Reads the process's environment.
+    pub fn from_env(books: Books) -> Result<Self, ConfigError> {
+        Self::read(&|name| std::env::var(name).ok(), books)
+    }
+
+    /// Reads variables from wherever `variable` finds them. An empty variable counts as unset.
+    pub fn read(variable: &dyn Fn(&str) -> Option<String>, books: Books) -> Result<Self, ConfigError> {
+        let mut vars = Variables { variable, wrong: Vec::new() };
+        let config = Self {
+            postgres: vars.postgres(books),
+            access: vars.access(),
+            completion: Completion {
+                max_time: vars.number("ALGO_POD_TIMEOUT", 0),
+                storage_expiry: vars.number("STORAGE_EXPIRY", 0),
+                input_volume_size: vars.quantity("inputVolumesize", "1Gi"),
+                output_volume_size: vars.quantity("outputVolumesize", "1Gi"),
+                adminlogs_volume_size: vars.quantity("adminlogsVolumesize", "1Gi"),
+                requests_cpu: vars.quantity("requests_cpu", "200m"),
+                requests_memory: vars.quantity("requests_memory", "100Mi"),
+                limits_cpu: vars.quantity("limits_cpu", "1"),
+                limits_memory: vars.quantity("limits_memory", "500Mi"),
+            },
+            default_namespace: vars.text("DEFAULT_NAMESPACE").unwrap_or_else(|| "ocean-compute".to_owned()),
+            operator_address: vars.text("OPERATOR_ADDRESS"),
+            algo_time_limit: vars.text("ALGO_POD_TIMEOUT"),
+            storage_expiry: vars.text("STORAGE_EXPIRY"),
+            results: vars.results(),
+            log: vars.log(),
+        };
+        vars.finish(config)
+    }
+}
+
+impl Listen {
+    /// Reads HOST and PORT from the process's environment.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        let mut vars = Variables { variable: &|name| std::env::var(name).ok(), wrong: Vec::new() };
+        let listen = Self {
+            host: vars.parsed("HOST", IpAddr::from([127, 0, 0, 1]), "an IP address, such as 127.0.0.1 or 0.0.0.0"),
+            port: vars.parsed("PORT", 8050, "a port number from 0 to 65535"),
+        };
+        vars.finish(listen)
+    }
+}
+
+struct Variables<'a> {
+    variable: &'a dyn Fn(&str) -> Option<String>,
+    wrong: Vec<String>,
+}
+
+impl Variables<'_> {
+    fn finish<T>(self, value: T) -> Result<T, ConfigError> {
+        if self.wrong.is_empty() { Ok(value) } else { Err(ConfigError(self.wrong)) }
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        (self.variable)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    fn secret(&self, names: [&str; 2]) -> Option<SecretString> {
+        names.iter().find_map(|name| self.text(name)).map(SecretString::from)
+    }
+
+    fn wrong(&mut self, name: &str, expected: &str) {
+        self.wrong.push(format!("{name} must be {expected}"));
+    }
+
+    fn parsed<T: FromStr>(&mut self, name: &str, default: T, expected: &str) -> T {
+        match self.text(name).map(|text| text.parse()) {
+            None => default,
+            Some(Ok(value)) => value,
+            Some(Err(_)) => {
+                self.wrong(name, expected);
+                default
+            }
+        }
+    }
+
+    fn number(&mut self, name: &str, default: u64) -> u64 {
+        self.parsed(name, default, "a whole number of seconds")
+    }
+
+    fn flag(&mut self, name: &str) -> bool {
+        match self.text(name).as_deref() {
+            None | Some("0") => false,
+            Some("1") => true,
+            Some(_) => {
+                self.wrong(name, "0 or 1");
+                false
+            }
+        }
+    }
+
+    /// A Kubernetes quantity: a number and perhaps a unit. The engine hands it to the cluster as it is.
+    fn quantity(&mut self, name: &str, default: &str) -> String {
+        let text = self.text(name).unwrap_or_else(|| default.to_owned());
+        let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+        let number = &text[..text.len() - unit.len()];
+        const UNITS: [&str; 15] = ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi"];
+        if number.parse::<f64>().is_err() || !UNITS.contains(&unit) {
+            self.wrong(name, "a Kubernetes quantity, such as 500m, 1 or 2Gi");
+        }
+        text
+    }
+
+    /// A JSON list of texts, or texts separated by commas.
+    fn list(&mut self, name: &str) -> Option<Vec<String>> {
+        let text = self.text(name)?;
+        if !text.starts_with('[') {
+            return Some(text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect());
+        }
+        let list = serde_json::from_str(&text);
+        if list.is_err() {
+            self.wrong(name, r#"a JSON list of texts, such as ["0x…", "0x…"]"#);
+        }
+        Some(list.unwrap_or_default())
+    }
+
+    fn parsed_list<T: FromStr>(&mut self, name: &str, expected: &str) -> Option<Vec<T>> {
+        let items = self.list(name)?;
+        let parsed: Result<Vec<T>, _> = items.iter().map(|item| item.parse()).collect();
+        if parsed.is_err() {
+            self.wrong(name, expected);
+        }
+        Some(parsed.unwrap_or_default())
+    }
+
+    fn postgres(&mut self, books: Books) -> Option<Postgres> {
+        let host = self.text("POSTGRES_HOST");
+        if host.is_none() && books == Books::NotNeeded {
+            return None;
+        }
+        let mut required = |name: &str, value: Option<String>| {
+            if value.is_none() {
+                self.wrong.push(format!("{name} must be set"));
+            }
+            value.unwrap_or_default()
+        };
+        let host = required("POSTGRES_HOST", host);
+        let database = required("POSTGRES_DB", (self.variable)("POSTGRES_DB").filter(|text| !text.is_empty()));
+        let user = required("POSTGRES_USER", (self.variable)("POSTGRES_USER").filter(|text| !text.is_empty()));
+        Some(Postgres {
+            host,
+            port: self.parsed("POSTGRES_PORT", 5432, "a port number"),
+            database,
+            user,
+            // Not trimmed: a password may begin or end with a space.
+            password: (self.variable)("POSTGRES_PASSWORD").filter(|text| !text.is_empty()).map(SecretString::from),
+            ssl_mode: self.parsed(
+                "POSTGRES_SSLMODE",
+                sqlx::postgres::PgSslMode::Prefer,
+                "one of disable, allow, prefer, require, verify-ca and verify-full",
+            ),
+            ca_file: self.text("POSTGRES_CA_FILE").map(PathBuf::from),
+            pool_size: self
+                .parsed("POSTGRES_POOL_SIZE", std::num::NonZeroU32::MIN.saturating_add(9), "a number above 0")
+                .get(),
+        })
+    }
+
+    fn access(&mut self) -> Access {
+        let signature_required = self.flag("SIGNATURE_REQUIRED");
+        let allowed_providers = self.parsed_list("ALLOWED_PROVIDERS", "a JSON list of Ethereum addresses");
+        if signature_required && allowed_providers.as_ref().is_none_or(Vec::is_empty) {
+            self.wrong("ALLOWED_PROVIDERS", "a JSON list of at least one address where SIGNATURE_REQUIRED is 1");
+        }
+        Access {
+            signature_required,
+            signature_strict: self.flag("SIGNATURE_STRICT"),
+            allowed_providers: allowed_providers.unwrap_or_default(),
+            nonce_window: Duration::from_secs(self.number("NONCE_WINDOW", 300)),
+            allowed_admins: self
+                .list("ALLOWED_ADMINS")
+                .map(|admins| admins.iter().map(|admin| admin.to_lowercase()).collect()),
+        }
+    }
+
+    fn results(&mut self) -> Results {
+        const EXPECTED: &str = "a JSON list of host names, each with or without a port";
+        let hosts_allowed: Vec<HostPattern> = self.parsed_list("RESULT_HOSTS_ALLOWED", EXPECTED).unwrap_or_default();
+        let api_key_hosts = self.parsed_list("RESULT_API_KEY_HOSTS", EXPECTED);
+        Results {
+            api_key_hosts: api_key_hosts.unwrap_or_else(|| hosts_allowed.clone()),
+            hosts_allowed,
+            // A Lambda function's environment variables cannot hold a dash.
+            api_key: self.secret(["X-API-KEY", "X_API_KEY"]),
+            client_id: self.secret(["CLIENT-ID", "CLIENT_ID"]),
+            timeout: Duration::from_secs(self.number("RESULT_TIMEOUT", 20)),
+            idle_timeout: Duration::from_secs(self.number("RESULT_IDLE_TIMEOUT", 60)),
+        }
+    }
+
+    fn log(&mut self) -> Log {
+        let level = self.text("LOG_LEVEL").unwrap_or_else(|| "INFO".to_owned());
+        let filter = match level.to_uppercase().as_str() {
+            // Python's names, which the old service took.
+            "WARNING" => "warn".to_owned(),
+            "CRITICAL" => "error".to_owned(),
+            "DEBUG" | "INFO" | "ERROR" => level.to_lowercase(),
+            _ => level,
+        };
+        if tracing_subscriber::EnvFilter::try_new(&filter).is_err() {
+            self.wrong("LOG_LEVEL", "DEBUG, INFO, WARNING, ERROR or a filter such as operator_service=debug");
+        }
+        Log { filter, file: self.text("LOG_CFG").map(PathBuf::from) }
+    }
+}
+
+impl FromStr for Address {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Address::parse(text.trim()).ok_or(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(vars: &[(&str, &str)], books: Books) -> Result<Config, String> {
+        let find = |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Config::read(&find, books).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn one_message_names_every_wrong_variable() {
+        let error = read(
+            &[
+                ("POSTGRES_PORT", "many"),
+                ("POSTGRES_HOST", "db"),
+                ("SIGNATURE_REQUIRED", "yes"),
+                ("ALLOWED_PROVIDERS", "[1]"),
+                ("requests_cpu", "lots"),
+                ("RESULT_HOSTS_ALLOWED", "http://a/b"),
+                ("LOG_LEVEL", "a=b=c"),
+            ],
+            Books::Needed,
+        )
+        .unwrap_err();
+        let named = [
+            "POSTGRES_DB",
+            "POSTGRES_USER",
+            "POSTGRES_PORT",
+            "SIGNATURE_REQUIRED",
+            "ALLOWED_PROVIDERS",
+            "requests_cpu",
+            "RESULT_HOSTS_ALLOWED",
+            "LOG_LEVEL",
+        ];
+        for name in named {
+            assert!(error.contains(name), "{name} is not in: {error}");
+        }
+        assert!(!error.contains("POSTGRES_HOST"), "{error}");
+    }
+
+    #[test]
+    fn defaults_and_empty_variables() {
+        let config = read(&[("ALLOWED_PROVIDERS", ""), ("ALLOWED_ADMINS", "")], Books::NotNeeded).unwrap();
+        assert!(config.postgres.is_none());
+        assert_eq!(config.access.allowed_admins, None);
+        assert_eq!(config.default_namespace, "ocean-compute");
+        assert_eq!(config.access.nonce_window, Duration::from_secs(300));
+    }
+
+    #[test]
+    fn hosts_match_with_and_without_a_port() {
+        let url = |text: &str| url::Url::parse(text).unwrap();
+        let pattern = |text: &str| text.parse::<HostPattern>().unwrap();
+        assert!(pattern("Example.org").matches(&url("https://example.org/a")));
+        assert!(pattern("example.org:443").matches(&url("https://example.org/a")));
+        assert!(!pattern("example.org:8080").matches(&url("https://example.org/a")));
+        assert!(!pattern("example.org").matches(&url("https://example.org.evil.net/a")));
+        assert!(pattern("::1").matches(&url("http://[::1]:9/")));
+        assert!(pattern("[::1]:9").matches(&url("http://[::1]:9/")));
+        for bad in ["", "http://x", "a/b", "user@host"] {
+            assert!(bad.parse::<HostPattern>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What the doors share: how a group of routes is opened as a Lambda function, and all groups as one server.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::Uri;
+use lambda_http::request::RequestContext;
+use tower::ServiceExt;
+
+use crate::cluster::Cluster;
+use crate::config::{Books, Config, Listen};
+use crate::origin::Origins;
+use crate::routes::admin::Admins;
+use crate::routes::{self, admin, compute, docs, environments, results, with_cors};
+use crate::store::Store;
+use crate::telemetry::{self, Format};
+
+/// How long requests that are under way may take to end after a server was asked to.
+const GRACE: Duration = Duration::from_secs(30);
+/// How long a client may take to send a request's headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a door does not open, or had to close.
+pub type DoorError = Box<dyn Error + Send + Sync>;
+
+/// Runs a door to its end, and says on standard error why, if that is not a good one.
+pub fn run(door: impl Future<Output = Result<(), DoorError>>) -> ExitCode {
+    // Every TLS connection of the process, to whomever, is made by this one. Only a second call could fail.
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match runtime.map_err(DoorError::from).and_then(|runtime| runtime.block_on(door)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Opens a group as a Lambda function behind an API Gateway REST API. Answers are streamed if `streaming`.
+pub async fn lambda(
+    books: Books,
+    streaming: bool,
+    group: impl FnOnce(Arc<Config>) -> Result<Router, DoorError>,
+) -> Result<(), DoorError> {
+    let config = Arc::new(Config::from_env(books)?);
+    telemetry::init(&config.log, Format::Json)?;
+    let router = Router::new().fallback_service(routes::finish([group(config)?]).map_request(without_stage));
+    if streaming { lambda_http::run_with_streaming_response(router).await } else { lambda_http::run(router).await }
+}
+
+/// API Gateway names the stage beside the path, and `lambda_http` puts it in front; a custom domain has none.
+fn without_stage(mut request: Request) -> Request {
+    let Some(RequestContext::ApiGatewayV1(context)) = request.extensions().get() else {
+        return request;
+    };
+    let stage = context.stage.as_deref().unwrap_or_default();
+    let uri = request.uri();
+    let rest = uri.path().trim_start_matches('/').strip_prefix(stage);
+    let Some(rest) = rest.filter(|rest| !stage.is_empty() && (rest.is_empty() || rest.starts_with('/'))) else {
+        return request;
+    };
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let path = if rest.is_empty() { "/" } else { rest };
+    if let Ok(uri) = format!("{path}{query}").parse::<Uri>() {
+        *request.uri_mut() = uri;
+    }
+    request
+}
+
+/// The books that the configuration names.
+pub fn store(config: &Config) -> Result<Store, DoorError> {
+    config.postgres.as_ref().map(Store::new).ok_or_else(|| "POSTGRES_HOST must be set".into())
+}
+
+/// Where results come from.
+pub fn origins(config: &Config) -> Result<Origins, DoorError> {
+    let results = &config.results;
+    if (results.api_key.is_some() || results.client_id.is_some()) && results.api_key_hosts.is_empty() {
+        tracing::warn!("X-API-KEY and CLIENT-ID go to no host: set RESULT_API_KEY_HOSTS to those that are to get them");
+    }
+    Ok(Origins::new(results)?)
+}
+
+/// All groups in one process, as one router.
+pub fn all_groups(config: Arc<Config>, store: Store, cluster: Cluster, admins: Admins) -> Result<Router, DoorError> {
+    let origins = origins(&config)?;
+    Ok(routes::finish([
+        with_cors(compute::router(config.clone(), store.clone(), cluster.clone())),
+        with_cors(results::router(config.clone(), store.clone(), origins)),
+        with_cors(environments::router(store.clone())),
+        with_cors(docs::router(config.clone())),
+        admin::router(config, store, cluster, admins),
+    ]))
+}
+
+/// Serves all groups until SIGTERM or SIGINT, and then until the requests that are under way have ended.
+pub async fn serve() -> Result<(), DoorError> {
+    let config = Config::from_env(Books::Needed);
+    let listen = Listen::from_env();
+    let (config, listen) = match (config, listen) {
+        (Ok(config), Ok(listen)) => (Arc::new(config), listen),
+        (Err(error), Ok(_)) => return Err(error.into()),
+        (Ok(_), Err(error)) => return Err(error.into()),
+        (Err(config), Err(listen)) => return Err(config.and(listen).into()),
+    };
+    telemetry::init(&config.log, Format::Text)?;
+    let admins = Admins::of_server(&config, listen.host);
+    match &admins {
+        Admins::AnyoneLocal => tracing::warn!(
+            "ALLOWED_ADMINS is not set: the administrators' routes are open to everybody on this machine"
+        ),
+        Admins::Listed(admins) if admins.is_empty() => {
+            tracing::warn!("ALLOWED_ADMINS is not set: the administrators' routes refuse everybody")
+        }
+        Admins::Listed(_) => {}
+    }
+    let router = all_groups(config.clone(), store(&config)?, Cluster::inferred(), admins)?;
+
+    let address = SocketAddr::from((listen.host, listen.port));
+    let listener = std::net::TcpListener::bind(address)
+        .map_err(|error| format!("cannot listen on {address} (HOST and PORT say where): {error}"))?;
+    listener.set_nonblocking(true)?;
+    tracing::info!(address = %listener.local_addr()?, "listening");
+
+    let handle = axum_server::Handle::new();
+    let mut server = axum_server::from_tcp(listener)?.handle(handle.clone());
+    server.http_builder().http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let serving = server.serve(router.into_make_service());
+    tokio::spawn(async move {
+        asked_to_stop().await;
+        tracing::info!("ending after the requests under way");
+        handle.graceful_shutdown(Some(GRACE));
+    });
+    Ok(serving.await?)
+}
+
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = |kind| async move {
+        match signal(kind) {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = wait(SignalKind::terminate()) => {}
+        _ = wait(SignalKind::interrupt()) => {}
+    }
+}

@@ -1,0 +1,73 @@
+//! What a caller is told when a request is not served.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::cluster::ClusterError;
+use crate::store::{Refused, StoreError};
+
+/// An answer other than the one asked for: a status and a text that says what to change, or that it is
+/// safe to try again.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    message: String,
+}
+
+/// The body of every error.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// What is wrong, and what to do about it.
+    #[schema(example = "You have to specify one of agreementId, jobId or owner")]
+    error: String,
+}
+
+impl ApiError {
+    /// An error with a status of the caller's choice.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    /// 400: the request has to change.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// 404
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(ErrorBody { error: self.message })).into_response()
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = &error as &dyn std::error::Error, "the database did not serve a request");
+        let status = match error {
+            StoreError::Bug(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        Self::bad_request(refused.to_string())
+    }
+}
+
+impl From<ClusterError> for ApiError {
+    fn from(error: ClusterError) -> Self {
+        tracing::error!(error = &error as &dyn std::error::Error, "the cluster did not serve a request");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}

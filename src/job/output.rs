@@ -1,0 +1,28 @@
+//! What a job has published (`jobs.outputsurl`).
+
+use serde_json::Value;
+
+/// The job's outputs, in the order of their indices; `None` if there are none or the text is damaged.
+pub fn parse(outputs: &str) -> Option<Vec<Value>> {
+    serde_json::from_str(outputs).ok().filter(|outputs: &Vec<Value>| !outputs.is_empty())
+}
+
+/// The outputs as anyone may see them: every `url` taken out. Entries that are no objects show nothing, but
+/// keep their index.
+pub fn without_urls(outputs: Vec<Value>) -> Vec<Value> {
+    outputs
+        .into_iter()
+        .map(|output| match output {
+            Value::Object(mut output) => {
+                output.shift_remove("url");
+                Value::Object(output)
+            }
+            _ => Value::Null,
+        })
+        .collect()
+}
+
+/// The URL of one output; `None` if there is no such output or it has no URL.
+pub fn url(outputs: &[Value], index: usize) -> Option<&str> {
+    outputs.get(index)?.get("url")?.as_str()
+}

@@ -1,0 +1,14 @@
+//! operator-service: takes compute jobs over HTTP, keeps the books in Postgres, sets them up in Kubernetes.
+//!
+//! docs/architecture.md says where things are and what may depend on what.
+
+pub mod cluster;
+pub mod config;
+pub mod door;
+pub mod error;
+pub mod job;
+pub mod origin;
+pub mod routes;
+pub mod signature;
+pub mod store;
+pub mod telemetry;

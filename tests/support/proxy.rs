@@ -1,0 +1,105 @@
+//! A way to a server that can be cut.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// All is well.
+    Open,
+    /// Connections are taken and cut.
+    Cut,
+    /// Connections stay, and nothing arrives.
+    Silent,
+}
+
+/// Passes connections on. Ends with the test's runtime.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Where it listens.
+    pub port: u16,
+    mode: watch::Sender<Mode>,
+}
+
+impl Proxy {
+    /// Starts one that is open.
+    pub async fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (mode, modes) = watch::channel(Mode::Open);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass(client, target, modes.clone()));
+            }
+        });
+        Self { port, mode }
+    }
+
+    /// Cuts every connection, and every new one too.
+    pub fn cut(&self) {
+        self.mode.send_replace(Mode::Cut);
+    }
+
+    /// From now on nothing arrives any more, and nobody hears why.
+    pub fn silence(&self) {
+        self.mode.send_replace(Mode::Silent);
+    }
+
+    /// Everything is well again; connections that were cut stay cut.
+    pub fn open(&self) {
+        self.mode.send_replace(Mode::Open);
+    }
+
+    /// Cuts the connections that are open; new ones are passed on.
+    pub async fn cut_open_ones(&self) {
+        self.cut();
+        // Those who wait for a change of mode have to have seen this one.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        self.open();
+    }
+}
+
+async fn pass(client: TcpStream, target: SocketAddr, mut modes: watch::Receiver<Mode>) {
+    if *modes.borrow_and_update() == Mode::Cut {
+        return;
+    }
+    // A server that does not answer does not even take the connection.
+    if modes.wait_for(|mode| *mode != Mode::Silent).await.is_err() {
+        return;
+    }
+    let Ok(server) = TcpStream::connect(target).await else { return };
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let (mut up, mut down) = (modes.clone(), modes.clone());
+    let upwards = async {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(length @ 1..) = from_client.read(&mut buffer).await {
+            if up.wait_for(|mode| *mode != Mode::Silent).await.is_err() {
+                return;
+            }
+            if to_server.write_all(&buffer[..length]).await.is_err() {
+                return;
+            }
+        }
+    };
+    let downwards = async {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(length @ 1..) = from_server.read(&mut buffer).await {
+            if down.wait_for(|mode| *mode != Mode::Silent).await.is_err() {
+                return;
+            }
+            if to_client.write_all(&buffer[..length]).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = upwards => {}
+        () = downwards => {}
+        _ = modes.wait_for(|mode| *mode == Mode::Cut) => {}
+    }
+}
