@@ -4,14 +4,21 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use sqlx::postgres::PgSslMode;
 
+use crate::aws::eks::{self, Endpoint};
 use crate::job::workflow::Completion;
 use crate::signature::Address;
+
+/// What a Lambda function can stream of one answer
+/// (<https://docs.aws.amazon.com/lambda/latest/dg/configuration-response-streaming.html>).
+const LAMBDA_STREAM_LIMIT: u64 = 200_000_000;
 
 /// Every variable that is wrong, each with what is wrong with it.
 #[derive(Debug)]
@@ -36,8 +43,10 @@ impl ConfigError {
 /// What the service is told by its environment.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// How to reach Postgres; `None` where POSTGRES_HOST is not set, which only doors without books allow.
+    /// How to reach Postgres; `None` where nothing says how, which only doors without books allow.
     pub postgres: Option<Postgres>,
+    /// The EKS cluster to reach with tokens; `None` where EKS_CLUSTER_NAME is not set.
+    pub eks: Option<Eks>,
     /// Who may ask for what.
     pub access: Access,
     /// What every workflow is completed with.
@@ -59,22 +68,44 @@ pub struct Config {
 /// How to reach Postgres.
 #[derive(Debug, Clone)]
 pub struct Postgres {
-    /// Host name or address (POSTGRES_HOST).
-    pub host: String,
-    /// POSTGRES_PORT, default 5432.
-    pub port: u16,
-    /// POSTGRES_DB
-    pub database: String,
-    /// POSTGRES_USER
-    pub user: String,
-    /// POSTGRES_PASSWORD; `None` lets the server decide whether it lets us in without.
-    pub password: Option<SecretString>,
-    /// POSTGRES_SSLMODE, default `prefer`.
-    pub ssl_mode: sqlx::postgres::PgSslMode,
+    /// Host name or address (POSTGRES_HOST); `None` only where a secret may say it.
+    pub host: Option<String>,
+    /// POSTGRES_PORT; 5432 unless a secret says otherwise.
+    pub port: Option<u16>,
+    /// POSTGRES_DB; `None` only where a secret may say it.
+    pub database: Option<String>,
+    /// POSTGRES_USER; `None` only where a secret says it.
+    pub user: Option<String>,
+    /// With what to be let in.
+    pub login: Login,
+    /// POSTGRES_SSLMODE, default `prefer`, in a Lambda function and with IAM authentication `verify-full`.
+    pub ssl_mode: PgSslMode,
     /// POSTGRES_CA_FILE: PEM file of the authorities that `verify-ca` and `verify-full` trust.
     pub ca_file: Option<PathBuf>,
-    /// The most connections that one process opens (POSTGRES_POOL_SIZE, default 10).
+    /// The most connections that one process opens (POSTGRES_POOL_SIZE, default 10, in a Lambda function 1).
     pub pool_size: u32,
+}
+
+/// With what Postgres lets us in.
+#[derive(Debug, Clone)]
+pub enum Login {
+    /// POSTGRES_PASSWORD; `None` lets the server decide whether it lets us in without.
+    Password(Option<SecretString>),
+    /// The ARN or name of a secret in AWS Secrets Manager (POSTGRES_SECRET_ARN).
+    Secret(String),
+    /// A password made of the process's AWS credentials (POSTGRES_IAM_AUTH=1).
+    Iam,
+}
+
+/// How to reach an EKS cluster with tokens made here.
+#[derive(Debug, Clone)]
+pub struct Eks {
+    /// EKS_CLUSTER_NAME
+    pub name: String,
+    /// EKS_CLUSTER_ENDPOINT and EKS_CLUSTER_CA; `None` lets EKS be asked.
+    pub endpoint: Option<Endpoint>,
+    /// EKS_ROLE_ARN: the role that the cluster knows, if it is not the process's own.
+    pub role_arn: Option<String>,
 }
 
 /// Who may ask for what.
@@ -107,6 +138,12 @@ pub struct Results {
     pub timeout: Duration,
     /// How long an origin may pause within its answer (RESULT_IDLE_TIMEOUT).
     pub idle_timeout: Duration,
+    /// Buckets whose objects are read with the process's own AWS credentials (OUTPUT_BUCKETS).
+    pub output_buckets: Vec<String>,
+    /// Where S3 is, if not where it always is (AWS_ENDPOINT_URL_S3, else AWS_ENDPOINT_URL).
+    pub s3_endpoint: Option<url::Url>,
+    /// The most bytes of a result that one answer holds (RESULT_STREAM_LIMIT); in a Lambda function 200 MB by default.
+    pub stream_limit: Option<u64>,
 }
 
 /// A host by name or address, with or without a port.
@@ -185,6 +222,7 @@ impl Config {
         let mut vars = Variables { variable, wrong: Vec::new() };
         let config = Self {
             postgres: vars.postgres(books),
+            eks: vars.eks(),
             access: vars.access(),
             completion: Completion {
                 max_time: vars.number("ALGO_POD_TIMEOUT", 0),
@@ -242,15 +280,16 @@ impl Variables<'_> {
         self.wrong.push(format!("{name} must be {expected}"));
     }
 
-    fn parsed<T: FromStr>(&mut self, name: &str, default: T, expected: &str) -> T {
-        match self.text(name).map(|text| text.parse()) {
-            None => default,
-            Some(Ok(value)) => value,
-            Some(Err(_)) => {
-                self.wrong(name, expected);
-                default
-            }
+    fn optional<T: FromStr>(&mut self, name: &str, expected: &str) -> Option<T> {
+        let value = self.text(name)?.parse().ok();
+        if value.is_none() {
+            self.wrong(name, expected);
         }
+        value
+    }
+
+    fn parsed<T: FromStr>(&mut self, name: &str, default: T, expected: &str) -> T {
+        self.optional(name, expected).unwrap_or(default)
     }
 
     fn number(&mut self, name: &str, default: u64) -> u64 {
@@ -302,37 +341,101 @@ impl Variables<'_> {
         Some(parsed.unwrap_or_default())
     }
 
+    /// Whether this is a Lambda function.
+    fn on_lambda(&self) -> bool {
+        self.text("AWS_LAMBDA_FUNCTION_NAME").is_some()
+    }
+
     fn postgres(&mut self, books: Books) -> Option<Postgres> {
+        let login = self.login();
         let host = self.text("POSTGRES_HOST");
-        if host.is_none() && books == Books::NotNeeded {
-            return None;
-        }
-        let mut required = |name: &str, value: Option<String>| {
-            if value.is_none() {
-                self.wrong.push(format!("{name} must be set"));
+        let untrimmed = |name| (self.variable)(name).filter(|text| !text.is_empty());
+        let (database, user) = (untrimmed("POSTGRES_DB"), untrimmed("POSTGRES_USER"));
+        if !matches!(login, Login::Secret(_)) {
+            if host.is_none() && books == Books::NotNeeded {
+                return None;
             }
-            value.unwrap_or_default()
-        };
-        let host = required("POSTGRES_HOST", host);
-        let database = required("POSTGRES_DB", (self.variable)("POSTGRES_DB").filter(|text| !text.is_empty()));
-        let user = required("POSTGRES_USER", (self.variable)("POSTGRES_USER").filter(|text| !text.is_empty()));
+            for (name, value) in [("POSTGRES_HOST", &host), ("POSTGRES_DB", &database), ("POSTGRES_USER", &user)] {
+                if value.is_none() {
+                    self.wrong.push(format!("{name} must be set"));
+                }
+            }
+        }
+        let strict = self.on_lambda() || matches!(login, Login::Iam);
+        let default_mode = if strict { PgSslMode::VerifyFull } else { PgSslMode::Prefer };
+        let ssl_mode = self.parsed(
+            "POSTGRES_SSLMODE",
+            default_mode,
+            "one of disable, allow, prefer, require, verify-ca and verify-full",
+        );
+        // The password goes to the server as it is.
+        let in_clear = matches!(ssl_mode, PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer);
+        if matches!(login, Login::Iam) && in_clear {
+            self.wrong("POSTGRES_SSLMODE", "require, verify-ca or verify-full where POSTGRES_IAM_AUTH is 1");
+        }
+        let default_size = if self.on_lambda() { 1 } else { 10 };
+        let default_size = NonZeroU32::MIN.saturating_add(default_size - 1);
         Some(Postgres {
             host,
-            port: self.parsed("POSTGRES_PORT", 5432, "a port number"),
+            port: self.optional("POSTGRES_PORT", "a port number"),
             database,
             user,
-            // Not trimmed: a password may begin or end with a space.
-            password: (self.variable)("POSTGRES_PASSWORD").filter(|text| !text.is_empty()).map(SecretString::from),
-            ssl_mode: self.parsed(
-                "POSTGRES_SSLMODE",
-                sqlx::postgres::PgSslMode::Prefer,
-                "one of disable, allow, prefer, require, verify-ca and verify-full",
-            ),
+            login,
+            ssl_mode,
             ca_file: self.text("POSTGRES_CA_FILE").map(PathBuf::from),
-            pool_size: self
-                .parsed("POSTGRES_POOL_SIZE", std::num::NonZeroU32::MIN.saturating_add(9), "a number above 0")
-                .get(),
+            pool_size: self.parsed("POSTGRES_POOL_SIZE", default_size, "a number above 0").get(),
         })
+    }
+
+    fn login(&mut self) -> Login {
+        // Not trimmed: a password may begin or end with a space.
+        let password = (self.variable)("POSTGRES_PASSWORD").filter(|text| !text.is_empty()).map(SecretString::from);
+        let secret = self.text("POSTGRES_SECRET_ARN");
+        let iam = self.flag("POSTGRES_IAM_AUTH");
+        if usize::from(password.is_some()) + usize::from(secret.is_some()) + usize::from(iam) > 1 {
+            let names = "POSTGRES_PASSWORD, POSTGRES_SECRET_ARN and POSTGRES_IAM_AUTH";
+            self.wrong(names, "alternatives: set one of them");
+        }
+        match secret {
+            Some(secret) => Login::Secret(secret),
+            None if iam => Login::Iam,
+            None => Login::Password(password),
+        }
+    }
+
+    fn eks(&mut self) -> Option<Eks> {
+        let name = self.text("EKS_CLUSTER_NAME");
+        let role_arn = self.text("EKS_ROLE_ARN");
+        let (url, authority) = (self.text("EKS_CLUSTER_ENDPOINT"), self.text("EKS_CLUSTER_CA"));
+        if name.is_none() && (url.is_some() || authority.is_some() || role_arn.is_some()) {
+            self.wrong("EKS_CLUSTER_NAME", "set where EKS_CLUSTER_ENDPOINT, EKS_CLUSTER_CA or EKS_ROLE_ARN is");
+        }
+        if role_arn.as_ref().is_some_and(|arn| !arn.starts_with("arn:")) {
+            self.wrong("EKS_ROLE_ARN", "a role's ARN");
+        }
+        let authority = match authority.as_deref().map(eks::authority) {
+            Some(None) => {
+                self.wrong("EKS_CLUSTER_CA", "a PEM file in base64, as EKS hands it out");
+                return None;
+            }
+            authority => authority.flatten().unwrap_or_default(),
+        };
+        if url.is_none() && !authority.is_empty() {
+            self.wrong("EKS_CLUSTER_ENDPOINT", "set where EKS_CLUSTER_CA is");
+        }
+        if let Some(url) = &url {
+            match url::Url::parse(url) {
+                Ok(url) if url.scheme() == "https" && url.has_host() => {
+                    if authority.is_empty() {
+                        self.wrong("EKS_CLUSTER_CA", "set where EKS_CLUSTER_ENDPOINT is");
+                    }
+                }
+                // A token in clear may go no further than this machine.
+                Ok(url) if url.scheme() == "http" && is_loopback(&url) => {}
+                _ => self.wrong("EKS_CLUSTER_ENDPOINT", "an https URL"),
+            }
+        }
+        Some(Eks { name: name?, endpoint: url.map(|url| Endpoint { url, authority }), role_arn })
     }
 
     fn access(&mut self) -> Access {
@@ -356,6 +459,12 @@ impl Variables<'_> {
         const EXPECTED: &str = "a JSON list of host names, each with or without a port";
         let hosts_allowed: Vec<HostPattern> = self.parsed_list("RESULT_HOSTS_ALLOWED", EXPECTED).unwrap_or_default();
         let api_key_hosts = self.parsed_list("RESULT_API_KEY_HOSTS", EXPECTED);
+        let endpoint = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find(|name| self.text(name).is_some());
+        let stream_limit = match self.optional("RESULT_STREAM_LIMIT", "a whole number of bytes; 0 for no limit") {
+            Some(0) => None,
+            None if self.on_lambda() => Some(LAMBDA_STREAM_LIMIT),
+            limit => limit,
+        };
         Results {
             api_key_hosts: api_key_hosts.unwrap_or_else(|| hosts_allowed.clone()),
             hosts_allowed,
@@ -364,6 +473,9 @@ impl Variables<'_> {
             client_id: self.secret(["CLIENT-ID", "CLIENT_ID"]),
             timeout: Duration::from_secs(self.number("RESULT_TIMEOUT", 20)),
             idle_timeout: Duration::from_secs(self.number("RESULT_IDLE_TIMEOUT", 60)),
+            output_buckets: self.list("OUTPUT_BUCKETS").unwrap_or_default(),
+            s3_endpoint: endpoint.and_then(|name| self.optional(name, "a URL")),
+            stream_limit,
         }
     }
 
@@ -380,6 +492,15 @@ impl Variables<'_> {
             self.wrong("LOG_LEVEL", "DEBUG, INFO, WARNING, ERROR or a filter such as operator_service=debug");
         }
         Log { filter, file: self.text("LOG_CFG").map(PathBuf::from) }
+    }
+}
+
+fn is_loopback(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
     }
 }
 

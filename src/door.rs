@@ -12,6 +12,7 @@ use axum::http::Uri;
 use lambda_http::request::RequestContext;
 use tower::ServiceExt;
 
+use crate::aws::Account;
 use crate::cluster::Cluster;
 use crate::config::{Books, Config, Listen};
 use crate::origin::Origins;
@@ -40,6 +41,17 @@ pub fn run(door: impl Future<Output = Result<(), DoorError>>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error together with what lies behind it, for whoever sits at the terminal.
+pub fn with_causes(error: impl Error) -> DoorError {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text.into()
 }
 
 /// Opens a group as a Lambda function behind an API Gateway REST API. Answers are streamed if `streaming`.
@@ -76,6 +88,11 @@ fn without_stage(mut request: Request) -> Request {
 /// The books that the configuration names.
 pub fn store(config: &Config) -> Result<Store, DoorError> {
     config.postgres.as_ref().map(Store::new).ok_or_else(|| "POSTGRES_HOST must be set".into())
+}
+
+/// The cluster that the configuration names. Nobody is called yet.
+pub fn cluster(config: &Config) -> Cluster {
+    Cluster::configured(config, Account::of_process())
 }
 
 /// Where results come from.
@@ -120,7 +137,7 @@ pub async fn serve() -> Result<(), DoorError> {
         }
         Admins::Listed(_) => {}
     }
-    let router = all_groups(config.clone(), store(&config)?, Cluster::inferred(), admins)?;
+    let router = all_groups(config.clone(), store(&config)?, cluster(&config), admins)?;
 
     let address = SocketAddr::from((listen.host, listen.port));
     let listener = std::net::TcpListener::bind(address)

@@ -2,6 +2,7 @@
 //!
 //! docs/architecture.md says where things are and what may depend on what.
 
+pub mod aws;
 pub mod cluster;
 pub mod config;
 pub mod door;

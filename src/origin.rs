@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -13,8 +14,12 @@ use reqwest::{Client, Response, StatusCode};
 use secrecy::ExposeSecret;
 use url::{Host, Url};
 
+use crate::aws::s3::Object;
+use crate::aws::{Account, AwsError};
 use crate::config::{HostPattern, Results};
 
+/// How long a URL that is handed out for an object is good.
+const PRESIGNED: Duration = Duration::from_secs(5 * 60);
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
 
@@ -36,6 +41,9 @@ pub enum OriginError {
     /// The origin cannot be reached, or does not speak HTTP.
     #[error("its origin cannot be reached")]
     Unreachable(#[source] reqwest::Error),
+    /// The object cannot be asked for with the process's own credentials.
+    #[error("it lies in one of OUTPUT_BUCKETS, and this service cannot sign a request for it")]
+    Aws(#[from] AwsError),
     /// The origin answered with an error.
     #[error("its origin answered with status {}", .0.as_u16())]
     Status(StatusCode),
@@ -45,6 +53,9 @@ pub enum OriginError {
 #[derive(Clone)]
 pub struct Origins {
     client: Client,
+    /// For S3 itself, which may well have an address that is not public, and never redirects.
+    s3: Client,
+    account: Account,
     config: Arc<Results>,
 }
 
@@ -55,22 +66,66 @@ impl Origins {
         let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let config = Arc::new(config.clone());
-        let client = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .redirect(reqwest::redirect::Policy::none())
-            // A proxy would resolve names itself, past the guard.
-            .no_proxy()
-            .dns_resolver(PublicOnly { allowed: config.hosts_allowed.clone() })
-            .connect_timeout(config.timeout)
-            .read_timeout(config.idle_timeout)
-            .user_agent(concat!("operator-service/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { client, config })
+        let builder = || {
+            Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .redirect(reqwest::redirect::Policy::none())
+                // A proxy would resolve names itself, past the guard.
+                .no_proxy()
+                .connect_timeout(config.timeout)
+                .read_timeout(config.idle_timeout)
+                .user_agent(concat!("operator-service/", env!("CARGO_PKG_VERSION")))
+        };
+        let client = builder().dns_resolver(PublicOnly { allowed: config.hosts_allowed.clone() }).build()?;
+        Ok(Self { client, s3: builder().build()?, account: Account::of_process(), config })
     }
 
     /// Opens a file: the answer has begun and is a success, or is the 416 of a range that the file does not have.
     pub async fn open(&self, url: &str, range: Option<&HeaderValue>) -> Result<Response, OriginError> {
-        tokio::time::timeout(self.config.timeout, self.follow(url, range)).await.unwrap_or(Err(OriginError::TimedOut))
+        let opened = async {
+            match self.object(url) {
+                Some(object) => self.read(&object, range).await,
+                None => self.follow(url, range).await,
+            }
+        };
+        tokio::time::timeout(self.config.timeout, opened).await.unwrap_or(Err(OriginError::TimedOut))
+    }
+
+    /// A URL by which whoever has it can fetch the file from S3 for some minutes, under the name that `disposition`
+    /// gives it; `None` if it does not lie in one of OUTPUT_BUCKETS. Made without a call.
+    pub async fn presigned(&self, url: &str, disposition: &str) -> Result<Option<String>, OriginError> {
+        match self.object(url) {
+            Some(object) => Ok(Some(self.presign(&object, Some(disposition)).await?)),
+            None => Ok(None),
+        }
+    }
+
+    fn object(&self, url: &str) -> Option<Object> {
+        let Results { output_buckets, s3_endpoint, .. } = &*self.config;
+        Object::of_url(url, output_buckets, s3_endpoint.as_ref())
+    }
+
+    async fn presign(&self, object: &Object, disposition: Option<&str>) -> Result<String, OriginError> {
+        let (region, credentials) = (self.account.region().await?, self.account.credentials().await?);
+        let endpoint = self.config.s3_endpoint.as_ref();
+        Ok(object.presigned(endpoint, region, disposition, PRESIGNED, &credentials, SystemTime::now())?)
+    }
+
+    /// Reads an object with the process's own credentials: the URL that the engine stored is not signed.
+    async fn read(&self, object: &Object, range: Option<&HeaderValue>) -> Result<Response, OriginError> {
+        let url = self.presign(object, None).await?;
+        let mut request = self.s3.get(url).header(ACCEPT_ENCODING, "identity");
+        if let Some(range) = range {
+            request = request.header(RANGE, range);
+        }
+        let response = request.send().await.map_err(|error| {
+            if error.is_timeout() { OriginError::TimedOut } else { OriginError::Unreachable(error.without_url()) }
+        })?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Ok(response);
+        }
+        Err(OriginError::Status(status))
     }
 
     async fn follow(&self, url: &str, range: Option<&HeaderValue>) -> Result<Response, OriginError> {

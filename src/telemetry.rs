@@ -3,12 +3,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::Response;
+use tracing::Instrument;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::{EnvFilter, FilterFn};
 use tracing_subscriber::fmt::writer::{BoxMakeWriter, MakeWriterExt};
@@ -41,7 +43,7 @@ pub fn init(config: &Log, format: Format) -> io::Result<()> {
     };
     let lines = match format {
         Format::Text => fmt::layer().with_ansi(false).with_writer(writer).boxed(),
-        Format::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
+        Format::Json => fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(writer).boxed(),
     };
     let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::registry().with(lines.with_filter(filter).with_filter(discreet())).init();
@@ -56,18 +58,194 @@ fn discreet() -> FilterFn {
     })
 }
 
-/// Logs each request once it has been answered.
+tokio::task_local! {
+    /// What is told of the request that is being answered.
+    static STORY: Arc<Story>;
+}
+
+/// What becomes known of a request while it is answered.
+#[derive(Debug, Default)]
+struct Story {
+    job: Mutex<Option<String>>,
+    starts: AtomicU64,
+    stops: AtomicU64,
+    cluster: Waited,
+    database: Waited,
+}
+
+/// How long was waited for somebody, and whether at all.
+#[derive(Debug, Default)]
+struct Waited {
+    times: AtomicU64,
+    microseconds: AtomicU64,
+}
+
+impl Waited {
+    fn milliseconds(&self) -> Option<f64> {
+        let waited = self.times.load(Ordering::Relaxed) > 0;
+        waited.then(|| self.microseconds.load(Ordering::Relaxed) as f64 / 1000.0)
+    }
+}
+
+fn tell(what: impl FnOnce(&Story)) {
+    // Whoever is not answering a request has nobody to tell.
+    STORY.try_with(|story| what(story)).ok();
+}
+
+/// Which job the request is about.
+pub fn about_job(id: &str) {
+    tell(|story| *story.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.to_owned()));
+}
+
+/// A job was accepted.
+pub fn started() {
+    tell(|story| {
+        story.starts.fetch_add(1, Ordering::Relaxed);
+    });
+}
+
+/// Jobs were told to stop.
+pub fn stopped(jobs: usize) {
+    tell(|story| {
+        story.stops.fetch_add(jobs as u64, Ordering::Relaxed);
+    });
+}
+
+/// Counts how long the cluster is waited for.
+pub async fn waiting_for_cluster<T>(call: impl Future<Output = T>) -> T {
+    waiting(|story| &story.cluster, call).await
+}
+
+/// Counts how long the database is waited for.
+pub async fn waiting_for_database<T>(call: impl Future<Output = T>) -> T {
+    waiting(|story| &story.database, call).await
+}
+
+async fn waiting<T>(whom: fn(&Story) -> &Waited, call: impl Future<Output = T>) -> T {
+    let begun = Instant::now();
+    let result = call.await;
+    tell(|story| {
+        let waited = whom(story);
+        waited.times.fetch_add(1, Ordering::Relaxed);
+        waited.microseconds.fetch_add(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+    });
+    result
+}
+
+/// Logs each request once it has been answered. In a Lambda function that line also holds CloudWatch's metrics, and
+/// every line of the request says which it belongs to.
 pub async fn log_requests(request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let response = next.run(request).await;
-    tracing::info!(
-        %method,
-        route = route.as_deref().unwrap_or("none"),
-        status = response.status().as_u16(),
-        milliseconds = begun.elapsed().as_millis() as u64,
-        "answered"
-    );
+    let route = route.as_deref().unwrap_or("none");
+    let Some(context) = request.extensions().get::<lambda_http::Context>().cloned() else {
+        let response = next.run(request).await;
+        tracing::info!(
+            %method,
+            route,
+            status = response.status().as_u16(),
+            milliseconds = begun.elapsed().as_millis() as u64,
+            "answered"
+        );
+        return response;
+    };
+
+    let (request_id, function) = (&context.request_id, &context.env_config.function_name);
+    let xray = context.xray_trace_id.as_deref();
+    // Of the highest level, so that no filter but `off` takes it from the lines in it.
+    let span = tracing::error_span!("request", request_id, function, route, xray);
+    let story = Arc::new(Story::default());
+    let response = STORY.scope(story.clone(), next.run(request)).instrument(span).await;
+    let mut line = metrics(&story, function, response.status().as_u16(), SystemTime::now());
+    let about = serde_json::json!({
+        "level": "INFO",
+        "message": "answered",
+        "request_id": request_id,
+        "xray": xray,
+        "method": method.as_str(),
+        "route": route,
+        "job": *story.job.lock().unwrap_or_else(PoisonError::into_inner),
+        "status": response.status().as_u16(),
+        "milliseconds": begun.elapsed().as_millis() as u64,
+    });
+    if let (Some(line), serde_json::Value::Object(about)) = (line.as_object_mut(), about) {
+        line.extend(about);
+    }
+    print(&line);
     response
+}
+
+/// What CloudWatch reads as metrics
+/// (<https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>).
+/// Latencies are there only if somebody was waited for.
+fn metrics(story: &Story, function: &str, status: u16, at: SystemTime) -> serde_json::Value {
+    static WARM: AtomicBool = AtomicBool::new(false);
+    let count = |number: &AtomicU64| number.load(Ordering::Relaxed) as f64;
+    let values = [
+        ("Requests", "Count", Some(1.0)),
+        ("Errors", "Count", Some(f64::from(u8::from(status >= 500)))),
+        ("Starts", "Count", Some(count(&story.starts))),
+        ("Stops", "Count", Some(count(&story.stops))),
+        ("ClusterLatency", "Milliseconds", story.cluster.milliseconds()),
+        ("DatabaseLatency", "Milliseconds", story.database.milliseconds()),
+        ("ColdStarts", "Count", Some(f64::from(u8::from(!WARM.swap(true, Ordering::Relaxed))))),
+    ];
+    let known = || values.iter().filter_map(|(name, unit, value)| Some((*name, *unit, (*value)?)));
+    let definitions: Vec<_> =
+        known().map(|(name, unit, _)| serde_json::json!({ "Name": name, "Unit": unit })).collect();
+    let milliseconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let mut line = serde_json::json!({
+        "_aws": {
+            "Timestamp": milliseconds,
+            "CloudWatchMetrics": [
+                { "Namespace": "OperatorService", "Dimensions": [["Function"]], "Metrics": definitions }
+            ]
+        },
+        "Function": function,
+    });
+    for (name, _, value) in known() {
+        line[name] = value.into();
+    }
+    line
+}
+
+/// Metrics are metrics whatever LOG_LEVEL says, so they go past the log's filter.
+fn print(line: &serde_json::Value) {
+    use std::io::Write;
+    // In one write, since others write too. Nobody can be told that it failed.
+    io::stdout().write_all(format!("{line}\n").as_bytes()).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn metrics_count_what_happened() {
+        let story = Arc::new(Story::default());
+        STORY
+            .scope(story.clone(), async {
+                started();
+                stopped(2);
+                about_job("abc");
+                waiting_for_cluster(tokio::time::sleep(std::time::Duration::from_millis(3))).await;
+            })
+            .await;
+        let line = metrics(&story, "compute", 503, SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(7));
+        assert_eq!(line["_aws"]["Timestamp"], 7);
+        let found = |name: &str| line[name].as_f64();
+        assert_eq!((found("Requests"), found("Errors")), (Some(1.0), Some(1.0)));
+        assert_eq!((found("Starts"), found("Stops")), (Some(1.0), Some(2.0)));
+        assert!(found("ClusterLatency").unwrap() >= 3.0);
+        assert_eq!(found("DatabaseLatency"), None);
+        let directive = &line["_aws"]["CloudWatchMetrics"][0];
+        assert_eq!(directive["Namespace"], "OperatorService");
+        for metric in directive["Metrics"].as_array().unwrap() {
+            assert!(line[metric["Name"].as_str().unwrap()].is_number(), "{metric}");
+        }
+        assert_eq!(directive["Metrics"].as_array().unwrap().len(), 6);
+        // Nobody is told outside of a request.
+        started();
+    }
 }

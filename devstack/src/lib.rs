@@ -3,6 +3,7 @@
 //!
 //! - [`postgres`]: a PostgreSQL server of its own
 //! - [`cluster`]: an embedded stand-in for the Kubernetes API; [`apiserver`]: the real one, without controllers
+//! - [`eks`]: how an EKS cluster knows its callers, for the embedded one
 //! - [`engine`]: what operator-engine does with a job
 //! - [`stack`]: all of these and the service, up together and down together
 //! - [`demo`]: one job's way through the stack
@@ -10,6 +11,7 @@
 pub mod apiserver;
 pub mod cluster;
 pub mod demo;
+pub mod eks;
 pub mod engine;
 pub mod local;
 pub mod postgres;

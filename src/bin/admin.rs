@@ -2,14 +2,13 @@
 
 use std::process::ExitCode;
 
-use operator_service::cluster::Cluster;
 use operator_service::config::Books;
 use operator_service::door;
 use operator_service::routes::admin::{self, Admins};
 
 fn main() -> ExitCode {
     door::run(door::lambda(Books::Needed, false, |config| {
-        let (store, admins) = (door::store(&config)?, Admins::listed(&config));
-        Ok(admin::router(config, store, Cluster::inferred(), admins))
+        let (store, cluster, admins) = (door::store(&config)?, door::cluster(&config), Admins::listed(&config));
+        Ok(admin::router(config, store, cluster, admins))
     }))
 }

@@ -2,14 +2,13 @@
 
 use std::process::ExitCode;
 
-use operator_service::cluster::Cluster;
 use operator_service::config::Books;
 use operator_service::door;
 use operator_service::routes::{compute, with_cors};
 
 fn main() -> ExitCode {
     door::run(door::lambda(Books::Needed, false, |config| {
-        let store = door::store(&config)?;
-        Ok(with_cors(compute::router(config, store, Cluster::inferred())))
+        let (store, cluster) = (door::store(&config)?, door::cluster(&config));
+        Ok(with_cors(compute::router(config, store, cluster)))
     }))
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use operator_service::aws::{Account, eks};
 use operator_service::config::{Books, Config};
 use operator_service::door::{self, DoorError};
 use operator_service::telemetry::{self, Format};
@@ -28,6 +29,18 @@ enum Command {
     Crd,
     /// Print the OpenAPI document
     Openapi,
+    /// Print a token for an EKS cluster, as `aws eks get-token` does, for the exec section of a kubeconfig
+    EksToken {
+        /// The cluster's name
+        #[arg(long)]
+        cluster_name: String,
+        /// The region whose STS is to vouch for the caller; otherwise the environment's
+        #[arg(long)]
+        region: Option<String>,
+        /// The role that the cluster knows, if it is not the caller's own
+        #[arg(long)]
+        role_arn: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -38,6 +51,9 @@ fn main() -> ExitCode {
             Command::Migrate => migrate().await,
             Command::Crd => print(serde_yaml_ng::to_string(&cluster::definition())?),
             Command::Openapi => print(routes::docs::openapi().to_pretty_json()? + "\n"),
+            Command::EksToken { cluster_name, region, role_arn } => {
+                eks_token(&cluster_name, region.as_deref(), role_arn.as_deref()).await
+            }
         }
     })
 }
@@ -48,6 +64,17 @@ async fn migrate() -> Result<(), DoorError> {
     door::store(&config)?.migrate().await?;
     tracing::info!("the schema is up to date");
     Ok(())
+}
+
+async fn eks_token(cluster: &str, region: Option<&str>, role_arn: Option<&str>) -> Result<(), DoorError> {
+    let account = match region {
+        Some(region) => Account::of_process_in(region),
+        None => Account::of_process(),
+    };
+    let exec_info = std::env::var("KUBERNETES_EXEC_INFO").ok();
+    let credential = eks::exec_credential(&account, cluster, role_arn, exec_info.as_deref());
+    let credential = credential.await.map_err(door::with_causes)?;
+    print(serde_json::to_string_pretty(&credential)? + "\n")
 }
 
 fn print(text: String) -> Result<(), DoorError> {

@@ -2,14 +2,25 @@
 //!
 //! Every write is idempotent and named after the job: what is there already is there, what is gone is gone.
 
+mod authorized;
 mod objects;
 mod workflow;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::{Request, Response};
 use kube::Client;
+use kube::client::{Body, ClientBuilder, DynBody};
 use tokio::sync::OnceCell;
+use tower::BoxError;
+use tower::util::BoxService;
+
+use crate::aws::eks::TokenSource;
+use crate::aws::{self, Account, AwsError};
+use crate::config::{Config, Eks};
+use crate::telemetry;
+use authorized::AuthorizedLayer;
 
 pub use objects::Component;
 pub use workflow::{WorkFlow, WorkFlowSpec, WorkFlowStatus, definition};
@@ -23,7 +34,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// Neither a kubeconfig nor the environment of a pod says where the cluster is, or what they say is wrong.
-    #[error("The cluster is not configured: set KUBECONFIG, or run inside the cluster")]
+    #[error("The cluster is not configured: set EKS_CLUSTER_NAME or KUBECONFIG, or run inside the cluster")]
     Configuration(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The cluster refused. Its own words are left out: they may repeat what was sent, data URLs and code included.
     #[error("The cluster refused what it was asked for ({code} {reason}), please try again")]
@@ -36,6 +47,9 @@ pub enum ClusterError {
     /// The cluster could not be reached, or did not answer as one does.
     #[error("The cluster is not available, please try again")]
     Unavailable(#[source] Box<kube::Error>),
+    /// AWS did not say where the cluster is.
+    #[error("The cluster cannot be reached, please try again: {0}")]
+    Aws(#[from] AwsError),
     /// The cluster took longer than its limit.
     #[error("The cluster did not answer in time, please try again")]
     TimedOut,
@@ -54,12 +68,20 @@ impl From<kube::Error> for ClusterError {
 #[derive(Clone, Default)]
 pub struct Cluster {
     client: Arc<OnceCell<Client>>,
+    eks: Option<Arc<(Eks, Account)>>,
 }
 
 impl Cluster {
     /// The cluster that the usual rules name: KUBECONFIG, else ~/.kube/config, else the pod's own.
     pub fn inferred() -> Self {
         Self::default()
+    }
+
+    /// The cluster that the configuration names: an EKS cluster, reached with this account's tokens, else what the
+    /// usual rules name.
+    pub fn configured(config: &Config, account: Account) -> Self {
+        let eks = config.eks.clone().map(|eks| Arc::new((eks, account)));
+        Self { client: Arc::default(), eks }
     }
 
     /// The cluster that a kubeconfig's text names.
@@ -69,14 +91,17 @@ impl Cluster {
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
             .await
             .map_err(|error| configuration(error.into()))?;
-        Ok(Self { client: Arc::new(OnceCell::new_with(Some(client(config)?))) })
+        Ok(Self { client: Arc::new(OnceCell::new_with(Some(builder(config)?.build()))), eks: None })
     }
 
     async fn client(&self) -> Result<Client, ClusterError> {
         self.client
             .get_or_try_init(|| async {
+                if let Some((eks, account)) = self.eks.as_deref() {
+                    return eks_client(eks, account).await;
+                }
                 let config = kube::Config::infer().await.map_err(|error| ClusterError::Configuration(error.into()))?;
-                client(config)
+                Ok(builder(config)?.build())
             })
             .await
             .cloned()
@@ -89,15 +114,31 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
-fn client(mut config: kube::Config) -> Result<Client, ClusterError> {
+async fn eks_client(eks: &Eks, account: &Account) -> Result<Client, ClusterError> {
+    let endpoint = match &eks.endpoint {
+        Some(endpoint) => endpoint.clone(),
+        None => aws::eks::describe(account, &eks.name).await?,
+    };
+    let url = endpoint.url.parse().map_err(|error| ClusterError::Configuration(Box::new(error)))?;
+    let mut config = kube::Config::new(url);
+    config.root_cert = Some(endpoint.authority).filter(|authority| !authority.is_empty());
+    let tokens = TokenSource::new(account.clone(), &eks.name, eks.role_arn.as_deref());
+    Ok(builder(config)?.with_layer(&AuthorizedLayer(tokens)).build())
+}
+
+/// What kube makes of a configuration.
+type Plain = BoxService<Request<Body>, Response<Box<DynBody>>, BoxError>;
+
+fn builder(mut config: kube::Config) -> Result<ClientBuilder<Plain>, ClusterError> {
     // The defaults, 30 and 295 s, outlast the gateway in front of a Lambda function.
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     config.write_timeout = Some(READ_TIMEOUT);
-    Client::try_from(config).map_err(ClusterError::from)
+    ClientBuilder::try_from(config).map_err(ClusterError::from)
 }
 
 /// Ends a call that takes too long.
 async fn within<T>(limit: Duration, call: impl Future<Output = Result<T, ClusterError>>) -> Result<T, ClusterError> {
-    tokio::time::timeout(limit, call).await.unwrap_or(Err(ClusterError::TimedOut))
+    let call = telemetry::waiting_for_cluster(tokio::time::timeout(limit, call));
+    call.await.unwrap_or(Err(ClusterError::TimedOut))
 }

@@ -21,6 +21,7 @@ use crate::job::workflow::Workflow;
 use crate::job::{self, Job, JobId};
 use crate::signature::{Address, Operation, Signed};
 use crate::store::{Change, Changed, NewJob, Page, RequestedBy, Started, Store, TouchedJob, Which};
+use crate::telemetry;
 
 /// The most jobs in one answer, and how many there are if nothing else is asked for.
 const PAGE: i64 = 5_000;
@@ -343,6 +344,8 @@ pub(super) async fn start(State(compute): State<Compute>, params: Params) -> Res
         }
     };
     tracing::info!(job = %job_id, environment = namespace, "accepted");
+    telemetry::about_job(job_id.as_str());
+    telemetry::started();
 
     // From here on the job is accepted whatever happens; what is not registered now, the reaper registers.
     let spec = WorkFlowSpec {
@@ -551,6 +554,10 @@ async fn change(
     let by = if config.access.signature_required { RequestedBy::Signer(signer) } else { RequestedBy::Anyone };
     let nonce = request.nonce.as_ref().map(|nonce| auth::nonce_use(&config.access, signer, nonce));
     let Changed { touched, jobs } = store.change(change, request.which, by, nonce, request.page).await??;
+    if let [job] = touched.as_slice() {
+        telemetry::about_job(&job.job_id);
+    }
+    telemetry::stopped(touched.iter().filter(|job| job.unfinished).count());
     carry_out(&cluster, &config.default_namespace, change, touched).await;
     Ok(Json(jobs.into_iter().map(JobStatus::from).collect()))
 }

@@ -6,8 +6,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{
-    ACCEPT_RANGES, ACCESS_CONTROL_EXPOSE_HEADERS, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_TYPE, ETAG, LAST_MODIFIED, RANGE,
+    ACCEPT_RANGES, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH,
+    CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED, LOCATION, RANGE,
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
@@ -25,6 +25,7 @@ use crate::job::output;
 use crate::origin::{OriginError, Origins};
 use crate::signature::{Address, Operation, Signed};
 use crate::store::{ResultRow, Store};
+use crate::telemetry;
 
 /// What the group needs.
 #[derive(Clone)]
@@ -144,12 +145,15 @@ fn whole_number(text: &str) -> Result<String, ApiError> {
             content_type = "application/octet-stream", headers(
             ("Content-Range" = String, description = "Which part of the file this is"),
         )),
+        (status = 302, description = "The file is larger than one answer may be: for some minutes it can be had there.",
+            headers(("Location" = String, description = "A URL of S3 that needs no credentials"))),
         (status = 400, description = "What to change: a parameter, the signature or the nonce.", body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
         (status = 404, description = "The job is another's or has no such result, or its results have expired.",
             body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The body is larger than 400 KiB.", body = ErrorBody),
+        (status = 413, description = "The file is larger than one answer may be: fetch it in parts with `Range`. Or the \
+            request's body is larger than 400 KiB.", body = ErrorBody),
         (status = 416, description = "The file has no such range; the origin's own answer.",
             content_type = "application/octet-stream"),
         (status = 500, description = "An error that has been logged.", body = ErrorBody),
@@ -165,6 +169,7 @@ pub(super) async fn get_result(
 ) -> Result<Response, ApiError> {
     let Results { config, store, origins } = results;
     let request = ResultRequest::read(&params)?;
+    telemetry::about_job(&request.job_id);
     let signer = auth::signer(&config.access, &request.signed(), &request.signature)?;
     let nonce = auth::nonce_use(&config.access, signer, &request.nonce);
 
@@ -177,7 +182,14 @@ pub(super) async fn get_result(
             let range = headers.get(RANGE);
             let opened = origins.open(&url, range).await;
             let origin = opened.map_err(|error| origin_failed(&request, &error))?;
-            Ok(answer(&request, range.is_some(), origin, &url)?)
+            match config.results.stream_limit.zip(length(&origin)) {
+                Some((limit, length)) if length > limit => {
+                    let instead = elsewhere(&origins, &origin, &url).await;
+                    let instead = instead.map_err(|error| origin_failed(&request, &error))?;
+                    instead.ok_or_else(|| too_large(&request, length, limit))
+                }
+                _ => Ok(answer(&request, range.is_some(), origin, &url)?),
+            }
         }
         Err(not_found) => Err(not_found),
     };
@@ -190,9 +202,43 @@ fn origin_failed(request: &ResultRequest, error: &OriginError) -> ApiError {
     tracing::warn!(job = job_id, index, error = error as &dyn std::error::Error, "a result could not be fetched");
     let status = match error {
         OriginError::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+        OriginError::Aws(_) => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_GATEWAY,
     };
     ApiError::new(status, format!("Result {index} of job {job_id} cannot be fetched: {error}"))
+}
+
+/// How long an origin's answer is, if it says so.
+fn length(origin: &reqwest::Response) -> Option<u64> {
+    origin.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Where a file can be had that is too large for an answer: S3 itself, for some minutes.
+async fn elsewhere(origins: &Origins, origin: &reqwest::Response, url: &str) -> Result<Option<Response>, OriginError> {
+    let disposition = FileName::of_origin(origin.headers(), url).content_disposition();
+    let disposition = String::from_utf8_lossy(disposition.as_bytes()).into_owned();
+    let Some(url) = origins.presigned(url, &disposition).await? else {
+        return Ok(None);
+    };
+    let Ok(mut location) = HeaderValue::try_from(url) else {
+        return Ok(None);
+    };
+    location.set_sensitive(true);
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::FOUND;
+    response.headers_mut().insert(LOCATION, location);
+    // Whoever gets it from a cache gets it when its time is over.
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(Some(response))
+}
+
+fn too_large(request: &ResultRequest, length: u64, limit: u64) -> ApiError {
+    let ResultRequest { job_id, index, .. } = request;
+    let message = format!(
+        "Result {index} of job {job_id} has {length} bytes, and one answer holds {limit} at most: fetch it in parts, \
+         with a Range header and a new nonce for each"
+    );
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
 }
 
 /// Makes the origin's answer ours: its content as it comes, and of its headers those that describe the content.

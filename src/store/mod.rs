@@ -2,18 +2,23 @@
 
 mod environments;
 mod jobs;
+mod login;
 mod nonces;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use secrecy::ExposeSecret;
-use sqlx::PgConnection;
 use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection, PgConnection};
 
+use crate::aws::kept::Held;
+use crate::aws::{Account, AwsError};
 use crate::config::Postgres;
+use crate::telemetry;
+use login::Logins;
 
 pub use environments::Announcement;
 pub use jobs::{Change, Changed, NewJob, Page, RequestedBy, ResultRow, Started, TouchedJob, Which};
@@ -23,6 +28,8 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// How long a request waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection that was kept may take to show that it is still one: after a freeze it often is not.
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a request's statements may take, waiting for a connection included. Below the 5 s within which a
 /// start is answered.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(4);
@@ -35,6 +42,15 @@ pub enum StoreError {
     /// The database cannot be reached, is full, restarts, or was too slow. Nothing was half done.
     #[error("The database is not available, please try again")]
     Unavailable(#[source] sqlx::Error),
+    /// The server's certificate is not one to trust.
+    #[error(
+        "The database's certificate was refused: its name or its authority is not the one that POSTGRES_SSLMODE and \
+         POSTGRES_CA_FILE ask for"
+    )]
+    Untrusted(#[source] sqlx::Error),
+    /// There is nothing to log in with.
+    #[error("The database cannot be logged in to, please try again: {0}")]
+    NoLogin(#[source] AwsError),
     /// A statement took longer than its limit.
     #[error("The database did not answer in time, please try again")]
     TimedOut,
@@ -58,6 +74,7 @@ impl From<sqlx::Error> for StoreError {
                 Some(code) if is_transient(code) => Self::Unavailable(error),
                 _ => Self::Bug(error),
             },
+            E::Io(io) if is_untrusted(io) => Self::Untrusted(error),
             E::Io(_) | E::Tls(_) | E::Protocol(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => {
                 Self::Unavailable(error)
             }
@@ -74,43 +91,95 @@ fn is_transient(code: &str) -> bool {
     code == "25006" || ["08", "28", "3D", "40", "53", "55", "57", "58"].contains(&&code[..2])
 }
 
+fn is_untrusted(error: &std::io::Error) -> bool {
+    let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// Whether the database refused the password or the user.
+fn is_refused(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("28P01" | "28000"))
+}
+
 /// The books. Cheap to clone; connects on first use.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     pool: PgPool,
-    options: Arc<PgConnectOptions>,
+    logins: Arc<Logins>,
+    /// Which login the pool connects with; 0 for none yet.
+    in_use: Arc<Mutex<u64>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The pool would show the password.
+        f.debug_struct("Store").field("connections", &self.pool.size()).finish()
+    }
 }
 
 impl Store {
     /// Prepares the way to the database; opens no connection yet.
     pub fn new(config: &Postgres) -> Self {
-        let mut options = PgConnectOptions::new_without_pgpass()
-            .host(&config.host)
-            .port(config.port)
-            .database(&config.database)
-            .username(&config.user)
-            .ssl_mode(config.ssl_mode)
-            .application_name("operator-service");
-        if let Some(password) = &config.password {
-            options = options.password(password.expose_secret());
-        }
-        if let Some(ca_file) = &config.ca_file {
-            options = options.ssl_root_cert(ca_file);
-        }
         let pool = PgPoolOptions::new()
             .max_connections(config.pool_size)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_lazy_with(options.clone());
-        Self { pool, options: Arc::new(options) }
+            // Nothing but a round trip that belongs to no session, and not for as long as the default's.
+            .test_before_acquire(false)
+            .before_acquire(|connection, _| {
+                Box::pin(async move {
+                    let ping = tokio::time::timeout(PING_TIMEOUT, connection.ping());
+                    ping.await.unwrap_or_else(|elapsed| Err(sqlx::Error::Io(elapsed.into())))?;
+                    Ok(true)
+                })
+            })
+            // What to connect with is known later.
+            .connect_lazy_with(PgConnectOptions::new_without_pgpass());
+        let logins = Arc::new(Logins::new(config, Account::of_process()));
+        Self { pool, logins, in_use: Arc::default() }
+    }
+
+    /// A connection that works. If the database does not take the password, because it was changed, it is looked up
+    /// again and tried once more.
+    async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>, StoreError> {
+        let login = self.logins.get(None).await?;
+        self.connect_with(&login);
+        match self.pool.acquire().await {
+            Err(error) if is_refused(&error) && self.logins.change() => {
+                tracing::info!("the database refused the login; trying once more with a new one");
+                self.connect_with(&self.logins.get(Some(login.serial)).await?);
+                Ok(self.pool.acquire().await?)
+            }
+            acquired => Ok(acquired?),
+        }
+    }
+
+    fn connect_with(&self, login: &Held<Arc<PgConnectOptions>>) {
+        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        if login.serial > *in_use {
+            self.pool.set_connect_options(PgConnectOptions::clone(&login.value));
+            *in_use = login.serial;
+        }
+    }
+
+    /// A connection of its own, for what may take longer than a request.
+    async fn connect(&self) -> Result<PgConnection, StoreError> {
+        let login = self.logins.get(None).await?;
+        match PgConnection::connect_with(&login.value).await {
+            Err(error) if is_refused(&error) && self.logins.change() => {
+                let login = self.logins.get(Some(login.serial)).await?;
+                Ok(PgConnection::connect_with(&login.value).await?)
+            }
+            connected => Ok(connected?),
+        }
     }
 
     /// Brings the schema up to date: of an empty database, of one that the old service made, of an earlier
     /// version of this one. Idempotent; of two at once, one waits for the other.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        use sqlx::Connection;
         let migrate = async {
             // A connection of its own: it waits longer than others may, and holds the migrator's lock.
-            let mut connection = PgConnection::connect_with(&self.options).await?;
+            let mut connection = self.connect().await?;
             let result = MIGRATOR.run_direct(None, &mut connection, false).await.map_err(|error| match error {
                 MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => StoreError::from(error),
                 error => StoreError::Migration(error),
@@ -127,14 +196,18 @@ impl Store {
         &self,
         statements: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let deadline = tokio::time::Instant::now() + OPERATION_TIMEOUT;
-        let mut connection = self.pool.acquire().await?;
-        match tokio::time::timeout_at(deadline, statements(&mut connection)).await {
-            Ok(result) => result,
-            Err(_) => {
-                drop(connection.detach());
-                Err(StoreError::TimedOut)
+        telemetry::waiting_for_database(async {
+            let deadline = tokio::time::Instant::now() + OPERATION_TIMEOUT;
+            let acquired = tokio::time::timeout_at(deadline, self.acquire());
+            let mut connection = acquired.await.unwrap_or(Err(StoreError::TimedOut))?;
+            match tokio::time::timeout_at(deadline, statements(&mut connection)).await {
+                Ok(result) => result,
+                Err(_) => {
+                    drop(connection.detach());
+                    Err(StoreError::TimedOut)
+                }
             }
-        }
+        })
+        .await
     }
 }

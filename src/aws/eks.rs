@@ -1,0 +1,353 @@
+//! EKS: the bearer tokens that its clusters take, and where a cluster is.
+//!
+//! A token is a presigned `GetCallerIdentity`: the cluster sends it to STS and learns who signed it
+//! (<https://github.com/kubernetes-sigs/aws-iam-authenticator#api-authorization-from-outside-a-cluster>).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use aws_sdk_eks::primitives::{DateTime, DateTimeFormat};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use super::kept::{Held, Kept};
+use super::sign::{Service, Unsigned, presign};
+use super::{Account, AwsError, Cause, domain};
+
+/// What a token begins with.
+const PREFIX: &str = "k8s-aws-v1.";
+/// The header that names the cluster. It is signed, so that a token is good for one cluster only.
+const CLUSTER_HEADER: &str = "x-k8s-aws-id";
+/// What `aws eks get-token` asks for. The cluster goes by the age of the signature instead: it takes 15 minutes.
+const EXPIRES: Duration = Duration::from_secs(60);
+/// What `aws eks get-token` calls the end of a token.
+const LIFE: Duration = Duration::from_secs(14 * 60);
+/// How long a token is used here: well below what the cluster takes, whatever its clock.
+const KEPT: Duration = Duration::from_secs(10 * 60);
+
+/// A token for a cluster, signed at a time.
+pub fn token(cluster: &str, region: &str, credentials: &Credentials, at: SystemTime) -> Result<SecretString, AwsError> {
+    let url = format!("https://sts.{region}.{}/?Action=GetCallerIdentity&Version=2011-06-15", domain(region));
+    let headers = [(CLUSTER_HEADER, cluster)];
+    let request = Unsigned { url: &url, headers: &headers, service: Service::Sts, region, expires: EXPIRES };
+    let url = presign(request, credentials, at)?;
+    Ok(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(url)).into())
+}
+
+/// Tokens for one cluster. One is used for ten minutes by wall clock; then, or when the cluster refuses it, another is
+/// made. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct TokenSource {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cluster: String,
+    account: Account,
+    role_arn: Option<String>,
+    /// The account in the role, once it is needed.
+    in_role: OnceCell<Account>,
+    tokens: Kept<SecretString, AwsError>,
+    clock: fn() -> SystemTime,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenSource").field("cluster", &self.cluster).field("role_arn", &self.role_arn).finish()
+    }
+}
+
+/// A token that was handed out.
+#[derive(Debug, Clone)]
+pub struct Token(Held<SecretString>);
+
+impl Token {
+    /// What stands behind `Bearer`.
+    pub fn secret(&self) -> &SecretString {
+        &self.0.value
+    }
+}
+
+impl TokenSource {
+    /// Tokens of the account, or of the role if one is named. Nothing is looked up yet.
+    pub fn new(account: Account, cluster: &str, role_arn: Option<&str>) -> Self {
+        Self::with_clock(account, cluster, role_arn, SystemTime::now)
+    }
+
+    fn with_clock(account: Account, cluster: &str, role_arn: Option<&str>, clock: fn() -> SystemTime) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                cluster: cluster.to_owned(),
+                account,
+                role_arn: role_arn.map(str::to_owned),
+                in_role: OnceCell::new(),
+                tokens: Kept::default(),
+                clock,
+            }),
+        }
+    }
+
+    /// A token that the cluster takes for some minutes yet.
+    pub async fn token(&self) -> Result<Token, AwsError> {
+        self.get(None).await
+    }
+
+    /// Another token than the one that the cluster refused.
+    pub async fn instead_of(&self, refused: &Token) -> Result<Token, AwsError> {
+        self.get(Some(refused.0.serial)).await
+    }
+
+    async fn get(&self, refused: Option<u64>) -> Result<Token, AwsError> {
+        let Shared { cluster, tokens, clock, .. } = &*self.shared;
+        let now = clock();
+        let held = tokens.get(now, refused, async || {
+            let account = self.account().await;
+            let credentials = account.credentials().await?;
+            let token = token(cluster, account.region().await?, &credentials, now)?;
+            // A token ends with the session that signed it.
+            let until = credentials.expiry().map_or(now + KEPT, |end| end.min(now + KEPT));
+            Ok((token, until))
+        });
+        Ok(Token(held.await?))
+    }
+
+    async fn account(&self) -> &Account {
+        let Shared { account, role_arn, in_role, .. } = &*self.shared;
+        match role_arn {
+            None => account,
+            Some(role_arn) => in_role.get_or_init(|| account.in_role(role_arn, "operator-service")).await,
+        }
+    }
+}
+
+/// Where a cluster is, and by whose certificate it is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its API server's URL.
+    pub url: String,
+    /// The certificates of its authority, in DER; none where the URL is not an https one.
+    pub authority: Vec<Vec<u8>>,
+}
+
+/// Reads a cluster's authority as EKS hands it out: a PEM file in base64.
+pub fn authority(base64: &str) -> Option<Vec<Vec<u8>>> {
+    let pem = STANDARD.decode(base64.trim()).ok()?;
+    let certificates = CertificateDer::pem_slice_iter(&pem).map(|certificate| Some(certificate.ok()?.to_vec()));
+    certificates.collect::<Option<Vec<_>>>().filter(|certificates| !certificates.is_empty())
+}
+
+/// Asks EKS where a cluster is.
+pub async fn describe(account: &Account, cluster: &str) -> Result<Endpoint, AwsError> {
+    let failed = |cause: Cause| AwsError::Cluster(cluster.to_owned(), cause);
+    let client = aws_sdk_eks::Client::new(account.sdk().await);
+    let answer = client.describe_cluster().name(cluster).send().await;
+    let answer = answer.map_err(|error| failed(Cause::of(aws_sdk_eks::Error::from(error))))?;
+    let described = answer.cluster();
+    let url = described.and_then(|described| described.endpoint());
+    let url = url.ok_or_else(|| failed(Cause::of("the cluster has no endpoint yet")))?.to_owned();
+    let authority = match described.and_then(|described| described.certificate_authority()?.data()) {
+        Some(data) => authority(data).ok_or_else(|| failed(Cause::of("its certificate authority is no PEM file")))?,
+        None if url.starts_with("https:") => {
+            return Err(failed(Cause::of("the cluster has no certificate authority yet")));
+        }
+        None => Vec::new(),
+    };
+    Ok(Endpoint { url, authority })
+}
+
+/// What `aws eks get-token` prints, for the `exec` section of a kubeconfig. `exec_info` is KUBERNETES_EXEC_INFO, by which
+/// kubectl says which version it speaks.
+pub async fn exec_credential(
+    account: &Account,
+    cluster: &str,
+    role_arn: Option<&str>,
+    exec_info: Option<&str>,
+) -> Result<Value, AwsError> {
+    let in_role = match role_arn {
+        Some(role_arn) => Some(account.in_role(role_arn, "EKSGetTokenAuth").await),
+        None => None,
+    };
+    let account = in_role.as_ref().unwrap_or(account);
+    let now = SystemTime::now();
+    let token = token(cluster, account.region().await?, &account.credentials().await?, now)?;
+    exec_credential_of(&token, now, exec_info)
+}
+
+fn exec_credential_of(token: &SecretString, at: SystemTime, exec_info: Option<&str>) -> Result<Value, AwsError> {
+    let end = DateTime::from_secs(DateTime::from(at + LIFE).secs());
+    let end = end.fmt(DateTimeFormat::DateTime).map_err(|error| AwsError::Signing(Cause::of(error)))?;
+    Ok(json!({
+        "kind": "ExecCredential",
+        "apiVersion": api_version(exec_info),
+        "spec": {},
+        "status": { "expirationTimestamp": end, "token": token.expose_secret() },
+    }))
+}
+
+fn api_version(exec_info: Option<&str>) -> String {
+    const KNOWN: [&str; 3] = ["v1", "v1beta1", "v1alpha1"];
+    let asked: Option<Value> = exec_info.and_then(|info| serde_json::from_str(info).ok());
+    let version =
+        asked.as_ref().and_then(|info| info["apiVersion"].as_str()?.strip_prefix("client.authentication.k8s.io/"));
+    let version = version.filter(|version| KNOWN.contains(version)).unwrap_or("v1beta1");
+    format!("client.authentication.k8s.io/{version}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use aws_config::{BehaviorVersion, Region, SdkConfig};
+    use aws_credential_types::provider::{SharedCredentialsProvider, future};
+
+    use super::super::vectors;
+    use super::*;
+
+    fn url_of(token: &SecretString) -> String {
+        let encoded = token.expose_secret().strip_prefix(PREFIX).unwrap();
+        String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn tokens_are_those_of_the_aws_command_line() {
+        for vector in vectors::all("eks_tokens") {
+            let (cluster, region) = (vectors::text(&vector, "cluster"), vectors::text(&vector, "region"));
+            let at = vectors::clock(&vector);
+            let token = token(cluster, region, &vectors::credentials(&vector), at).unwrap();
+            let theirs: SecretString = vector["exec_credential"]["status"]["token"].as_str().unwrap().to_owned().into();
+            assert_eq!(vectors::taken_apart(&url_of(&token)), vectors::taken_apart(&url_of(&theirs)), "{vector}");
+
+            let mut ours = exec_credential_of(&token, at, None).unwrap();
+            ours["status"]["token"] = theirs.expose_secret().into();
+            assert_eq!(ours, vector["exec_credential"]);
+        }
+    }
+
+    /// <https://github.com/kubernetes-sigs/aws-iam-authenticator/blob/master/pkg/token/token.go>, `Verify`
+    #[test]
+    fn tokens_obey_the_verifier() {
+        for vector in vectors::all("eks_tokens") {
+            let region = vectors::text(&vector, "region");
+            let at = vectors::clock(&vector);
+            let token = token(vectors::text(&vector, "cluster"), region, &vectors::credentials(&vector), at).unwrap();
+            assert!(token.expose_secret().len() <= 4096);
+            let url = url::Url::parse(&url_of(&token)).unwrap();
+            assert_eq!((url.scheme(), url.path(), url.port()), ("https", "/", None));
+            let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+            assert_eq!(url.host_str().unwrap(), format!("sts.{region}.{suffix}"));
+            let names: Vec<String> = url.query_pairs().map(|(name, _)| name.to_lowercase()).collect();
+            let once: BTreeSet<&String> = names.iter().collect();
+            assert_eq!(once.len(), names.len());
+            for name in &names {
+                let allowed = [
+                    "action",
+                    "version",
+                    "x-amz-algorithm",
+                    "x-amz-credential",
+                    "x-amz-date",
+                    "x-amz-expires",
+                    "x-amz-security-token",
+                    "x-amz-signature",
+                    "x-amz-signedheaders",
+                ];
+                assert!(allowed.contains(&name.as_str()), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_version_is_the_one_that_kubectl_speaks() {
+        for (info, version) in [
+            (None, "v1beta1"),
+            (Some(""), "v1beta1"),
+            (Some("nonsense"), "v1beta1"),
+            (Some(r#"{"apiVersion":"client.authentication.k8s.io/v1"}"#), "v1"),
+            (Some(r#"{"apiVersion":"client.authentication.k8s.io/v1alpha1"}"#), "v1alpha1"),
+            (Some(r#"{"apiVersion":"client.authentication.k8s.io/v9"}"#), "v1beta1"),
+        ] {
+            assert_eq!(api_version(info), format!("client.authentication.k8s.io/{version}"), "{info:?}");
+        }
+    }
+
+    static CLOCK: AtomicU64 = AtomicU64::new(1_795_308_254);
+
+    fn clock() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(CLOCK.load(Ordering::SeqCst))
+    }
+
+    #[derive(Debug)]
+    struct Counting(Arc<AtomicU64>, Option<SystemTime>);
+
+    impl aws_credential_types::provider::ProvideCredentials for Counting {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            future::ProvideCredentials::ready(Ok(Credentials::new("AKIDEXAMPLE", "secret", None, self.1, "test")))
+        }
+    }
+
+    fn account(asked: &Arc<AtomicU64>, end: Option<SystemTime>) -> Account {
+        let provider = SharedCredentialsProvider::new(Counting(asked.clone(), end));
+        let sdk = SdkConfig::builder().behavior_version(BehaviorVersion::v2026_01_12());
+        Account::with(sdk.region(Region::new("eu-west-1")).credentials_provider(provider).build())
+    }
+
+    #[tokio::test]
+    async fn a_token_is_kept_and_made_again_well_before_its_end_also_after_a_freeze() {
+        let asked = Arc::default();
+        let source = TokenSource::with_clock(account(&asked, None), "compute", None, clock);
+        let get = async || source.token().await.unwrap().secret().expose_secret().to_owned();
+        let first = get().await;
+        CLOCK.fetch_add(9 * 60, Ordering::SeqCst);
+        assert_eq!(get().await, first);
+        CLOCK.fetch_add(60, Ordering::SeqCst);
+        let second = get().await;
+        assert_ne!(second, first);
+        // Thawed after an hour.
+        CLOCK.fetch_add(3600, Ordering::SeqCst);
+        let third = get().await;
+        assert_ne!(third, second);
+        assert!(url_of(&third.into()).contains("X-Amz-Date=20261122T015414Z"), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_is_replaced_and_many_requests_make_one() {
+        let asked = Arc::default();
+        let source = TokenSource::new(account(&asked, None), "compute", None);
+        let all = futures_util::future::join_all((0..100).map(|_| source.token())).await;
+        let serials: BTreeSet<u64> = all.iter().map(|token| token.as_ref().unwrap().0.serial).collect();
+        assert_eq!(serials.len(), 1);
+        let refused = source.token().await.unwrap();
+        let all = futures_util::future::join_all((0..100).map(|_| source.instead_of(&refused))).await;
+        let others: BTreeSet<u64> = all.iter().map(|token| token.as_ref().unwrap().0.serial).collect();
+        assert_eq!(others.len(), 1);
+        assert_ne!(others, serials);
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_token_does_not_outlive_its_credentials() {
+        let asked = Arc::default();
+        let source =
+            TokenSource::new(account(&asked, Some(SystemTime::now() + Duration::from_millis(300))), "compute", None);
+        let first = source.token().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert_ne!(source.token().await.unwrap().0.serial, first.0.serial);
+    }
+
+    #[test]
+    fn nothing_that_prints_prints_the_token() {
+        let token = Token(Held { value: "k8s-aws-v1.secret".to_owned().into(), serial: 1 });
+        assert!(!format!("{token:?}").contains("secret\""));
+        assert!(!format!("{token:?}").contains("k8s-aws"));
+    }
+}

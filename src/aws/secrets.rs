@@ -1,0 +1,89 @@
+//! Secrets Manager: what a secret says of a database.
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::{Account, AwsError, Cause};
+
+/// What a secret says of a database: `username` and `password` alone if RDS manages it, the rest as well if it comes
+/// from a rotation template (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_json_structure.html>).
+#[derive(Debug, Clone, Deserialize)]
+pub struct DatabaseSecret {
+    /// The user.
+    pub username: String,
+    /// The password.
+    pub password: SecretString,
+    /// Host name or address.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// The port; some templates write it as text.
+    #[serde(default, deserialize_with = "port")]
+    pub port: Option<u16>,
+    /// The database.
+    #[serde(default)]
+    pub dbname: Option<String>,
+}
+
+fn port<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Port {
+        Number(u16),
+        Text(String),
+    }
+    match Option::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Port::Number(port)) => Ok(Some(port)),
+        Some(Port::Text(text)) => {
+            text.parse().map(Some).map_err(|_| serde::de::Error::custom("port is no port number"))
+        }
+    }
+}
+
+/// Reads the secret's current version.
+pub async fn database(account: &Account, arn: &str) -> Result<DatabaseSecret, AwsError> {
+    let client = aws_sdk_secretsmanager::Client::new(account.sdk().await);
+    let answer = client.get_secret_value().secret_id(arn).send().await;
+    let answer = answer.map_err(|error| AwsError::Secret(Cause::of(aws_sdk_secretsmanager::Error::from(error))))?;
+    let text = answer.secret_string().ok_or_else(|| AwsError::Secret(Cause::of("it is a binary one")))?;
+    parse(text)
+}
+
+fn parse(text: &str) -> Result<DatabaseSecret, AwsError> {
+    serde_json::from_str(text).map_err(|error| {
+        // serde's own words may repeat what it read.
+        let kind = error.classify();
+        AwsError::Secret(Cause::of(format!("it is not a JSON object with username and password ({kind:?} error)")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[test]
+    fn both_shapes() {
+        let managed = parse(r#"{"username":"operator","password":" p\"4 "}"#).unwrap();
+        assert_eq!((managed.username.as_str(), managed.password.expose_secret()), ("operator", " p\"4 "));
+        assert_eq!((managed.host, managed.port, managed.dbname), (None, None, None));
+        for port in ["5433", "\"5433\""] {
+            let text = format!(
+                r#"{{"engine":"postgres","host":"db","username":"u","password":"p","dbname":"d","port":{port},"more":1}}"#
+            );
+            let rotated = parse(&text).unwrap();
+            let found = (rotated.host.as_deref(), rotated.port, rotated.dbname.as_deref());
+            assert_eq!(found, (Some("db"), Some(5433), Some("d")));
+        }
+    }
+
+    #[test]
+    fn what_is_no_such_secret_is_not_repeated() {
+        for text in ["topsecret", r#"{"username":"topsecret"}"#, r#"{"username":"u","password":["topsecret"]}"#] {
+            let error = parse(text).unwrap_err();
+            let AwsError::Secret(cause) = &error else { panic!("{error}") };
+            assert!(!format!("{error} {cause} {error:?}").contains("topsecret"), "{error:?}");
+        }
+    }
+}

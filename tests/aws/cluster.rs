@@ -1,0 +1,233 @@
+//! Tokens for EKS, from the real binary to a cluster that demands them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::extract::State;
+use devstack::cluster::{Authenticate, Authentication, EmbeddedCluster, Options, User};
+use devstack::eks::Authenticator;
+use serde_json::{Value, json};
+
+use crate::moto::{ACCOUNT, Moto, REGION};
+use crate::process::{Env, Service, run, stderr};
+use crate::support::{Database, left_out};
+
+const ROLE: &str = "operator-service";
+
+fn role_arn(role: &str) -> String {
+    format!("arn:aws:iam::{ACCOUNT}:role/{role}")
+}
+
+fn authenticator(moto: &Moto) -> Authenticator {
+    Authenticator {
+        cluster: "compute".to_owned(),
+        sts: moto.url.parse().unwrap(),
+        entries: vec![(role_arn(ROLE), "operator-service".to_owned())],
+        client: crate::support::client(),
+    }
+}
+
+async fn demanding(authenticator: impl Authenticate + 'static) -> EmbeddedCluster {
+    let cluster = EmbeddedCluster::start(Options {
+        namespaces: vec!["ocean-compute".to_owned()],
+        authenticator: Some(Arc::new(OrAdministrator(authenticator))),
+        ..Options::default()
+    });
+    let cluster = cluster.await.unwrap();
+    let definition = serde_json::to_value(operator_service::cluster::definition()).unwrap();
+    let url = format!("{}/apis/apiextensions.k8s.io/v1/customresourcedefinitions", cluster.url());
+    let request = crate::support::client().post(url).bearer_auth("administrator").body(definition.to_string());
+    let answer = request.header("content-type", "application/json").send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    cluster.clear_requests();
+    cluster
+}
+
+/// Lets the test itself in as well.
+struct OrAdministrator<A>(A);
+
+impl<A: Authenticate> Authenticate for OrAdministrator<A> {
+    fn authenticate<'a>(&'a self, token: Option<&'a str>) -> Authentication<'a> {
+        match token {
+            Some("administrator") => Box::pin(async { Ok(User { name: "administrator".to_owned() }) }),
+            token => self.0.authenticate(token),
+        }
+    }
+}
+
+/// What a service that has this cluster needs, its database included.
+async fn env(moto: &Moto, database: &Database, cluster: &EmbeddedCluster) -> Env {
+    let env = moto.and(Env::of(database.variables()));
+    env.with("EKS_CLUSTER_NAME", "compute")
+        .with("EKS_CLUSTER_ENDPOINT", cluster.url())
+        .with("EKS_ROLE_ARN", role_arn(ROLE))
+}
+
+/// The pods of a namespace by way of the service: an administrators' route that reads the cluster.
+async fn list(service: &Service) -> (u16, String) {
+    let url = service.url("/api/v1/operator/list");
+    let answer = crate::support::client().get(url).send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+/// Whom the cluster saw reading workflows.
+fn users(cluster: &EmbeddedCluster) -> Vec<String> {
+    cluster.requests().into_iter().filter(|it| it.path.contains("workflows")).map(|it| it.user).collect()
+}
+
+#[tokio::test]
+async fn the_whole_way_from_the_binary_by_sts_into_the_cluster() {
+    let Some(moto) = Moto::start().await else { return };
+    let database = Database::migrated().await;
+    database.announce("ocean-compute", "{}").await;
+    let cluster = demanding(authenticator(&moto)).await;
+    let env = env(&moto, &database, &cluster).await;
+
+    let service = Service::start(&env).await;
+    // Nobody was called at the start.
+    assert_eq!(cluster.requests().len(), 0);
+    let (status, text) = list(&service).await;
+    assert_eq!(status, 200, "{text}{}", service.process.output());
+    assert!(users(&cluster).iter().all(|user| user == "operator-service"), "{:?}", users(&cluster));
+    assert!(!users(&cluster).is_empty());
+    assert!(!service.process.output().contains("k8s-aws-v1"));
+
+    // Another role is somebody, but nobody whom the cluster knows.
+    let other = Service::start(&env.clone().with("EKS_ROLE_ARN", role_arn("other"))).await;
+    let (status, text) = list(&other).await;
+    assert_eq!(status, 503, "{text}");
+    assert!(text.contains("401"), "{text}");
+    // So is the process's own user.
+    let own = Service::start(&env.without("EKS_ROLE_ARN")).await;
+    assert_eq!(list(&own).await.0, 503);
+}
+
+/// Refuses the first request, as if its token had ended on the way.
+#[derive(Clone)]
+struct RefusesOnce {
+    asked: Arc<AtomicUsize>,
+    then: Authenticator,
+}
+
+impl Authenticate for RefusesOnce {
+    fn authenticate<'a>(&'a self, token: Option<&'a str>) -> Authentication<'a> {
+        if self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Box::pin(async { Err("the first is refused".to_owned()) });
+        }
+        self.then.authenticate(token)
+    }
+}
+
+#[tokio::test]
+async fn a_refused_token_costs_one_more_try() {
+    let Some(moto) = Moto::start().await else { return };
+    let database = Database::migrated().await;
+    database.announce("ocean-compute", "{}").await;
+    let refuses = RefusesOnce { asked: Arc::default(), then: authenticator(&moto) };
+    let cluster = demanding(refuses.clone()).await;
+    let service = Service::start(&env(&moto, &database, &cluster).await).await;
+    let (status, text) = list(&service).await;
+    assert_eq!(status, 200, "{text}");
+    assert!(service.process.output().contains("the cluster refused a token"), "{}", service.process.output());
+    assert!(refuses.asked.load(Ordering::SeqCst) >= 2);
+}
+
+#[tokio::test]
+async fn with_the_name_alone_eks_is_asked_once() {
+    let Some(moto) = Moto::start().await else { return };
+    let database = Database::migrated().await;
+    database.announce("ocean-compute", "{}").await;
+    let cluster = demanding(authenticator(&moto)).await;
+
+    // moto's own clusters have made-up endpoints; this stand-in has the embedded one's.
+    let calls = Arc::new(AtomicUsize::new(0));
+    let answer = json!({ "cluster": { "name": "compute", "endpoint": cluster.url(), "status": "ACTIVE" } });
+    let router = axum::Router::new()
+        .route(
+            "/clusters/compute",
+            axum::routing::get(async |State((calls, answer)): State<(Arc<AtomicUsize>, Value)>| {
+                calls.fetch_add(1, Ordering::SeqCst);
+                axum::Json(answer)
+            }),
+        )
+        .with_state((calls.clone(), answer));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let eks = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+
+    let env = env(&moto, &database, &cluster).await.without("EKS_CLUSTER_ENDPOINT").with("AWS_ENDPOINT_URL_EKS", eks);
+    let service = Service::start(&env).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+    let (first, second) = tokio::join!(list(&service), list(&service));
+    assert_eq!((first.0, second.0), (200, 200), "{}", first.1);
+    assert_eq!(list(&service).await.0, 200);
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+
+    // moto itself: there is no such cluster.
+    let service = Service::start(&env.without("AWS_ENDPOINT_URL_EKS")).await;
+    let (status, text) = list(&service).await;
+    assert_eq!(status, 503, "{text}");
+    assert!(text.contains("EKS does not say where the cluster compute is"), "{text}");
+}
+
+#[tokio::test]
+async fn eks_token_prints_what_the_aws_command_line_prints() {
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let known = std::process::Command::new(&python).args(["-c", "import awscli"]).output();
+    if !known.is_ok_and(|output| output.status.success()) {
+        return left_out("there is no awscli in TEST_PYTHON (make test installs it)");
+    }
+    let Some(moto) = Moto::start().await else { return };
+    for region in [REGION, "cn-north-1", "us-gov-west-1"] {
+        for token in [None, Some("session/token==")] {
+            let mut env = moto.and(Env::default()).without("AWS_REGION");
+            if let Some(token) = token {
+                env = env.with("AWS_SESSION_TOKEN", token);
+            }
+            let ours = run(&["eks-token", "--cluster-name", "compute", "--region", region], &env).await;
+            assert!(ours.status.success(), "{}", stderr(&ours));
+            let ours: Value = serde_json::from_slice(&ours.stdout).unwrap();
+            let url = url_of(&ours);
+            let at = url.split("X-Amz-Date=").nth(1).unwrap();
+            // 20261122T004414Z → 2026-11-22T00:44:14Z
+            let clock =
+                format!("{}-{}-{}T{}:{}:{}Z", &at[..4], &at[4..6], &at[6..8], &at[9..11], &at[11..13], &at[13..15]);
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws/vectors.py");
+            let arguments =
+                [script, "live", &clock, "eks", "get-token", "--cluster-name", "compute", "--region", region];
+            // The endpoint is ours alone: awscli would sign for it.
+            let theirs = crate::process::run_program(&python, &arguments, &env.without("AWS_ENDPOINT_URL")).await;
+            assert!(theirs.status.success(), "{}", stderr(&theirs));
+            let theirs: Value = serde_json::from_slice(&theirs.stdout).unwrap();
+            assert_eq!(parameters(&url), parameters(&url_of(&theirs)));
+            for name in ["kind", "apiVersion", "spec"] {
+                assert_eq!(ours[name], theirs[name]);
+            }
+            assert_eq!(ours["status"]["expirationTimestamp"], theirs["status"]["expirationTimestamp"]);
+        }
+    }
+
+    // With a role: another identity, made by STS.
+    let env = moto.and(Env::default());
+    let arguments = ["eks-token", "--cluster-name", "compute", "--role-arn", &role_arn(ROLE)];
+    let output = run(&arguments, &env).await;
+    let url = url_of(&serde_json::from_slice(&output.stdout).unwrap());
+    assert!(url.contains("X-Amz-Security-Token=") && !url.contains("AKIAIOSFODNN7EXAMPLE"), "{url}");
+    // Without a region, a word on what to set.
+    let output = run(&["eks-token", "--cluster-name", "compute"], &env.without("AWS_REGION")).await;
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("AWS_REGION"), "{}", stderr(&output));
+}
+
+fn url_of(credential: &Value) -> String {
+    use base64::Engine;
+    let token = credential["status"]["token"].as_str().unwrap().strip_prefix("k8s-aws-v1.").unwrap();
+    String::from_utf8(base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).unwrap()).unwrap()
+}
+
+fn parameters(url: &str) -> (String, Vec<(String, String)>) {
+    let url = url::Url::parse(url).unwrap();
+    let mut parameters: Vec<_> = url.query_pairs().into_owned().collect();
+    parameters.sort();
+    (url.host_str().unwrap().to_owned(), parameters)
+}

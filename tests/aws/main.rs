@@ -1,0 +1,16 @@
+//! On AWS, as far as moto speaks for it: the real binary with AWS_ENDPOINT_URL.
+
+mod books;
+mod cluster;
+mod graph;
+mod moto;
+#[allow(dead_code, reason = "each test binary uses its part")]
+#[path = "../doors/process.rs"]
+mod process;
+mod results;
+#[allow(unused_imports, reason = "each test binary uses its part")]
+#[path = "../support/mod.rs"]
+mod support;
+
+/// How long anything may take.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);

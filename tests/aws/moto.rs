@@ -1,0 +1,89 @@
+//! moto, which speaks for AWS, as a process of the test's own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use devstack::process::{Child, Program};
+use serde_json::{Value, json};
+
+use crate::process::Env;
+use crate::support::{eventually, left_out};
+
+pub const REGION: &str = "eu-west-1";
+pub const ACCOUNT: &str = "123456789012";
+
+pub struct Moto {
+    pub url: String,
+    client: reqwest::Client,
+    _child: Child,
+}
+
+impl Moto {
+    /// `None` where there is no moto; then the test has been left out.
+    pub async fn start() -> Option<Self> {
+        let beside_python =
+            std::env::var_os("TEST_PYTHON").map(|python| PathBuf::from(python).with_file_name("moto_server"));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let on_path = std::env::split_paths(&path).map(|directory| directory.join("moto_server"));
+        let Some(program) = beside_python.into_iter().chain(on_path).find(|program| program.is_file()) else {
+            left_out("there is no moto_server (make test installs it)");
+            return None;
+        };
+        let port = devstack::local::free_port().unwrap();
+        let log = std::fs::File::create(std::env::temp_dir().join(format!("moto-{port}.log"))).unwrap();
+        let program = Program::new(program).args(["-H", "127.0.0.1", "-p", &port.to_string()]).log(log);
+        let child = program.spawn().unwrap();
+        let moto = Self { url: format!("http://127.0.0.1:{port}"), client: crate::support::client(), _child: child };
+        eventually("moto", Duration::from_secs(60), async || {
+            moto.client.get(format!("{}/moto-api/", moto.url)).send().await.ok()
+        })
+        .await;
+        Some(moto)
+    }
+
+    /// What a process needs to use it.
+    pub fn env(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ENDPOINT_URL", self.url.clone()),
+            ("AWS_REGION", REGION.to_owned()),
+            ("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned()),
+        ]
+    }
+
+    pub fn and(&self, env: Env) -> Env {
+        self.env().into_iter().fold(env, |env, (name, value)| env.with(name, value))
+    }
+
+    /// Calls Secrets Manager.
+    pub async fn secrets(&self, action: &str, body: Value) -> Value {
+        let credential = format!("AKIAIOSFODNN7EXAMPLE/20261122/{REGION}/secretsmanager/aws4_request");
+        let request = self.client.post(&self.url).header("x-amz-target", format!("secretsmanager.{action}"));
+        let request = request.header("content-type", "application/x-amz-json-1.1").header(
+            "authorization",
+            format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=0"),
+        );
+        let answer = request.body(body.to_string()).send().await.unwrap();
+        let (status, text) = (answer.status(), answer.text().await.unwrap());
+        assert!(status.is_success(), "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Makes a secret, and returns its ARN.
+    pub async fn secret(&self, value: &Value) -> String {
+        let body = json!({ "Name": crate::support::unique("books"), "SecretString": value.to_string(),
+            "ClientRequestToken": uuid::Uuid::new_v4().to_string() });
+        self.secrets("CreateSecret", body).await["ARN"].as_str().unwrap().to_owned()
+    }
+
+    /// Makes a bucket with an object in it.
+    pub async fn object(&self, bucket: &str, key: &str, content: &[u8]) {
+        for (path, content) in [(bucket.to_owned(), &b""[..]), (format!("{bucket}/{key}"), content)] {
+            let request = self.client.put(format!("{}/{path}", self.url)).body(content.to_vec());
+            let credential = format!("AKIAIOSFODNN7EXAMPLE/20261122/us-east-1/s3/aws4_request");
+            let signature = format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=0");
+            let answer = request.header("authorization", signature).send().await.unwrap();
+            assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        }
+    }
+}
