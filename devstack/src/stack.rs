@@ -295,6 +295,8 @@ impl Stack {
             let mut settings = engine::Options::new(database.options(), &namespace, kind, directory.join("engine"));
             account.address().clone_into(&mut settings.consumer_address);
             settings.pace = PACE;
+            // As with the real engine, an algorithm that fails leaves its log and ends.
+            settings.ignore_exit_code = true;
             let engine = Engine::start(settings, client.clone()).await?;
             let host = engine.file_host();
             let note = if kind == Cluster::Foreign { "; its Jobs are created suspended, and run here" } else { "" };

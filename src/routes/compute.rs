@@ -180,10 +180,10 @@ impl From<Job> for RunningJob {
     }
 }
 
-/// The engine's own words, which may say more than the code's.
+/// The engine's own words, some of which end in a space.
 fn status_text(job: &Job) -> String {
-    let known = || job.status.map(job::status_text).unwrap_or_default().to_owned();
-    job.status_text.clone().unwrap_or_else(known)
+    let known = || job.status.map(job::status_text).unwrap_or_default();
+    job.status_text.as_deref().map_or_else(known, str::trim).to_owned()
 }
 
 /// A number, or text that holds one.
