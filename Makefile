@@ -1,3 +1,4 @@
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
 .PHONY: help demo run test lint fmt sqlx crd bump clean
 
@@ -7,12 +8,12 @@ help: ## List what one can do
 demo: ## Bring everything up, run an example job through it, show its result, stop everything
 	@scripts/install-tools run
 	cargo build --workspace --bin devstack --bin operator-service
-	@target/debug/devstack demo
+	@$(TARGET)/debug/devstack demo
 
 run: ## Bring everything up and keep it running until Ctrl-C
 	@scripts/install-tools run
 	cargo build --workspace --bin devstack --bin operator-service
-	@target/debug/devstack run
+	@$(TARGET)/debug/devstack run
 
 test: ## Install what the tests need and run them all
 	@scripts/install-tools test
@@ -28,7 +29,7 @@ fmt: ## Format the code
 sqlx: ## Write .sqlx/, after a change to a query or a migration
 	@scripts/install-tools test
 	cargo build --package devstack
-	target/debug/devstack with-postgres -- scripts/sqlx-prepare
+	$(TARGET)/debug/devstack with-postgres -- scripts/sqlx-prepare
 
 crd: ## Write infra/kubernetes/crd.yaml, after a change to the WorkFlow type
 	cargo run --quiet -- crd > infra/kubernetes/crd.yaml

@@ -10,7 +10,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ring::{
     rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair},
+    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair},
 };
 
 use crate::{
@@ -90,10 +90,9 @@ impl ApiServer {
         crate::install_tls();
         let program = |program: &'static str| {
             let path = options.assets.join(program);
-            path.is_file().then_some(path).ok_or_else(|| Error::Missing {
-                assets: options.assets.display().to_string(),
-                program,
-            })
+            path.is_file()
+                .then_some(path)
+                .ok_or_else(|| Error::Missing { assets: options.assets.display().to_string(), program })
         };
         let (etcd, server) = (program("etcd")?, program("kube-apiserver")?);
         let directory = &options.directory;
@@ -122,25 +121,21 @@ impl ApiServer {
             program = program.arg("--unsafe-no-fsync");
         }
         let mut etcd = program.spawn()?;
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(5))
-            .build()?;
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
         let health = http.get(format!("{clients}/health"));
         ready("etcd", &mut etcd, &log, deadline, || health.try_clone()).await?;
 
-        let key = directory.join("service-account.pem");
-        if !key.exists() {
-            local::write_private(&key, signing_key().map_err(file(&key))?.as_bytes()).map_err(file(&key))?;
+        let (key, public_key) = (directory.join("service-account.key"), directory.join("service-account.pub"));
+        if !public_key.exists() {
+            let (secret, public) = signing_key().map_err(file(&key))?;
+            local::write_private(&key, secret.as_bytes()).map_err(file(&key))?;
+            local::write_private(&public_key, public.as_bytes()).map_err(file(&public_key))?;
         }
         let token_file = directory.join("token");
         let token = local::secret(&token_file).map_err(file(&token_file))?;
         let tokens = directory.join("tokens.csv");
-        local::write_private(
-            &tokens,
-            format!("{token},devstack,devstack,\"system:masters\"\n").as_bytes(),
-        )
-        .map_err(file(&tokens))?;
+        local::write_private(&tokens, format!("{token},devstack,devstack,\"system:masters\"\n").as_bytes())
+            .map_err(file(&tokens))?;
         let certificates = directory.join("certificates");
         let port = port("port")?;
         let log = directory.join("kube-apiserver.log");
@@ -153,7 +148,7 @@ impl ApiServer {
                 "--service-account-issuer=https://kubernetes.default.svc",
                 "--api-audiences=https://kubernetes.default.svc",
             ])
-            .arg(format!("--service-account-key-file={}", key.display()))
+            .arg(format!("--service-account-key-file={}", public_key.display()))
             .arg(format!("--service-account-signing-key-file={}", key.display()))
             .arg("--service-cluster-ip-range=10.0.0.0/24")
             .arg(format!("--token-auth-file={}", tokens.display()))
@@ -183,12 +178,7 @@ impl ApiServer {
         })
         .await?;
         let pem = fs::read(&certificate).map_err(file(&certificate))?;
-        Ok(Self {
-            server,
-            etcd,
-            kubeconfig: kubeconfig(&url, &pem, &token),
-            url,
-        })
+        Ok(Self { server, etcd, kubeconfig: kubeconfig(&url, &pem, &token), url })
     }
 
     /// Where it listens.
@@ -241,12 +231,7 @@ async fn ready(
             return Err(Error::Start {
                 program,
                 problem: ended.map_or_else(
-                    || {
-                        format!(
-                            "is not ready after {START_LIMIT:?} ({})",
-                            problem.unwrap_or_default()
-                        )
-                    },
+                    || format!("is not ready after {START_LIMIT:?} ({})", problem.unwrap_or_default()),
                     |status| format!("ended while it was starting ({status})"),
                 ),
                 log: log.display().to_string(),
@@ -257,20 +242,31 @@ async fn ready(
     }
 }
 
-/// A new key for service accounts' tokens, in PEM.
-fn signing_key() -> io::Result<String> {
-    let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
-        .map_err(|_| io::Error::other("no key could be made"))?;
-    let text = STANDARD.encode(key.as_ref());
-    let lines: Vec<&str> = text
-        .as_bytes()
-        .chunks(64)
-        .filter_map(|line| std::str::from_utf8(line).ok())
-        .collect();
-    Ok(format!(
-        "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
-        lines.join("\n")
-    ))
+/// A new key for service accounts' tokens, secret and public part, in PEM.
+fn signing_key() -> io::Result<(String, String)> {
+    /// What precedes the point of a P-256 key in a SubjectPublicKeyInfo (RFC 5480).
+    const SPKI: [u8; 26] = [
+        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
+        0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    ];
+    let failed = || io::Error::other("no key could be made");
+    let random = SystemRandom::new();
+    let algorithm = &ECDSA_P256_SHA256_ASN1_SIGNING;
+    let secret = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(|_| failed())?;
+    let pair = EcdsaKeyPair::from_pkcs8(algorithm, secret.as_ref(), &random).map_err(|_| failed())?;
+    let public = [&SPKI, pair.public_key().as_ref()].concat();
+    Ok((pem("PRIVATE KEY", secret.as_ref()), pem("PUBLIC KEY", &public)))
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let mut text = format!("-----BEGIN {label}-----\n");
+    for (index, character) in STANDARD.encode(der).chars().enumerate() {
+        if index > 0 && index % 64 == 0 {
+            text.push('\n');
+        }
+        text.push(character);
+    }
+    text + &format!("\n-----END {label}-----\n")
 }
 
 fn kubeconfig(url: &str, certificate: &[u8], token: &str) -> String {

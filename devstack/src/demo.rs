@@ -71,8 +71,8 @@ pub enum Error {
 pub async fn run(directory: &Path) -> Result<(), Error> {
     let started = Instant::now();
     clear(directory)?;
-    println!("Bringing up a stack of its own in {}", stack::shown(directory));
-    let progress: Progress = &|what, line| println!("  {:4.1} s  {what:<9} {line}", started.elapsed().as_secs_f32());
+    say!("Bringing up a stack of its own in {}", stack::shown(directory));
+    let progress: Progress = &|what, line| say!("  {:4.1} s  {what:<9} {line}", started.elapsed().as_secs_f32());
     let options = stack::Options { directory: directory.to_owned(), demo: true };
     let mut stack = Stack::start(options, progress).await?;
     let provider = Provider::new(&stack)?;
@@ -81,11 +81,11 @@ pub async fn run(directory: &Path) -> Result<(), Error> {
         story = provider.tell() => story,
     };
     drop(provider);
-    println!("\nStopping everything");
+    say!("\nStopping everything");
     stack.stop().await;
     story?;
     clear(directory)?;
-    println!("Done in {:.1} s: the result is right.", started.elapsed().as_secs_f32());
+    say!("Done in {:.1} s: the result is right.", started.elapsed().as_secs_f32());
     Ok(())
 }
 
@@ -154,7 +154,13 @@ impl Provider {
         if before < now { now } else { self.last_nonce.fetch_add(1, Ordering::SeqCst) + 1 }
     }
 
-    async fn send(&self, method: Method, path: &str, query: &[(&str, &str)], body: Option<&Value>) -> Result<Answer, Error> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Answer, Error> {
         let request = format!("{method} {path}");
         // No value here needs to be encoded: addresses, hex digits, numbers.
         let query: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -192,32 +198,35 @@ impl Provider {
         let data = serve_table().await?;
         self.environment().await?;
 
-        println!("\nPOST /compute, signed by {}", self.wallet.address());
-        println!("  data       demo/co2.csv: carbon dioxide at Mauna Loa, a line per year (NOAA)");
-        println!("  algorithm  demo/algorithm.sh: the mean of each decade");
+        say!("\nPOST /compute, signed by {}", self.wallet.address());
+        say!("  data       demo/co2.csv: carbon dioxide at Mauna Loa, a line per year (NOAA)");
+        say!("  algorithm  demo/algorithm.sh: the mean of each decade");
         let nonce = self.nonce();
         let agreement = format!("0x{}", hex::encode(keccak256(&nonce.to_be_bytes())));
         let submitted = Instant::now();
-        let answer = self.send(Method::POST, "compute", &[], Some(&self.start_request(nonce, &agreement, &data))).await?;
+        let answer =
+            self.send(Method::POST, "compute", &[], Some(&self.start_request(nonce, &agreement, &data))).await?;
         let first = one(&answer)?;
         let job = first["jobId"].as_str().unwrap_or_default().to_owned();
-        println!("  job        {job}");
+        say!("  job        {job}");
 
         let finished = self.follow(&job, &agreement, first, submitted).await?;
 
         let results = finished["results"].as_array().cloned().unwrap_or_default();
-        println!("\nIts results");
+        say!("\nIts results");
         for (index, file) in results.iter().enumerate() {
             let text = |field: &str| file[field].as_str().unwrap_or_default().to_owned();
-            println!("  {index}  {:<14} {:<14} {:>5} bytes", text("type"), text("filename"), file["filesize"]);
+            say!("  {index}  {:<15} {:<14} {:>4} bytes", text("type"), text("filename"), file["filesize"]);
         }
         let result = self.result(&job, &results, "output").await?;
         let log = self.result(&job, &results, "algorithmLog").await?;
-        println!("\ngetResult, the result\n{}", indented(&result));
-        println!("getResult, the algorithm's log\n{}", indented(&log));
+        say!("\ngetResult, the result\n{}", indented(&result));
+        say!("getResult, the algorithm's log\n{}", indented(&log).trim_end());
         let expected = expected()?;
         if result != expected {
-            return Err(Error::Wrong(format!("the result is not what the algorithm should compute, which is\n{expected}")));
+            return Err(Error::Wrong(format!(
+                "the result is not what the algorithm should compute, which is\n{expected}"
+            )));
         }
         if !log.ends_with("done\n") {
             return Err(Error::Wrong("the log lacks its last line".to_owned()));
@@ -272,7 +281,7 @@ impl Provider {
 
     /// Asks for the job's state until it is finished, and prints each change.
     async fn follow(&self, job: &str, agreement: &str, first: Value, submitted: Instant) -> Result<Value, Error> {
-        println!("\nGET /compute, until it is finished");
+        say!("\nGET /compute, until it is finished");
         let mut state = first;
         let mut shown = Value::Null;
         let mut seen_in_cluster = false;
@@ -280,7 +289,8 @@ impl Provider {
             if state["status"] != shown {
                 shown = state["status"].clone();
                 let text = state["statusText"].as_str().unwrap_or_default();
-                println!("  {:5.2} s  {shown:>2}  {text}", submitted.elapsed().as_secs_f32());
+                let status = shown.to_string();
+                say!("  {:5.2} s  {status:>2}  {text}", submitted.elapsed().as_secs_f32());
             }
             if state["dateFinished"].is_string() {
                 break;
@@ -315,7 +325,13 @@ impl Provider {
         let resource = ApiResource::from_gvk_with_plural(&kind, "workflows");
         let workflows: Api<DynamicObject> = Api::namespaced_with(self.kubernetes.clone(), &self.namespace, &resource);
         workflows.get(job).await.map_err(failed)?;
-        println!("              in the cluster, namespace {}: WorkFlow {}…, Job {}…{}", self.namespace, &job[..8], &step[..8], &step[job.len()..]);
+        say!(
+            "              in the cluster, namespace {}: WorkFlow {}…, Job {}…{}",
+            self.namespace,
+            &job[..8],
+            &step[..8],
+            &step[job.len()..]
+        );
         Ok(true)
     }
 
@@ -334,7 +350,9 @@ impl Provider {
 fn one(answer: &Answer) -> Result<Value, Error> {
     match answer.json()? {
         Value::Array(mut list) if list.len() == 1 => Ok(list.remove(0)),
-        other => Err(Error::Wrong(format!("{} should be answered with one status object, not with {other}", answer.request))),
+        other => {
+            Err(Error::Wrong(format!("{} should be answered with one status object, not with {other}", answer.request)))
+        }
     }
 }
 
@@ -356,7 +374,8 @@ async fn serve_table() -> Result<String, Error> {
 fn expected() -> Result<String, Error> {
     let mut decades: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
     for line in TABLE.lines().skip(1) {
-        let parsed = line.split_once(',').and_then(|(year, mean)| Some((year.parse::<u32>().ok()?, mean.parse().ok()?)));
+        let parsed =
+            line.split_once(',').and_then(|(year, mean)| Some((year.parse::<u32>().ok()?, mean.parse().ok()?)));
         let (year, mean) = parsed.ok_or_else(|| Error::Wrong(format!("demo/co2.csv: {line}")))?;
         decades.entry(year - year % 10).or_default().push(mean);
     }

@@ -8,6 +8,15 @@
 //! - [`stack`]: all of these and the service, up together and down together
 //! - [`demo`]: one job's way through the stack
 
+/// Prints a line. Unlike `println!` it does not mind that nobody reads any more (`make demo | head`).
+#[macro_export]
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($argument)*);
+    }};
+}
+
 pub mod apiserver;
 pub mod cluster;
 pub mod demo;

@@ -16,9 +16,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 /// If the operating system has none to give.
 pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| io::Error::other("the operating system gives no random bytes"))?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the operating system gives no random bytes"))?;
     Ok(bytes)
 }
 
@@ -50,11 +48,7 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(beside)?;
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(beside)?;
     file.write_all(content)?;
     fs::rename(beside, path)
 }
@@ -65,10 +59,8 @@ pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As the operating system says.
 pub fn port(path: &Path) -> io::Result<u16> {
-    let before = fs::read_to_string(path)
-        .ok()
-        .and_then(|text| text.trim().parse::<u16>().ok())
-        .filter(|port| *port != 0);
+    let before =
+        fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u16>().ok()).filter(|port| *port != 0);
     if let Some(port) = before
         && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
     {
@@ -84,9 +76,7 @@ pub fn port(path: &Path) -> io::Result<u16> {
 /// # Errors
 /// As the operating system says.
 pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// A claim on something that only one process may use at a time. It ends with the process.
@@ -101,13 +91,7 @@ impl Lock {
     /// # Errors
     /// As the operating system says.
     pub fn take(path: &Path) -> io::Result<Option<Self>> {
-        let mut file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(path)?;
+        let mut file = File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
         match file.try_lock() {
             Ok(()) => {
                 file.set_len(0)?;

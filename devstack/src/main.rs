@@ -13,14 +13,17 @@ use devstack::{
     apiserver::{self, ApiServer},
     demo, local,
     postgres::{self, Postgres},
-    process,
+    process, say,
     stack::{self, Stack},
 };
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::{
+    self,
+    unix::{SignalKind, signal},
+};
 use tracing_subscriber::EnvFilter;
 
 /// operator-service with what a laptop lacks: a Kubernetes API, a private Postgres, a stand-in for the engine.
@@ -61,10 +64,13 @@ fn main() -> ExitCode {
         devstack::install_tls();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
+            let signals = Signals::listen()?;
             match arguments.command {
-                Command::Run => run(directory.clone()).await,
-                Command::Demo => demonstrate(directory.join("demo")).await,
-                Command::WithPostgres { apiserver, command } => with_postgres(&directory, apiserver, command).await,
+                Command::Run => run(directory.clone(), signals).await,
+                Command::Demo => demonstrate(directory.join("demo"), signals).await,
+                Command::WithPostgres { apiserver, command } => {
+                    with_postgres(&directory, apiserver, command, signals).await
+                }
             }
         })
     });
@@ -92,44 +98,58 @@ fn prepare(log: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Done when somebody wants us to end: Ctrl-C, SIGTERM, a terminal that was closed.
-async fn asked_to_end() -> Result<Signal, Failure> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => Signal::SIGINT,
-        _ = terminate.recv() => Signal::SIGTERM,
-        _ = hang_up.recv() => Signal::SIGHUP,
-    })
+/// The signals that ask us to end: Ctrl-C, SIGTERM, a terminal that was closed. Listened to from the start, so that
+/// none is lost between two waits.
+struct Signals {
+    interrupt: signal::unix::Signal,
+    terminate: signal::unix::Signal,
+    hang_up: signal::unix::Signal,
 }
 
-async fn run(directory: PathBuf) -> Result<ExitCode, Failure> {
-    let progress: stack::Progress = &|what, line| println!("  {what:<9} {line}");
-    println!("Starting");
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::SIGINT,
+            _ = self.terminate.recv() => Signal::SIGTERM,
+            _ = self.hang_up.recv() => Signal::SIGHUP,
+        }
+    }
+}
+
+async fn run(directory: PathBuf, mut signals: Signals) -> Result<ExitCode, Failure> {
+    let progress: stack::Progress = &|what, line| say!("  {what:<9} {line}");
+    say!("Starting");
     let options = stack::Options { directory, demo: false };
     let mut stack = tokio::select! {
         stack = Stack::start(options, progress) => stack?,
-        signal = asked_to_end() => return Err(format!("ended by {} before all was up", signal?).into()),
+        signal = signals.next() => return Err(format!("ended by {signal} before all was up").into()),
     };
     banner(&stack);
     let done = tokio::select! {
         ended = stack.ended() => Err(ended.into()),
-        signal = asked_to_end() => signal,
+        _ = signals.next() => Ok(ExitCode::SUCCESS),
     };
-    println!("\nStopping");
+    say!("\nStopping");
     // A second signal means now: what is left is dropped, and so ends at once.
     tokio::select! {
         () = stack.stop() => {}
-        _ = asked_to_end() => {}
+        _ = signals.next() => {}
     }
-    done.map(|_| ExitCode::SUCCESS)
+    done
 }
 
 fn banner(stack: &Stack) {
     let places = &stack.places;
     let service = &places.service;
-    println!(
+    say!(
         "
 operator-service is up.
 
@@ -137,12 +157,14 @@ operator-service is up.
   docs        {service}/api/v1/docs/
   Postgres    {}
   cluster     KUBECONFIG={} kubectl -n {} get wf",
-        places.psql, places.kubeconfig, places.namespace
+        places.psql,
+        places.kubeconfig,
+        places.namespace
     );
     if let Some(results) = &places.results {
-        println!("  results     http://{results}/ (the engine stand-in's, below paths that can't be guessed)");
+        say!("  results     http://{results}/ (the engine stand-in's, below paths that can't be guessed)");
     }
-    println!(
+    say!(
         "  provider    {} (its signatures are accepted; the key is in {})
   logs        {}
 
@@ -159,18 +181,23 @@ Ctrl-C stops it all; the next start finds its data again.",
     );
 }
 
-async fn demonstrate(directory: PathBuf) -> Result<ExitCode, Failure> {
+async fn demonstrate(directory: PathBuf, mut signals: Signals) -> Result<ExitCode, Failure> {
     let logs = stack::shown(&directory.join("logs"));
     tokio::select! {
         told = demo::run(&directory) => match told {
             Ok(()) => Ok(ExitCode::SUCCESS),
             Err(error) => Err(format!("the demo failed: {error}\n(logs: {logs})").into()),
         },
-        signal = asked_to_end() => Err(format!("ended by {}", signal?).into()),
+        signal = signals.next() => Err(format!("ended by {signal}").into()),
     }
 }
 
-async fn with_postgres(directory: &Path, apiserver: bool, command: Vec<OsString>) -> Result<ExitCode, Failure> {
+async fn with_postgres(
+    directory: &Path,
+    apiserver: bool,
+    command: Vec<OsString>,
+    mut signals: Signals,
+) -> Result<ExitCode, Failure> {
     let mut environment: Vec<(&str, OsString)> = Vec::new();
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let place = Throwaway::take(directory)?;
@@ -190,7 +217,7 @@ async fn with_postgres(directory: &Path, apiserver: bool, command: Vec<OsString>
     };
     let (server, cluster) = tokio::select! {
         up = bring_up => up?,
-        signal = asked_to_end() => return Err(format!("ended by {}", signal?).into()),
+        signal = signals.next() => return Err(format!("ended by {signal}").into()),
     };
     if let Some(server) = &server {
         environment.push(("TEST_DATABASE_URL", server.url("postgres").into()));
@@ -203,7 +230,7 @@ async fn with_postgres(directory: &Path, apiserver: bool, command: Vec<OsString>
         environment.push(("TEST_KUBECONFIG", kubeconfig));
     }
 
-    let code = run_command(&command, environment).await;
+    let code = run_command(&command, environment, &mut signals).await;
     if let Some(cluster) = cluster {
         cluster.stop().await?;
     }
@@ -215,7 +242,11 @@ async fn with_postgres(directory: &Path, apiserver: bool, command: Vec<OsString>
 }
 
 /// Runs the command in the foreground, hands signals on to it, and takes its exit code.
-async fn run_command(command: &[OsString], environment: Vec<(&str, OsString)>) -> Result<ExitCode, Failure> {
+async fn run_command(
+    command: &[OsString],
+    environment: Vec<(&str, OsString)>,
+    signals: &mut Signals,
+) -> Result<ExitCode, Failure> {
     use std::os::unix::process::ExitStatusExt;
     let (program, arguments) = command.split_first().ok_or("there is no command to run")?;
     let mut child = tokio::process::Command::new(program)
@@ -232,9 +263,8 @@ async fn run_command(command: &[OsString], environment: Vec<(&str, OsString)>) -
                 let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
                 return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
             }
-            signal = asked_to_end() => {
+            signal = signals.next() => {
                 // Ctrl-C in a terminal has reached it already: it is in the same group.
-                let signal = signal?;
                 if signal != Signal::SIGINT && let Some(id) = id {
                     let _ = kill(id, signal);
                 }

@@ -128,20 +128,12 @@ pub struct Options {
 impl Options {
     /// A server that keeps what it is given.
     pub fn durable(directory: impl Into<PathBuf>) -> Self {
-        Self {
-            directory: directory.into(),
-            durable: true,
-            max_connections: 100,
-        }
+        Self { directory: directory.into(), durable: true, max_connections: 100 }
     }
 
     /// A fast server for tests, whose data a power failure may damage.
     pub fn throwaway(directory: impl Into<PathBuf>) -> Self {
-        Self {
-            directory: directory.into(),
-            durable: false,
-            max_connections: 500,
-        }
+        Self { directory: directory.into(), durable: false, max_connections: 500 }
     }
 }
 
@@ -182,19 +174,11 @@ impl Postgres {
         loop {
             let port = local::port(&home.join("port")).map_err(file(&home.join("port")))?;
             let child = spawn(&programs, &options, &data, &log, port, account.clone())?;
-            let mut server = Self {
-                child,
-                port,
-                password: password.clone(),
-                data: data.clone(),
-                log: log.clone(),
-            };
+            let mut server = Self { child, port, password: password.clone(), data: data.clone(), log: log.clone() };
             match server.wait_until_ready().await {
                 Ok(()) => return Ok(server),
                 // Somebody took the port between our asking and the server's.
-                Err(Error::Ended { tail, .. })
-                    if attempts > 1 && tail.contains("could not bind") =>
-                {
+                Err(Error::Ended { tail, .. }) if attempts > 1 && tail.contains("could not bind") => {
                     attempts -= 1;
                     let _ = fs::remove_file(home.join("port"));
                 }
@@ -277,12 +261,7 @@ impl Postgres {
     /// A URL with the password in it: not for logs.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        format!(
-            "postgres://{USER}:{}@{}:{}/{database}",
-            self.password,
-            self.host(),
-            self.port
-        )
+        format!("postgres://{USER}:{}@{}:{}/{database}", self.password, self.host(), self.port)
     }
 
     /// How to connect to one of its databases as superuser.
@@ -303,16 +282,13 @@ impl Postgres {
     /// [`Error::Sql`] if the server refuses.
     pub async fn ensure_database(&self, name: &'static str) -> Result<(), Error> {
         let mut connection = PgConnection::connect_with(&self.connect_options("postgres")).await?;
-        let exists: bool =
-            sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
-                .bind(name)
-                .fetch_one(&mut connection)
-                .await?;
+        let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+            .bind(name)
+            .fetch_one(&mut connection)
+            .await?;
         if !exists {
             let statement = format!(r#"CREATE DATABASE "{name}""#);
-            sqlx::raw_sql(sqlx::AssertSqlSafe(statement))
-                .execute(&mut connection)
-                .await?;
+            sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await?;
         }
         Ok(connection.close().await?)
     }
@@ -364,13 +340,7 @@ fn account() -> Result<Option<Account>, Error> {
         .into_iter()
         .find_map(|name| User::from_name(name).ok().flatten())
         .filter(|user| !user.uid.is_root())
-        .map(|user| {
-            Some(Account {
-                name: user.name,
-                uid: user.uid.as_raw(),
-                gid: user.gid.as_raw(),
-            })
-        })
+        .map(|user| Some(Account { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() }))
         .ok_or(Error::NoAccount)
 }
 
@@ -388,11 +358,7 @@ fn data_place(home: &Path, account: Option<&Account>) -> Result<PathBuf, Error> 
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    if with_account(&mut reach, Some(account))
-        .status()
-        .map_err(file(home))?
-        .success()
-    {
+    if with_account(&mut reach, Some(account)).status().map_err(file(home))?.success() {
         return Ok(home.to_owned());
     }
 
@@ -452,17 +418,11 @@ impl Programs {
         };
         let wanted = wanted.trim();
         match found.iter().find(|(version, _)| version == wanted) {
-            Some((_, directory)) => Ok(Self {
-                directory: directory.clone(),
-            }),
+            Some((_, directory)) => Ok(Self { directory: directory.clone() }),
             None => Err(Error::Version {
                 data: data.display().to_string(),
                 wanted: wanted.to_owned(),
-                found: found
-                    .into_iter()
-                    .map(|(version, _)| version)
-                    .collect::<Vec<_>>()
-                    .join(", "),
+                found: found.into_iter().map(|(version, _)| version).collect::<Vec<_>>().join(", "),
             }),
         }
     }
@@ -470,9 +430,8 @@ impl Programs {
 
 /// Each directory that has the server programs, with its major version: PATH first, then the newest.
 fn candidates() -> Vec<(String, PathBuf)> {
-    let on_path = std::env::var_os("PATH")
-        .map(|path| std::env::split_paths(&path).collect::<Vec<_>>())
-        .unwrap_or_default();
+    let on_path =
+        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>()).unwrap_or_default();
     // Where Debian, Red Hat, Homebrew and a build from source put them.
     let mut installed: Vec<PathBuf> = [
         ("/usr/lib/postgresql", "bin"),
@@ -509,11 +468,7 @@ fn candidates() -> Vec<(String, PathBuf)> {
     let with_version = |directories: Vec<PathBuf>| {
         directories
             .into_iter()
-            .filter(|directory| {
-                ["initdb", "postgres"]
-                    .iter()
-                    .all(|program| directory.join(program).is_file())
-            })
+            .filter(|directory| ["initdb", "postgres"].iter().all(|program| directory.join(program).is_file()))
             .filter_map(|directory| Some((version(&directory)?, directory)))
             .collect::<Vec<_>>()
     };
@@ -563,9 +518,7 @@ async fn make_data(
         command.arg("--no-sync");
     }
     with_account(&mut command, account);
-    let run = tokio::process::Command::from(command)
-        .kill_on_drop(true)
-        .output();
+    let run = tokio::process::Command::from(command).kill_on_drop(true).output();
     let output = tokio::time::timeout(INITDB_LIMIT, run).await;
     let _ = fs::remove_file(&password_file);
     match output {
@@ -602,9 +555,7 @@ fn spawn(
         format!("max_connections={}", options.max_connections),
     ];
     if !options.durable {
-        settings.extend(
-            ["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(str::to_owned),
-        );
+        settings.extend(["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(str::to_owned));
     }
     let program = Program::new(programs.directory.join("postgres"))
         .arg("-D")

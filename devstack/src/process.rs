@@ -92,16 +92,14 @@ impl Program {
     /// More arguments.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// One more environment variable.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env
-            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -141,10 +139,9 @@ impl Program {
     }
 
     fn name(&self) -> String {
-        self.path.file_name().map_or_else(
-            || self.path.display().to_string(),
-            |name| name.to_string_lossy().into_owned(),
-        )
+        self.path
+            .file_name()
+            .map_or_else(|| self.path.display().to_string(), |name| name.to_string_lossy().into_owned())
     }
 
     /// Starts it. Needs a Tokio runtime.
@@ -153,10 +150,7 @@ impl Program {
     /// [`Error::Start`] if there is no such program, or the operating system refuses.
     pub fn spawn(self) -> Result<Child, Error> {
         let name = self.name();
-        let failed = |source| Error::Start {
-            program: name.clone(),
-            source,
-        };
+        let failed = |source| Error::Start { program: name.clone(), source };
         if self.path.components().count() > 1 && !self.path.is_file() {
             return Err(failed(io::ErrorKind::NotFound.into()));
         }
@@ -164,11 +158,7 @@ impl Program {
         // The shell waits for our word, then becomes the program.
         let mut command = std::process::Command::new("/bin/sh");
         command
-            .args([
-                "-c",
-                r#"read -r word && [ "$word" = go ] || exit 125; exec "$@" </dev/null"#,
-                "sh",
-            ])
+            .args(["-c", r#"read -r word && [ "$word" = go ] || exit 125; exec "$@" </dev/null"#, "sh"])
             .arg(&self.path)
             .args(&self.args)
             .process_group(0);
@@ -183,10 +173,7 @@ impl Program {
             command.uid(account.uid).gid(account.gid);
         }
         let (stdout, stderr) = match self.log {
-            Some(log) => (
-                Stdio::from(log.try_clone().map_err(failed)?),
-                Stdio::from(log),
-            ),
+            Some(log) => (Stdio::from(log.try_clone().map_err(failed)?), Stdio::from(log)),
             None => (Stdio::null(), Stdio::null()),
         };
         command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
@@ -201,8 +188,7 @@ impl Program {
             inner,
             watched: false,
         };
-        watchdog(&format!("watch {} {id}", self.stop_signal.as_str().trim_start_matches("SIG")))
-            .map_err(failed)?;
+        watchdog(&format!("watch {} {id}", self.stop_signal.as_str().trim_start_matches("SIG"))).map_err(failed)?;
         child.watched = true;
         let mut gate = gate.ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
         gate.write_all(b"go\n").map_err(failed)?;
@@ -211,13 +197,8 @@ impl Program {
 }
 
 /// Spawns through Tokio and keeps the blocking end of the child's standard input.
-fn std_spawn(
-    command: std::process::Command,
-    gate: &mut Option<File>,
-) -> io::Result<tokio::process::Child> {
-    let mut child = tokio::process::Command::from(command)
-        .kill_on_drop(false)
-        .spawn()?;
+fn std_spawn(command: std::process::Command, gate: &mut Option<File>) -> io::Result<tokio::process::Child> {
+    let mut child = tokio::process::Command::from(command).kill_on_drop(false).spawn()?;
     if let Some(stdin) = child.stdin.take() {
         *gate = Some(File::from(stdin.into_owned_fd()?));
     }
@@ -246,10 +227,7 @@ impl Child {
     /// # Errors
     /// [`Error::Watch`] if the operating system can't tell.
     pub async fn wait(&mut self) -> Result<ExitStatus, Error> {
-        self.inner.wait().await.map_err(|source| Error::Watch {
-            program: self.name.clone(),
-            source,
-        })
+        self.inner.wait().await.map_err(|source| Error::Watch { program: self.name.clone(), source })
     }
 
     /// How it ended, if it has.
@@ -257,10 +235,7 @@ impl Child {
     /// # Errors
     /// [`Error::Watch`] if the operating system can't tell.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, Error> {
-        self.inner.try_wait().map_err(|source| Error::Watch {
-            program: self.name.clone(),
-            source,
-        })
+        self.inner.try_wait().map_err(|source| Error::Watch { program: self.name.clone(), source })
     }
 
     /// Sends a signal to the whole group.
@@ -330,10 +305,8 @@ impl Drop for Child {
 /// Tells the watchdog, which is started with the first message.
 fn watchdog(message: &str) -> io::Result<()> {
     static WATCHDOG: OnceLock<Mutex<Option<std::process::Child>>> = OnceLock::new();
-    let mut watchdog: MutexGuard<'_, _> = WATCHDOG
-        .get_or_init(Mutex::default)
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let mut watchdog: MutexGuard<'_, _> =
+        WATCHDOG.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     let child = match &mut *watchdog {
         Some(child) => child,
         none => none.insert(
@@ -357,11 +330,7 @@ fn watchdog(message: &str) -> io::Result<()> {
 /// As the operating system says.
 pub fn open_log(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
+    File::options().create(true).append(true).mode(0o600).open(path)
 }
 
 /// The last lines of a log, for an error's text; empty if it can't be read.
@@ -379,8 +348,5 @@ pub fn tail(path: &Path, lines: usize) -> String {
     let bytes = read().unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..]
-        .iter()
-        .map(|line| format!("\n    {line}"))
-        .collect()
+    all[all.len().saturating_sub(lines)..].iter().map(|line| format!("\n    {line}")).collect()
 }

@@ -16,6 +16,7 @@ use std::{
 
 use k8s_openapi::{
     api::core::v1::Namespace, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    jiff::Timestamp,
 };
 use kube::{
     Api,
@@ -43,6 +44,10 @@ const MIGRATE_LIMIT: Duration = Duration::from_secs(120);
 const DEFINITION_LIMIT: Duration = Duration::from_secs(30);
 /// How long the service may take to finish the requests in flight.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// How long a job rests in each state at least, so that one who asks every 100 ms sees them all.
+const PACE: Duration = Duration::from_millis(200);
+/// How old the definition of a resource has to be for kube-apiserver to take its objects at once. Its clock has no fractions.
+const SETTLE: Duration = Duration::from_secs(3);
 const DATABASE: &str = "operator";
 
 /// Why the stack is not up.
@@ -169,7 +174,7 @@ pub struct Places {
 #[derive(Debug)]
 enum RunningCluster {
     Foreign,
-    ApiServer(ApiServer),
+    ApiServer(Box<ApiServer>),
     Embedded(EmbeddedCluster),
 }
 
@@ -243,10 +248,7 @@ impl Stack {
             }
             None => {
                 progress("Postgres", &format!("{}:{} (POSTGRES_HOST)", database.host, database.port));
-                format!(
-                    "psql -h {} -p {} -U {} {}",
-                    database.host, database.port, database.user, database.name
-                )
+                format!("psql -h {} -p {} -U {} {}", database.host, database.port, database.user, database.name)
             }
         };
 
@@ -285,13 +287,16 @@ impl Stack {
         };
         service.run("migrate", &logs, MIGRATE_LIMIT).await?;
         progress("schema", "up to date");
-        install_definition(&service, &client, &logs).await?;
+        install_definition(&service, &client, kind, &logs).await?;
         ensure_namespace(&client, &namespace).await?;
         progress("WorkFlow", &format!("defined; namespace {namespace}"));
 
         let engine = if kind != Cluster::Foreign || variable("ENGINE").is_some_and(|value| value == "1") {
             let mut settings = engine::Options::new(database.options(), &namespace, kind, directory.join("engine"));
             account.address().clone_into(&mut settings.consumer_address);
+            settings.pace = PACE;
+            // As with the real engine, an algorithm that fails leaves its log and ends.
+            settings.ignore_exit_code = true;
             let engine = Engine::start(settings, client.clone()).await?;
             let host = engine.file_host();
             let note = if kind == Cluster::Foreign { "; its Jobs are created suspended, and run here" } else { "" };
@@ -380,10 +385,7 @@ pub(crate) fn take_lock(directory: &Path) -> Result<local::Lock, Error> {
     let path = directory.join("lock");
     match local::Lock::take(&path) {
         Ok(Some(lock)) => Ok(lock),
-        Ok(None) => Err(Error::Busy {
-            holder: local::Lock::holder(&path),
-            directory: shown(directory),
-        }),
+        Ok(None) => Err(Error::Busy { holder: local::Lock::holder(&path), directory: shown(directory) }),
         Err(error) => Err(file(&path)(error)),
     }
 }
@@ -408,23 +410,18 @@ async fn listen(demo: bool) -> Result<SocketAddr, Error> {
     }
     let host = match variable("HOST") {
         None => loopback,
-        Some(text) => text
-            .parse()
-            .map_err(|_| Error::Environment(format!("HOST={text} is no IP address")))?,
+        Some(text) => text.parse().map_err(|_| Error::Environment(format!("HOST={text} is no IP address")))?,
     };
     let port = match variable("PORT") {
         None => 8050,
-        Some(text) => text
-            .parse()
-            .map_err(|_| Error::Environment(format!("PORT={text} is no port")))?,
+        Some(text) => text.parse().map_err(|_| Error::Environment(format!("PORT={text} is no port")))?,
     };
     let address = SocketAddr::new(host, port);
     match TcpListener::bind(address) {
         Ok(_) => Ok(address),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(Error::Port {
-            port,
-            by: occupant(address).await,
-        }),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            Err(Error::Port { port, by: occupant(address).await })
+        }
         Err(error) => Err(Error::Environment(format!("can't listen on {address}: {error}"))),
     }
 }
@@ -432,11 +429,7 @@ async fn listen(demo: bool) -> Result<SocketAddr, Error> {
 /// Who has a port, as far as can be found out: an operator-service says so itself.
 async fn occupant(address: SocketAddr) -> String {
     let ask = async {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(2))
-            .build()
-            .ok()?;
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build().ok()?;
         let answer = client.get(format!("http://{address}/")).send().await.ok()?;
         let answer: Value = serde_json::from_slice(&answer.bytes().await.ok()?).ok()?;
         Some(format!("{} {}", answer["software"].as_str()?, answer["version"].as_str()?))
@@ -478,14 +471,11 @@ async fn start_database(directory: &Path, demo: bool) -> Result<(Option<Postgres
     if let Some(host) = variable("POSTGRES_HOST") {
         let port = match variable("POSTGRES_PORT") {
             None => 5432,
-            Some(text) => text
-                .parse()
-                .map_err(|_| Error::Environment(format!("POSTGRES_PORT={text} is no port")))?,
+            Some(text) => text.parse().map_err(|_| Error::Environment(format!("POSTGRES_PORT={text} is no port")))?,
         };
         let needed = |name: &str| {
-            variable(name).ok_or_else(|| {
-                Error::Environment(format!("POSTGRES_HOST is set, so {name} has to be set too"))
-            })
+            variable(name)
+                .ok_or_else(|| Error::Environment(format!("POSTGRES_HOST is set, so {name} has to be set too")))
         };
         let database = Database {
             host,
@@ -497,12 +487,9 @@ async fn start_database(directory: &Path, demo: bool) -> Result<(Option<Postgres
         return Ok((None, database));
     }
     let home = directory.join("postgres");
-    let server = Postgres::start(if demo {
-        postgres::Options::throwaway(home)
-    } else {
-        postgres::Options::durable(home)
-    })
-    .await?;
+    let server =
+        Postgres::start(if demo { postgres::Options::throwaway(home) } else { postgres::Options::durable(home) })
+            .await?;
     server.ensure_database(DATABASE).await?;
     let database = Database {
         host: server.host().to_owned(),
@@ -531,7 +518,7 @@ async fn start_cluster(
         })
         .await?;
         let kubeconfig = server.kubeconfig().to_owned();
-        (RunningCluster::ApiServer(server), Cluster::Bare, kubeconfig)
+        (RunningCluster::ApiServer(Box::new(server)), Cluster::Bare, kubeconfig)
     } else {
         let home = directory.join("cluster");
         fs::create_dir_all(&home).map_err(file(&home))?;
@@ -573,8 +560,9 @@ async fn connect(kind: Cluster, kubeconfig: &str) -> Result<kube::Client, Error>
 }
 
 /// Defines the WorkFlow resource as the service prints it, and waits until it is served.
-async fn install_definition(service: &Service, client: &kube::Client, logs: &Path) -> Result<(), Error> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Cluster { what: "defining WorkFlow", source };
+async fn install_definition(service: &Service, client: &kube::Client, kind: Cluster, logs: &Path) -> Result<(), Error> {
+    let failed =
+        |source: Box<dyn std::error::Error + Send + Sync>| Error::Cluster { what: "defining WorkFlow", source };
     let yaml = service.print("crd", logs).await?;
     let definition: Value = serde_yaml_ng::from_str(&yaml).map_err(|error| failed(error.into()))?;
     let name = definition["metadata"]["name"].as_str().unwrap_or_default();
@@ -587,7 +575,17 @@ async fn install_definition(service: &Service, client: &kube::Client, logs: &Pat
     loop {
         let found = definitions.get(name).await.map_err(|error| failed(error.into()))?;
         let conditions = found.status.and_then(|status| status.conditions).unwrap_or_default();
-        if conditions.iter().any(|condition| condition.type_ == "Established" && condition.status == "True") {
+        let established =
+            conditions.iter().find(|condition| condition.type_ == "Established" && condition.status == "True");
+        if let Some(established) = established {
+            let since = established.last_transition_time.as_ref().map(|time| time.0);
+            let age =
+                since.map_or(SETTLE, |since| Timestamp::now().duration_since(since).try_into().unwrap_or_default());
+            // kube-apiserver lets the first objects of a new resource wait for two seconds: rather now than in
+            // somebody's first request.
+            if kind != Cluster::Embedded && age < SETTLE {
+                tokio::time::sleep(SETTLE - age).await;
+            }
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -610,8 +608,9 @@ async fn ensure_namespace(client: &kube::Client, name: &str) -> Result<(), Error
 /// The list of hosts with one more, whichever way it was written.
 fn with_host(list: Option<String>, host: &str) -> String {
     let list = list.unwrap_or_default();
-    let mut hosts: Vec<String> = serde_json::from_str(&list)
-        .unwrap_or_else(|_| list.split(',').map(|host| host.trim().to_owned()).filter(|host| !host.is_empty()).collect());
+    let mut hosts: Vec<String> = serde_json::from_str(&list).unwrap_or_else(|_| {
+        list.split(',').map(|host| host.trim().to_owned()).filter(|host| !host.is_empty()).collect()
+    });
     hosts.push(host.to_owned());
     json!(hosts).to_string()
 }
@@ -635,8 +634,7 @@ impl Service {
     }
 
     fn command(&self, command: &'static str, log: &Path) -> Result<Program, Error> {
-        let mut program =
-            Program::new(&self.program).arg(command).log(process::open_log(log).map_err(file(log))?);
+        let mut program = Program::new(&self.program).arg(command).log(process::open_log(log).map_err(file(log))?);
         if self.clear {
             program = program.env_clear();
         }

@@ -27,10 +27,7 @@ impl Wallet {
     /// If the file can't be read or written, or holds no key.
     pub fn load(path: &Path) -> io::Result<Self> {
         let wrong = || {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} holds no private key: remove it", path.display()),
-            )
+            io::Error::new(io::ErrorKind::InvalidData, format!("{} holds no private key: remove it", path.display()))
         };
         let bytes = hex::decode(local::secret(path)?).map_err(|_| wrong())?;
         let key = SigningKey::from_slice(&bytes).map_err(|_| wrong())?;
@@ -95,8 +92,7 @@ mod tests {
         let key = hex::decode("1f990f8b013fc5c7955e0f8746f11ded231721b9cf3f99ff06cdc03492b28090").unwrap();
         let wallet = Wallet::new(SigningKey::from_slice(&key).unwrap());
         assert_eq!(wallet.address(), "0xe17D2A07EFD5b112F4d675ea2d122ddb145d117B");
-        let signature =
-            wallet.sign("0xC41808BBef371AD5CFc76466dDF9dEe228d2BdAA1692712345123456789");
+        let signature = wallet.sign("0xC41808BBef371AD5CFc76466dDF9dEe228d2BdAA1692712345123456789");
         // v is 28 here, and 1 in the vector: both stand for the same.
         assert_eq!(
             signature,

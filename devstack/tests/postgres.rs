@@ -1,5 +1,7 @@
 //! The private PostgreSQL: kept data, orphans, leftovers.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -146,8 +148,9 @@ async fn killing_the_devstack_ends_the_server() {
         .arg("--directory")
         .arg(&path)
         .args(["with-postgres", "--", "sh", "-c"])
-        .arg("echo up; exec sleep 30")
-        .stdin(Stdio::null())
+        // Ends with this test.
+        .arg("echo up; exec cat")
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -168,6 +171,7 @@ async fn killing_the_devstack_ends_the_server() {
         .unwrap();
 
     kill(Pid::from_raw(devstack.id().cast_signed()), Signal::SIGKILL).unwrap();
+    let _stdin = devstack.stdin.take();
     devstack.wait().unwrap();
     eventually("the server outlives the devstack", || !runs(server)).await;
     postgres::remove(&path.join("test-1/postgres")).unwrap();

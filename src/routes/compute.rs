@@ -94,10 +94,24 @@ pub struct JobStatus {
 pub enum Results {
     /// Nothing yet.
     None(&'static str),
-    /// The outputs in the order of their indices, each with `filename`, `filesize` and `type` (output,
-    /// algorithmLog, configrationLog, publishLog or filteringLog), without its URL.
-    #[schema(value_type = Vec<Object>, example = json!([{"filename": "out.txt", "filesize": 5, "type": "output"}]))]
+    /// The outputs in the order of their indices, without their URLs.
+    #[schema(value_type = Vec<Output>)]
     Outputs(Vec<Value>),
+}
+
+/// A file that a job has published.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "describes what the engine's publishing pod writes")]
+pub(super) struct Output {
+    /// Its name.
+    #[schema(example = "out.txt")]
+    filename: String,
+    /// Its size in bytes.
+    #[schema(example = 5)]
+    filesize: u64,
+    /// output, algorithmLog, configrationLog (spelled so), publishLog or filteringLog.
+    #[schema(example = "output")]
+    r#type: String,
 }
 
 /// An unfinished job.
@@ -120,6 +134,7 @@ pub struct RunningJob {
     namespace: Option<String>,
     /// The chain, as it was sent; absent if it was not.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<NumberOrText>)]
     chain_id: Option<Value>,
     /// The algorithm's DID, or `raw`.
     #[serde(rename = "algoDID")]
@@ -166,20 +181,98 @@ impl From<Job> for RunningJob {
     }
 }
 
-/// The engine's own words, which may say more than the code's.
+/// The engine's own words, some of which end in a space.
 fn status_text(job: &Job) -> String {
-    let known = || job.status.map(job::status_text).unwrap_or_default().to_owned();
-    job.status_text.clone().unwrap_or_else(known)
+    let known = || job.status.map(job::status_text).unwrap_or_default();
+    job.status_text.as_deref().map_or_else(known, str::trim).to_owned()
 }
 
-/// What a start is made of. Any of it may also stand in the query string, except the workflow.
+/// A number, or text that holds one.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "describes what Params::number_text takes")]
+pub(super) enum NumberOrText {
+    /// As a number.
+    Number(u64),
+    /// As text.
+    Text(String),
+}
+
+/// A workflow. Fields that are not named here are kept, for the engine.
 #[derive(Debug, ToSchema)]
-#[schema(rename_all = "camelCase")]
-#[allow(dead_code, reason = "describes what StartRequest::read takes")]
-struct StartBody {
-    /// The workflow: one stage with its inputs, algorithm, compute and output. At most 400 KiB together with
-    /// everything else.
-    #[schema(value_type = Object, example = json!({"stages": [{
+#[allow(dead_code, reason = "describes what Workflow::check takes")]
+struct WorkflowBody {
+    /// Exactly one.
+    #[schema(min_items = 1, max_items = 1)]
+    stages: Vec<StageBody>,
+}
+
+/// A stage of a workflow.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "describes what Workflow::check takes")]
+struct StageBody {
+    /// What the algorithm reads.
+    input: Vec<InputBody>,
+    /// What is to be run.
+    algorithm: AlgorithmBody,
+    /// Under which limits.
+    compute: ComputeBody,
+    /// What is to be done with the outputs.
+    #[schema(value_type = Object)]
+    output: Value,
+}
+
+/// An input: files at `url`, or a `remote` object.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "describes what Workflow::check takes")]
+struct InputBody {
+    /// The data's DID.
+    id: Option<String>,
+    /// Where its files are.
+    url: Option<Vec<String>>,
+}
+
+/// An algorithm: code at `url`, a `remote` object, or `rawcode`.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "describes what Workflow::check takes")]
+struct AlgorithmBody {
+    /// The algorithm's DID.
+    id: Option<String>,
+    /// Where its code is.
+    url: Option<String>,
+    /// The code itself.
+    rawcode: Option<String>,
+    /// What runs it.
+    container: ContainerBody,
+}
+
+/// A container image and how to start the algorithm in it.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "describes what Workflow::check takes")]
+struct ContainerBody {
+    /// A shell command; `$ALGO` stands for the algorithm's file.
+    entrypoint: String,
+    /// The image's name.
+    image: String,
+    /// Its tag; not needed with a checksum.
+    tag: Option<String>,
+    /// Its digest.
+    #[schema(pattern = "^sha256:")]
+    checksum: Option<String>,
+}
+
+/// Limits of a stage.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "describes what Workflow::check takes")]
+struct ComputeBody {
+    /// The most seconds that the algorithm may run; ALGO_POD_TIMEOUT caps it.
+    maxtime: Option<NumberOrText>,
+}
+
+/// What a start is made of.
+#[derive(Debug, ToSchema)]
+#[schema(rename_all = "camelCase", example = json!({
+    "workflow": {"stages": [{
         "index": 0,
         "input": [{"id": "did:op:87bd", "url": ["https://example.org/data.csv"], "index": 0}],
         "algorithm": {
@@ -188,28 +281,34 @@ struct StartBody {
         },
         "compute": {"maxtime": 3600},
         "output": {}
-    }]}))]
-    workflow: Value,
+    }]},
+    "agreementId": "0x1111",
+    "owner": "0xC41808BBef371AD5CFc76466dDF9dEe228d2BdAA",
+    "providerSignature": "0x…",
+    "environment": "ocean-compute",
+    "nonce": "1795300414039237000",
+    "chainId": 1
+}))]
+#[allow(dead_code, reason = "describes what StartRequest::read takes")]
+struct StartBody {
+    /// What to run. At most 400 KiB together with everything else.
+    workflow: WorkflowBody,
     /// The agreement that the job serves; it may have one unfinished job.
-    #[schema(example = "0x1111")]
+    #[schema(min_length = 2, max_length = 255)]
     agreement_id: String,
     /// Whose job it is.
-    #[schema(example = "0xC41808BBef371AD5CFc76466dDF9dEe228d2BdAA")]
+    #[schema(min_length = 2, max_length = 255)]
     owner: String,
     /// 65 bytes in hex over owner and nonce (Provider's form; other callers have others).
     provider_signature: String,
     /// The namespace to run in, as an engine announced it. Brizo sends none.
-    #[schema(example = "ocean-compute")]
     environment: Option<String>,
-    /// A clock reading of the signer that it has not used before, as a number or text. Brizo sends none.
-    #[schema(value_type = Option<Object>, example = json!("1795300414039237000"))]
-    nonce: Option<String>,
-    /// The chain, as a number or text; also spelled `chain_id`.
-    #[schema(value_type = Option<Object>, example = 1)]
-    chain_id: Option<String>,
+    /// A clock reading of the signer that it has not used before. Brizo sends none.
+    nonce: Option<NumberOrText>,
+    /// The chain; also spelled `chain_id`.
+    chain_id: Option<NumberOrText>,
     /// Seconds since the epoch after which the job is not to be started.
-    #[schema(value_type = Option<Object>, example = 1795304014)]
-    valid_until: Option<String>,
+    valid_until: Option<NumberOrText>,
     /// The signer by its own account.
     provider_address: Option<String>,
 }
@@ -436,7 +535,7 @@ struct ChangeParams {
     /// 65 bytes in hex over owner, jobId (if given) and nonce (Provider's form). Required.
     provider_signature: Option<String>,
     /// A clock reading of the signer that it has not used before. Required of everybody but Brizo.
-    nonce: Option<String>,
+    nonce: Option<NumberOrText>,
     /// The job of this id only.
     job_id: Option<String>,
     /// Jobs of this agreement only.
@@ -503,7 +602,7 @@ impl ChangeRequest {
     path = "/api/v1/operator/compute",
     tag = "compute",
     params(ChangeParams),
-    request_body(content = Option<ChangeParams>, description = "The same parameters, where the query string is empty."),
+    request_body(content = ChangeParams, description = "The same parameters, where the query string is empty."),
     responses(
         (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
         (status = 400, description = "What to change: a parameter, the signature or the nonce.", body = ErrorBody),

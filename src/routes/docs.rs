@@ -43,6 +43,8 @@ use crate::error::ApiError;
         admin::list,
         admin::logs,
     ),
+    // Only a parameter refers to it, and those are not collected.
+    components(schemas(crate::cluster::Component)),
     tags(
         (name = "compute", description = "Jobs"),
         (name = "results", description = "What jobs have published"),

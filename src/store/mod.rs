@@ -88,7 +88,7 @@ impl From<sqlx::Error> for StoreError {
 /// unknown database (3D), rollbacks (40), resources (53), locks and read-only replicas (55, 25006), an operator's
 /// intervention (57), the system (58).
 fn is_transient(code: &str) -> bool {
-    code == "25006" || ["08", "28", "3D", "40", "53", "55", "57", "58"].contains(&&code[..2])
+    code == "25006" || ["08", "28", "3D", "40", "53", "55", "57", "58"].iter().any(|class| code.starts_with(class))
 }
 
 fn is_untrusted(error: &std::io::Error) -> bool {

@@ -3,6 +3,7 @@
 mod books;
 mod cluster;
 mod graph;
+mod metrics;
 mod moto;
 #[allow(dead_code, reason = "each test binary uses its part")]
 #[path = "../doors/process.rs"]

@@ -40,15 +40,10 @@ impl Answer {
                 (code, headers, Json(body)).into_response()
             }
             Self::List(objects, metadata) => {
-                let objects: Vec<Arc<Value>> = objects
-                    .into_iter()
-                    .map(|object| in_version(object, resource))
-                    .collect();
+                let objects: Vec<Arc<Value>> = objects.into_iter().map(|object| in_version(object, resource)).collect();
                 render_list(&objects, metadata, shape, call, resource)
             }
-            Self::Done(status, warnings) => {
-                (warning_headers(&warnings), Json(status)).into_response()
-            }
+            Self::Done(status, warnings) => (warning_headers(&warnings), Json(status)).into_response(),
         })
     }
 }
@@ -66,13 +61,7 @@ pub(crate) fn shaped(object: &Value, shape: Shape, call: &Call, resource: &Resou
     }
 }
 
-fn render_list(
-    objects: &[Arc<Value>],
-    metadata: Value,
-    shape: Shape,
-    call: &Call,
-    resource: &Resource,
-) -> Response {
+fn render_list(objects: &[Arc<Value>], metadata: Value, shape: Shape, call: &Call, resource: &Resource) -> Response {
     let objects = objects.iter().map(|object| &**object);
     match shape {
         Shape::Plain | Shape::Aggregated => {
@@ -92,13 +81,7 @@ fn render_list(
             "items": objects.map(table::partial).collect::<Vec<_>>(),
         }))
         .into_response(),
-        Shape::Table => Json(table::render(
-            &resource.columns,
-            objects,
-            include(call),
-            metadata,
-        ))
-        .into_response(),
+        Shape::Table => Json(table::render(&resource.columns, objects, include(call), metadata)).into_response(),
     }
 }
 
@@ -154,10 +137,8 @@ struct Item<'a> {
 impl Serialize for Item<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.object {
-            Value::Object(map) if self.bare => serializer.collect_map(
-                map.iter()
-                    .filter(|(field, _)| !["apiVersion", "kind"].contains(&field.as_str())),
-            ),
+            Value::Object(map) if self.bare => serializer
+                .collect_map(map.iter().filter(|(field, _)| !["apiVersion", "kind"].contains(&field.as_str()))),
             other => other.serialize(serializer),
         }
     }

@@ -16,11 +16,7 @@ pub(crate) fn settle(merged: &mut Value, applied: &Value, manager: &str, api_ver
     let before = entries.iter().find(|entry| is_ours(entry)).cloned();
     entries.retain(|entry| !is_ours(entry));
     if let Some(before) = before {
-        let kept: Vec<&Value> = entries
-            .iter()
-            .map(|entry| &entry["fieldsV1"])
-            .chain([&now])
-            .collect();
+        let kept: Vec<&Value> = entries.iter().map(|entry| &entry["fieldsV1"]).chain([&now]).collect();
         remove(merged, &before["fieldsV1"], &kept);
     }
     entries.push(json!({
@@ -46,8 +42,7 @@ fn fields(value: &Value, top: bool) -> Value {
         .map(|(field, value)| {
             let mut nested = fields(value, false);
             if top && field == "metadata" {
-                meta::map(&mut nested)
-                    .retain(|field, _| !identity(field.trim_start_matches("f:")));
+                meta::map(&mut nested).retain(|field, _| !identity(field.trim_start_matches("f:")));
             }
             (format!("f:{field}"), nested)
         })
@@ -77,9 +72,20 @@ mod tests {
 
     #[test]
     fn what_is_no_longer_applied_goes_unless_another_manager_has_it() {
-        let mut live = json!({ "metadata": { "name": "n", "labels": { "a": "1", "b": "2" } }, "spec": { "x": 1, "y": 2 } });
-        settle(&mut live, &json!({ "metadata": { "name": "n", "labels": { "a": "1" } }, "spec": { "x": 1 } }), "one", "v1");
-        settle(&mut live, &json!({ "metadata": { "name": "n", "labels": { "b": "2" } }, "spec": { "x": 1 } }), "two", "v1");
+        let mut live =
+            json!({ "metadata": { "name": "n", "labels": { "a": "1", "b": "2" } }, "spec": { "x": 1, "y": 2 } });
+        settle(
+            &mut live,
+            &json!({ "metadata": { "name": "n", "labels": { "a": "1" } }, "spec": { "x": 1 } }),
+            "one",
+            "v1",
+        );
+        settle(
+            &mut live,
+            &json!({ "metadata": { "name": "n", "labels": { "b": "2" } }, "spec": { "x": 1 } }),
+            "two",
+            "v1",
+        );
         settle(&mut live, &json!({ "metadata": { "name": "n" }, "spec": { "z": 3 } }), "one", "v1");
         assert_eq!(live["metadata"]["labels"], json!({ "b": "2" }));
         assert_eq!(live["metadata"]["name"], "n");

@@ -62,9 +62,8 @@ pub(crate) enum Shape {
 impl Call {
     /// Takes a request apart. Never fails: what can't be served is found out later, after authentication.
     pub(crate) fn new(parts: &Parts) -> Self {
-        let query: Vec<(String, String)> = Query::try_from_uri(&parts.uri)
-            .map(|Query(query)| query)
-            .unwrap_or_default();
+        let query: Vec<(String, String)> =
+            Query::try_from_uri(&parts.uri).map(|Query(query)| query).unwrap_or_default();
         let path = parts.uri.path();
         let mut call = Self {
             request: resource_of(path),
@@ -109,30 +108,24 @@ impl Call {
 
     /// A parameter of the query.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.query
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     /// Whether a parameter is there and is not said to be false.
     pub(crate) fn is_set(&self, name: &str) -> bool {
-        self.get(name)
-            .is_some_and(|value| !matches!(value, "false" | "0" | "False"))
+        self.get(name).is_some_and(|value| !matches!(value, "false" | "0" | "False"))
     }
 
-    /// A parameter that is a number.
+    /// A parameter that is a number; one below zero counts as left out.
     pub(crate) fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
         self.get(name)
             .filter(|text| !text.is_empty())
             .map(|text| {
-                text.parse().map_err(|_| {
-                    ApiError::bad_request(format!(
-                        "strconv.ParseInt: parsing \"{text}\": invalid syntax ({name})"
-                    ))
-                })
+                text.parse::<i64>()
+                    .map_err(|_| ApiError::bad_request(format!("strconv.ParseInt: parsing \"{text}\": invalid syntax")))
             })
             .transpose()
+            .map(|number| number.and_then(|number| u64::try_from(number).ok()))
     }
 
     /// Whether nothing is to be changed.
@@ -142,20 +135,12 @@ impl Call {
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
-    headers
-        .get(name)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
 /// The media type without its parameters.
 fn media_type(content_type: &str) -> String {
-    content_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_lowercase()
+    content_type.split(';').next().unwrap_or_default().trim().to_lowercase()
 }
 
 /// The first of the formats asked for that is spoken here; protobuf is not.
@@ -180,9 +165,7 @@ fn shape(headers: &HeaderMap) -> Option<Shape> {
             None => Some(Shape::Plain),
             Some("Table") => Some(Shape::Table),
             Some("PartialObjectMetadata" | "PartialObjectMetadataList") => Some(Shape::Partial),
-            Some("APIGroupDiscoveryList") if parameter("v") == Some("v2") => {
-                Some(Shape::Aggregated)
-            }
+            Some("APIGroupDiscoveryList") if parameter("v") == Some("v2") => Some(Shape::Aggregated),
             Some(_) => None,
         }
     })
@@ -235,13 +218,8 @@ mod tests {
             ("/apis/a.b/v1/things/t/status", ["a.b", "things", "", "t", "status"]),
         ] {
             let request = resource_of(path);
-            let found = [
-                request.group.as_str(),
-                &request.resource,
-                &request.namespace,
-                &request.name,
-                &request.subresource,
-            ];
+            let found =
+                [request.group.as_str(), &request.resource, &request.namespace, &request.name, &request.subresource];
             assert_eq!(found, expected, "{path}");
         }
     }

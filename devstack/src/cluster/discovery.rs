@@ -20,16 +20,7 @@ use super::{
 
 /// The Kubernetes version that is claimed: that of the API types this is built with.
 const VERSION: (&str, &str) = ("1", "33");
-const VERBS: [&str; 8] = [
-    "create",
-    "delete",
-    "deletecollection",
-    "get",
-    "list",
-    "patch",
-    "update",
-    "watch",
-];
+const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const STATUS_VERBS: [&str; 3] = ["get", "patch", "update"];
 
 /// Answers a path that names no resource.
@@ -75,7 +66,7 @@ fn version() -> Value {
         "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "",
         "compiler": "rustc",
-        "platform": format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+        "platform": "",
     })
 }
 
@@ -174,8 +165,7 @@ impl Served {
                 let versions: Vec<Value> = versions
                     .iter()
                     .map(|version| {
-                        let resources: Vec<Value> =
-                            self.of(group, version).map(aggregated_resource).collect();
+                        let resources: Vec<Value> = self.of(group, version).map(aggregated_resource).collect();
                         json!({ "version": version, "resources": resources, "freshness": "Current" })
                     })
                     .collect();
@@ -214,9 +204,8 @@ impl Served {
         for resource in self.of(group, version) {
             let kind = json!({ "group": group, "version": version, "kind": resource.kind });
             let name = schema_name(resource);
-            let mut schema = resource
-                .schema()
-                .map_or_else(|| json!({ "type": "object" }), |schema| schema.document().clone());
+            let mut schema =
+                resource.schema().map_or_else(|| json!({ "type": "object" }), |schema| schema.document().clone());
             schema["x-kubernetes-group-version-kind"] = json!([kind]);
             paths.insert(
                 path_of(resource),
@@ -303,9 +292,7 @@ fn aggregated_resource(resource: &Resource) -> Value {
     }
     let subresources: Vec<Value> = subresources(resource)
         .into_iter()
-        .map(|(subresource, verbs)| {
-            json!({ "subresource": subresource, "responseKind": kind, "verbs": verbs })
-        })
+        .map(|(subresource, verbs)| json!({ "subresource": subresource, "responseKind": kind, "verbs": verbs }))
         .collect();
     if !subresources.is_empty() {
         entry["subresources"] = subresources.into();

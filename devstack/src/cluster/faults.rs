@@ -71,9 +71,7 @@ impl Match {
     }
 
     fn fits(&self, request: &Request) -> bool {
-        let fits = |wanted: &Option<String>, found: &str| {
-            wanted.as_ref().is_none_or(|wanted| wanted == found)
-        };
+        let fits = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
         self.times != Some(0)
             && fits(&self.verb, &request.verb)
             && fits(&self.resource, &request.resource)
@@ -109,10 +107,7 @@ pub struct Faults {
 
 impl Faults {
     pub(crate) fn new() -> Self {
-        Self {
-            rules: Mutex::default(),
-            refusing: watch::Sender::new(false),
-        }
+        Self { rules: Mutex::default(), refusing: watch::Sender::new(false) }
     }
 
     /// Lets requests wait before anything is done with them. Delays of several rules add up.
@@ -168,10 +163,7 @@ impl Faults {
 
     /// What is to happen to this request; uses up one of each fitting rule's times.
     pub(crate) fn plan(&self, request: &Request) -> Plan {
-        let mut plan = Plan {
-            drop: *self.refusing.borrow(),
-            ..Plan::default()
-        };
+        let mut plan = Plan { drop: *self.refusing.borrow(), ..Plan::default() };
         let mut rules = self.lock();
         for (which, fault) in rules.iter_mut().filter(|(which, _)| which.fits(request)) {
             which.times = which.times.map(|times| times - 1);

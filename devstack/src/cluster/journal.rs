@@ -22,36 +22,18 @@ const SLACK: u64 = 32 * 1024 * 1024;
 #[serde(rename_all = "lowercase", tag = "what")]
 pub(crate) enum Entry {
     /// An object was created or changed.
-    Put {
-        revision: u64,
-        resource: String,
-        object: Arc<Value>,
-    },
+    Put { revision: u64, resource: String, object: Arc<Value> },
     /// An object went away.
-    Delete {
-        revision: u64,
-        resource: String,
-        namespace: String,
-        name: String,
-    },
+    Delete { revision: u64, resource: String, namespace: String, name: String },
     /// A pod's container wrote something.
-    Log {
-        uid: String,
-        container: String,
-        hex: String,
-        append: bool,
-    },
+    Log { uid: String, container: String, hex: String, append: bool },
     /// How far the counter was.
     Revision { revision: u64 },
 }
 
 impl Entry {
     pub(crate) fn put(revision: u64, key: &Key, object: &Arc<Value>) -> Self {
-        Self::Put {
-            revision,
-            resource: key.resource.to_string(),
-            object: Arc::clone(object),
-        }
+        Self::Put { revision, resource: key.resource.to_string(), object: Arc::clone(object) }
     }
 
     pub(crate) fn delete(revision: u64, key: &Key) -> Self {
@@ -64,12 +46,7 @@ impl Entry {
     }
 
     pub(crate) fn log(uid: &str, container: &str, bytes: &[u8], append: bool) -> Self {
-        Self::Log {
-            uid: uid.to_owned(),
-            container: container.to_owned(),
-            hex: hex::encode(bytes),
-            append,
-        }
+        Self::Log { uid: uid.to_owned(), container: container.to_owned(), hex: hex::encode(bytes), append }
     }
 }
 
@@ -120,13 +97,7 @@ impl Journal {
             fs::create_dir_all(directory)?;
         }
         let (file, snapshot) = write_snapshot(path, entries)?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            pending: Vec::new(),
-            written: 0,
-            snapshot,
-        })
+        Ok(Self { path: path.to_owned(), file, pending: Vec::new(), written: 0, snapshot })
     }
 
     /// Where it is.
@@ -168,18 +139,10 @@ impl Journal {
 }
 
 /// Writes beside the file, then takes its place, so that there is always a whole one.
-fn write_snapshot(
-    path: &Path,
-    entries: impl Iterator<Item = Entry>,
-) -> io::Result<(File, u64)> {
+fn write_snapshot(path: &Path, entries: impl Iterator<Item = Entry>) -> io::Result<(File, u64)> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&beside)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
     let mut writer = BufWriter::new(file);
     for entry in entries {
         serde_json::to_writer(&mut writer, &entry)?;

@@ -52,10 +52,7 @@ impl JsonPath {
     pub(crate) fn find<'a>(&self, value: &'a Value) -> Vec<&'a Value> {
         let mut found = vec![value];
         for step in &self.0 {
-            found = found
-                .into_iter()
-                .flat_map(|value| step.take(value))
-                .collect();
+            found = found.into_iter().flat_map(|value| step.take(value)).collect();
         }
         found.retain(|value| !value.is_null());
         found

@@ -47,12 +47,7 @@ impl Log {
         let start = if lines == 0 {
             self.bytes.len()
         } else {
-            body.iter()
-                .enumerate()
-                .rev()
-                .filter(|(_, byte)| **byte == b'\n')
-                .nth(lines - 1)
-                .map_or(0, |(at, _)| at + 1)
+            body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').nth(lines - 1).map_or(0, |(at, _)| at + 1)
         };
         self.dropped + start as u64
     }

@@ -32,18 +32,12 @@ pub(crate) fn deleting(object: &Value) -> bool {
 
 /// The text entries of a map.
 fn entries(map: &Value) -> impl Iterator<Item = (&str, &str)> {
-    map.as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
+    map.as_object().into_iter().flatten().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
 }
 
 /// The object's finalizers.
 pub(crate) fn finalizers(object: &Value) -> Vec<&str> {
-    list(&object["metadata"]["finalizers"])
-        .iter()
-        .filter_map(Value::as_str)
-        .collect()
+    list(&object["metadata"]["finalizers"]).iter().filter_map(Value::as_str).collect()
 }
 
 /// The object's owner references.
@@ -96,19 +90,14 @@ pub(crate) fn add_finalizer(object: &mut Value, finalizer: &str) {
 
 /// Removes a finalizer; an empty list goes away as a whole.
 pub(crate) fn remove_finalizer(object: &mut Value, finalizer: &str) {
-    let left: Vec<Value> = finalizers(object)
-        .into_iter()
-        .filter(|known| *known != finalizer)
-        .map(Value::from)
-        .collect();
+    let left: Vec<Value> =
+        finalizers(object).into_iter().filter(|known| *known != finalizer).map(Value::from).collect();
     set(object, "finalizers", (!left.is_empty()).then(|| left.into()));
 }
 
 /// The time now, to the second, as `metav1.Time` is written.
 pub(crate) fn now() -> String {
-    DateTimePrinter::new()
-        .precision(Some(0))
-        .timestamp_to_string(&Timestamp::now())
+    DateTimePrinter::new().precision(Some(0)).timestamp_to_string(&Timestamp::now())
 }
 
 /// Five letters and digits that make a generated name unique, from the alphabet that the real server uses
@@ -148,25 +137,19 @@ const QUALIFIED_NAME: &str = "name part must consist of alphanumeric characters,
     '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 
 fn is_label(text: &str) -> bool {
-    let edge = |byte: Option<&u8>| {
-        byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-    };
+    let edge = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     let bytes = text.as_bytes();
     edge(bytes.first())
         && edge(bytes.last())
-        && bytes
-            .iter()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-')
+        && bytes.iter().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-')
 }
 
 /// Letters, digits, `-`, `_` and `.`, with a letter or digit at both ends.
-fn is_qualified(text: &str) -> bool {
+pub(crate) fn is_qualified(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.first().is_some_and(u8::is_ascii_alphanumeric)
         && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
-        && bytes
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
 }
 
 impl NameRule {
@@ -188,7 +171,8 @@ impl NameRule {
         };
         let mut wrong = Vec::new();
         if name.len() > limit {
-            wrong.push(format!("must be no more than {limit} bytes"));
+            let unit = if self == Self::Label { "bytes" } else { "characters" };
+            wrong.push(format!("must be no more than {limit} {unit}"));
         }
         if !well_formed {
             wrong.push(rule.to_owned());

@@ -53,13 +53,13 @@ use std::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 
-use self::{
-    registry::Registry,
-    store::{Key, Store},
-};
 pub use self::{
     call::Request,
     faults::{Faults, Match},
+};
+use self::{
+    registry::Registry,
+    store::{Key, Store},
 };
 
 /// As many requests are remembered.
@@ -124,23 +124,48 @@ struct Api {
     store: Store,
     registry: Registry,
     faults: Faults,
-    requests: Mutex<VecDeque<Request>>,
+    requests: Mutex<Requests>,
     authenticator: Option<Arc<dyn Authenticate>>,
     /// Turns true when the cluster stops.
     stop: watch::Receiver<bool>,
 }
 
-impl Api {
-    fn requests(&self) -> MutexGuard<'_, VecDeque<Request>> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+/// The requests of late.
+#[derive(Debug, Default)]
+struct Requests {
+    /// How many came before those that are remembered.
+    forgotten: usize,
+    list: VecDeque<Request>,
+}
+
+impl Requests {
+    /// Remembers a request; the number is for [`Requests::set_user`].
+    fn add(&mut self, request: Request) -> usize {
+        if self.list.len() == REQUESTS {
+            self.list.pop_front();
+            self.forgotten += 1;
+        }
+        self.list.push_back(request);
+        self.forgotten + self.list.len() - 1
     }
 
-    fn record(&self, request: Request) {
-        let mut requests = self.requests();
-        if requests.len() == REQUESTS {
-            requests.pop_front();
+    /// Notes who it was that sent the request, which is known only later.
+    fn set_user(&mut self, number: usize, user: &str) {
+        let index = number.checked_sub(self.forgotten);
+        if let Some(request) = index.and_then(|index| self.list.get_mut(index)) {
+            user.clone_into(&mut request.user);
         }
-        requests.push_back(request);
+    }
+
+    fn clear(&mut self) {
+        self.forgotten += self.list.len();
+        self.list.clear();
+    }
+}
+
+impl Api {
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn key(&self, resource: &str, namespace: &str, name: &str) -> Key {
@@ -172,10 +197,7 @@ pub struct EmbeddedCluster {
 
 impl fmt::Debug for EmbeddedCluster {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("EmbeddedCluster")
-            .field("addr", &self.addr)
-            .finish_non_exhaustive()
+        formatter.debug_struct("EmbeddedCluster").field("addr", &self.addr).finish_non_exhaustive()
     }
 }
 
@@ -205,12 +227,7 @@ impl EmbeddedCluster {
         }
         tokio::spawn(controllers::run(Arc::clone(&api)));
         let server = tokio::spawn(server::serve(Arc::clone(&api), listener, addr));
-        Ok(Self {
-            api,
-            addr,
-            stop,
-            server,
-        })
+        Ok(Self { api, addr, stop, server })
     }
 
     /// Where it listens, as a URL.
@@ -255,10 +272,10 @@ impl EmbeddedCluster {
         &self.api.faults
     }
 
-    /// The requests so far, in the order in which they were answered; the oldest are forgotten after 100,000.
+    /// The requests so far, in the order in which they came; the oldest are forgotten after 100,000.
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
-        self.api.requests().iter().cloned().collect()
+        self.api.requests().list.iter().cloned().collect()
     }
 
     /// Forgets the requests so far.
@@ -288,21 +305,14 @@ impl EmbeddedCluster {
     /// All objects of a resource, in the order of namespaces and names. `resource` as for [`Self::object`].
     #[must_use]
     pub fn objects(&self, resource: &str) -> Vec<Arc<Value>> {
-        self.api.store.read(|state| {
-            state
-                .list(&resource.into(), None, None)
-                .map(|(_, object)| Arc::clone(object))
-                .collect()
-        })
+        self.api
+            .store
+            .read(|state| state.list(&resource.into(), None, None).map(|(_, object)| Arc::clone(object)).collect())
     }
 
     /// Waits until `look` finds what it looks for. It looks now, and again after each change, for at most
     /// `limit`; then the answer is `None`.
-    pub async fn wait_for<T>(
-        &self,
-        limit: Duration,
-        mut look: impl FnMut(&Self) -> Option<T>,
-    ) -> Option<T> {
+    pub async fn wait_for<T>(&self, limit: Duration, mut look: impl FnMut(&Self) -> Option<T>) -> Option<T> {
         let mut changed = self.revision();
         let found = async {
             loop {

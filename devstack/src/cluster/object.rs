@@ -19,36 +19,74 @@ pub(crate) struct Decoded {
     pub(crate) unknown: Vec<String>,
 }
 
-/// Reads an object: its kind must be the resource's, its fields of the right types. Unknown fields are
-/// dropped, as the real server drops them; `metadata` has no others than `ObjectMeta`'s on any kind.
-pub(crate) fn decode(resource: &Resource, mut body: Value) -> Result<Decoded, String> {
-    let expected = [
-        ("apiVersion", resource.api_version()),
-        ("kind", resource.kind.clone()),
-    ];
-    if !body.is_object() {
-        return Err("json: cannot unmarshal into Go value: it must be an object".to_owned());
-    }
-    for (field, expected) in expected {
-        match body.get(field).and_then(Value::as_str) {
-            None | Some("") => meta::set_top(&mut body, field, Some(expected.into())),
-            Some(found) if found == expected => {}
-            Some(found) => {
-                return Err(format!("{field} is {found:?}, but {expected:?} is expected here"));
+/// Why an object can't be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreadable {
+    /// It does not say what it is.
+    #[error("Object '{0}' is missing in '{1}'")]
+    Missing(&'static str, String),
+    /// It is of another kind.
+    #[error("converting ({0}) to ({1}): unknown conversion")]
+    Kind(String, String),
+    /// It is of another version.
+    #[error("the API version in the data ({0}) does not match the expected API version ({1})")]
+    Version(String, String),
+    /// A field is wrong or unknown.
+    #[error("{0}")]
+    Field(String),
+}
+
+impl Unreadable {
+    /// The refusal of a body that is to become an object of the resource.
+    pub(crate) fn refuse(&self, resource: &Resource) -> ApiError {
+        let kind = &resource.kind;
+        match self {
+            Self::Missing(_, text) => ApiError::bad_request(format!(
+                "the object provided is unrecognized (must be of type {kind}): {self} ({})",
+                summary(text.as_bytes())
+            )),
+            Self::Kind(found, _) if resource.schema().is_some() => {
+                let detail = format!("must be {kind}");
+                let error = FieldError::invalid("kind", &found.as_str().into(), &detail);
+                ApiError::invalid_kind(&resource.group, found, "", &[error])
             }
+            Self::Kind(found, _) => ApiError::bad_request(format!(
+                "{found} in version \"{}\" cannot be handled as a {kind}: {self}",
+                resource.version
+            )),
+            Self::Version(..) => ApiError::bad_request(self.to_string()),
+            Self::Field(_) => ApiError::bad_request(format!(
+                "{kind} in version \"{}\" cannot be handled as a {kind}: {self}",
+                resource.version
+            )),
         }
     }
+}
+
+/// The beginning of a body, for messages.
+pub(crate) fn summary(body: &[u8]) -> String {
+    match body {
+        [] => "<empty>".to_owned(),
+        body if body.len() > 30 => format!("{} ...", String::from_utf8_lossy(&body[..30])),
+        body => String::from_utf8_lossy(body).into_owned(),
+    }
+}
+
+/// Reads an object: its kind must be the resource's, its fields of the right types. Unknown fields are
+/// dropped, as the real server drops them; `metadata` has no others than `ObjectMeta`'s on any kind.
+pub(crate) fn decode(resource: &Resource, mut body: Value) -> Result<Decoded, Unreadable> {
+    check_type(resource, &mut body)?;
     let mut unknown = Vec::new();
-    let object = match &resource.form {
+    let mut object = match &resource.form {
         Form::BuiltIn(built_in) => {
-            let object = (built_in.decode)(body.clone())?;
+            let object = (built_in.decode)(body.clone()).map_err(Unreadable::Field)?;
             unknown_fields(&body, &object, "", &mut unknown);
             object
         }
         Form::Custom(schema) => {
             let sent = body["metadata"].take();
             let metadata: Option<ObjectMeta> = serde_json::from_value(sent.clone())
-                .map_err(|error| format!("unable to decode metadata: {error}"))?;
+                .map_err(|error| Unreadable::Field(format!("metadata: {error}")))?;
             let metadata = json!(metadata.unwrap_or_default());
             unknown_fields(&sent, &metadata, "metadata", &mut unknown);
             body["metadata"] = metadata;
@@ -57,7 +95,43 @@ pub(crate) fn decode(resource: &Resource, mut body: Value) -> Result<Decoded, St
             body
         }
     };
+    drop_empty(&mut object["metadata"]);
     Ok(Decoded { object, unknown })
+}
+
+/// An object may only be what its resource holds. Built-in ones need not say it.
+fn check_type(resource: &Resource, body: &mut Value) -> Result<(), Unreadable> {
+    let implied = resource.built_in().is_some() && body.is_object();
+    let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
+    let (version, kind) = (text("apiVersion"), text("kind"));
+    for (field, name, found) in [("kind", "Kind", &kind), ("apiVersion", "apiVersion", &version)] {
+        if found.is_empty() && !implied {
+            return Err(Unreadable::Missing(name, body.to_string()));
+        }
+        if found.is_empty() {
+            let expected = match field {
+                "kind" => resource.kind.clone(),
+                _ => resource.api_version(),
+            };
+            meta::set_top(body, field, Some(expected.into()));
+        }
+    }
+    if !version.is_empty() && version != resource.api_version() {
+        return Err(Unreadable::Version(version, resource.api_version()));
+    }
+    if !kind.is_empty() && kind != resource.kind {
+        return Err(Unreadable::Kind(kind, resource.kind.clone()));
+    }
+    Ok(())
+}
+
+/// Metadata does not hold on to empty maps and lists.
+fn drop_empty(metadata: &mut Value) {
+    meta::map(metadata).retain(|_, value| match value {
+        Value::Object(map) => !map.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        _ => true,
+    });
 }
 
 /// The fields of `sent` that reading it did not keep.
@@ -85,27 +159,16 @@ fn unknown_fields(sent: &Value, kept: &Value, path: &str, unknown: &mut Vec<Stri
 /// Returns warnings.
 ///
 /// Source: Kubernetes API concepts, "Field validation".
-pub(crate) fn field_validation(call: &Call, unknown: &[String]) -> Result<Vec<String>, String> {
-    let texts: Vec<String> = unknown
-        .iter()
-        .map(|field| format!("unknown field \"{field}\""))
-        .collect();
+pub(crate) fn field_validation(call: &Call, unknown: &[String]) -> Result<Vec<String>, Unreadable> {
+    let texts: Vec<String> = unknown.iter().map(|field| format!("unknown field \"{field}\"")).collect();
     match call.get("fieldValidation") {
         Some("Ignore") => Ok(Vec::new()),
         Some("Strict") if !texts.is_empty() => {
-            Err(format!("strict decoding error: {}", texts.join(", ")))
+            let why = format!("strict decoding error: {}", texts.join(", "));
+            Err(Unreadable::Field(why))
         }
         _ => Ok(texts),
     }
-}
-
-/// The refusal of a body that can't be read as the resource's kind.
-pub(crate) fn undecodable(resource: &Resource, why: &str) -> ApiError {
-    ApiError::bad_request(format!(
-        "{kind} in version \"{}\" cannot be handled as a {kind}: {why}",
-        resource.version,
-        kind = resource.kind
-    ))
 }
 
 /// Fills in what the rules of the kind say; the old object on an update.
@@ -116,14 +179,8 @@ pub(crate) fn prepare(resource: &Resource, object: &mut Value, old: Option<&Valu
 }
 
 /// Refuses what breaks the rules of the kind; the old object on an update.
-pub(crate) fn validate(
-    resource: &Resource,
-    object: &Value,
-    old: Option<&Value>,
-) -> Result<(), ApiError> {
-    let rule = resource
-        .built_in()
-        .map_or(NameRule::Subdomain, |built_in| built_in.names);
+pub(crate) fn validate(resource: &Resource, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
+    let rule = resource.built_in().map_or(NameRule::Subdomain, |built_in| built_in.names);
     let mut errors = meta::check(object, rule);
     if let Some(old) = old.filter(|old| meta::deleting(old)) {
         let known = meta::finalizers(old);
@@ -146,18 +203,12 @@ pub(crate) fn validate(
         Form::BuiltIn(built_in) => (built_in.validate)(object, old, &mut errors),
         Form::Custom(schema) => errors.extend(schema.validate(object)),
     }
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(ApiError::invalid(resource, meta::name(object), &errors))
-    }
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(resource, meta::name(object), &errors)) }
 }
 
 /// Whether changes of the resource's spec are counted.
 pub(crate) fn counts_generations(resource: &Resource) -> bool {
-    resource
-        .built_in()
-        .is_none_or(|built_in| built_in.generation)
+    resource.built_in().is_none_or(|built_in| built_in.generation)
 }
 
 /// Whether something changed that `metadata.generation` counts: neither metadata nor, where that has a

@@ -48,8 +48,7 @@ impl Format {
             Self::Json => {
                 let patch: json_patch::Patch = serde_json::from_value(patch.clone())
                     .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
-                json_patch::patch(&mut object, &patch)
-                    .map_err(|error| ApiError::unprocessable(&error.to_string()))?;
+                json_patch::patch(&mut object, &patch).map_err(|_| ApiError::unprocessable())?;
             }
             _ if !patch.is_object() => {
                 return Err(ApiError::bad_request("error decoding patch: it must be a JSON object"));
@@ -123,17 +122,13 @@ fn merge_map(target: &mut Map<String, Value>, patch: &Value) {
 }
 
 fn merge_list(target: &mut Map<String, Value>, field: &str, entries: &[Value]) {
-    let replace = entries
-        .iter()
-        .any(|entry| entry.get("$patch").is_some_and(|what| what == "replace"));
+    let replace = entries.iter().any(|entry| entry.get("$patch").is_some_and(|what| what == "replace"));
     let key = MERGE_KEYS
         .iter()
         .find(|(list, _)| *list == field)
         .map(|(_, key)| *key)
         .filter(|key| !replace && entries.iter().all(|entry| entry.get(key).is_some()));
-    let list = target
-        .entry(field.to_owned())
-        .or_insert_with(|| Value::Array(Vec::new()));
+    let list = target.entry(field.to_owned()).or_insert_with(|| Value::Array(Vec::new()));
     let Value::Array(list) = list else {
         *list = entries.to_vec().into();
         return;
@@ -162,11 +157,7 @@ fn merge_list(target: &mut Map<String, Value>, field: &str, entries: &[Value]) {
             }
         }
     } else {
-        *list = entries
-            .iter()
-            .filter(|entry| entry.get("$patch").is_none())
-            .cloned()
-            .collect();
+        *list = entries.iter().filter(|entry| entry.get("$patch").is_none()).cloned().collect();
     }
 }
 

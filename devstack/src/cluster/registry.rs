@@ -75,20 +75,20 @@ impl Resource {
 
 /// `v1`, `batch/v1`.
 pub(crate) fn group_version(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{group}/{version}")
-    }
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
 /// The resource's name with its group: `jobs.batch`, `pods`.
 pub(crate) fn id(plural: &str, group: &str) -> Arc<str> {
-    if group.is_empty() {
-        plural.into()
-    } else {
-        format!("{plural}.{group}").into()
-    }
+    if group.is_empty() { plural.into() } else { format!("{plural}.{group}").into() }
+}
+
+/// What a definition was made into.
+#[derive(Debug)]
+struct Defined {
+    /// The definition's resourceVersion.
+    revision: String,
+    versions: Vec<Arc<Resource>>,
 }
 
 /// Finds resources.
@@ -96,31 +96,27 @@ pub(crate) fn id(plural: &str, group: &str) -> Arc<str> {
 pub(crate) struct Registry {
     built_in: Vec<Arc<Resource>>,
     definitions: Arc<str>,
-    /// What a definition was made into, by its name, with the resourceVersion it was made from.
-    custom: Mutex<HashMap<String, (String, Vec<Arc<Resource>>)>>,
+    /// What definitions were made into, by their names.
+    custom: Mutex<HashMap<String, Defined>>,
 }
 
 impl Registry {
     /// The built-in resources.
     pub(crate) fn new() -> Self {
         Self {
-            built_in: builtin::ALL
-                .iter()
-                .map(|row| Arc::new(row.resource()))
-                .collect(),
+            built_in: builtin::ALL.iter().map(|row| Arc::new(row.resource())).collect(),
             definitions: id("customresourcedefinitions", "apiextensions.k8s.io"),
             custom: Mutex::default(),
         }
     }
 
+    /// Whether there are built-in resources in that group and version.
+    pub(crate) fn has_built_in(&self, group: &str, version: &str) -> bool {
+        self.built_in.iter().any(|resource| resource.group == group && resource.version == version)
+    }
+
     /// The resource of that plural.
-    pub(crate) fn find(
-        &self,
-        state: &State,
-        group: &str,
-        version: &str,
-        plural: &str,
-    ) -> Option<Arc<Resource>> {
+    pub(crate) fn find(&self, state: &State, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
         let fits = |resource: &&Arc<Resource>| {
             resource.group == group && resource.version == version && resource.plural == plural
         };
@@ -143,9 +139,7 @@ impl Registry {
 
     /// All of them, built-in ones first.
     pub(crate) fn all(&self, state: &State) -> Vec<Arc<Resource>> {
-        let custom = state
-            .list(&self.definitions, None, None)
-            .flat_map(|(_, definition)| self.versions(definition));
+        let custom = state.list(&self.definitions, None, None).flat_map(|(_, definition)| self.versions(definition));
         self.built_in.iter().cloned().chain(custom).collect()
     }
 
@@ -153,10 +147,10 @@ impl Registry {
     fn versions(&self, definition: &Value) -> Vec<Arc<Resource>> {
         let mut custom = self.custom.lock().unwrap_or_else(PoisonError::into_inner);
         let revision = meta::text(definition, "resourceVersion");
-        if let Some((known, versions)) = custom.get(meta::name(definition))
-            && known == revision
+        if let Some(known) = custom.get(meta::name(definition))
+            && known.revision == revision
         {
-            return versions.clone();
+            return known.versions.clone();
         }
         let versions: Vec<Arc<Resource>> = meta::list(&definition["spec"]["versions"])
             .iter()
@@ -164,7 +158,8 @@ impl Registry {
             .map(|version| Arc::new(from_definition(definition, version)))
             .collect();
         let name = meta::name(definition).to_owned();
-        custom.insert(name, (revision.to_owned(), versions.clone()));
+        let defined = Defined { revision: revision.to_owned(), versions: versions.clone() };
+        custom.insert(name, defined);
         versions
     }
 }

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::{registry::Resource, status::ApiError};
+use super::{meta, registry::Resource, status::ApiError};
 
 /// What a list or a watch is narrowed down to.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +20,8 @@ enum Requirement {
     NotIn(String, Vec<String>),
     Exists(String),
     Absent(String),
+    Above(String, i64),
+    Below(String, i64),
 }
 
 /// One condition on a field.
@@ -32,23 +34,14 @@ struct FieldRequirement {
 
 impl Selector {
     /// Reads both selectors; `None` and empty ones select everything.
-    pub(crate) fn parse(
-        resource: &Resource,
-        labels: Option<&str>,
-        fields: Option<&str>,
-    ) -> Result<Self, ApiError> {
+    pub(crate) fn parse(resource: &Resource, labels: Option<&str>, fields: Option<&str>) -> Result<Self, ApiError> {
         let labels = parse_labels(labels.unwrap_or_default())?;
         let fields = parse_fields(fields.unwrap_or_default())?;
         for field in &fields {
             let known = matches!(field.path.as_str(), "metadata.name" | "metadata.namespace")
-                || resource
-                    .built_in()
-                    .is_some_and(|built_in| built_in.fields.contains(&field.path.as_str()));
+                || resource.built_in().is_some_and(|built_in| built_in.fields.contains(&field.path.as_str()));
             if !known {
-                return Err(ApiError::bad_request(format!(
-                    "field label not supported: {}",
-                    field.path
-                )));
+                return Err(ApiError::bad_request(format!("field label not supported: {}", field.path)));
             }
         }
         Ok(Self { labels, fields })
@@ -81,14 +74,15 @@ impl Selector {
 impl Requirement {
     fn holds(&self, labels: &Value) -> bool {
         let value = |key: &String| labels.get(key).and_then(Value::as_str);
-        let among = |key, values: &[String]| {
-            value(key).is_some_and(|value| values.iter().any(|known| known == value))
-        };
+        let number = |key| value(key).and_then(|text| text.parse::<i64>().ok());
+        let among = |key, values: &[String]| value(key).is_some_and(|value| values.iter().any(|known| known == value));
         match self {
             Self::In(key, values) => among(key, values),
             Self::NotIn(key, values) => !among(key, values),
             Self::Exists(key) => value(key).is_some(),
             Self::Absent(key) => value(key).is_none(),
+            Self::Above(key, limit) => number(key).is_some_and(|number| number > *limit),
+            Self::Below(key, limit) => number(key).is_some_and(|number| number < *limit),
         }
     }
 }
@@ -106,11 +100,7 @@ fn parse_fields(text: &str) -> Result<Vec<FieldRequirement>, ApiError> {
                     "unable to parse field selector: invalid selector: '{text}'; can't understand '{term}'"
                 )));
             };
-            Ok(FieldRequirement {
-                path: path.to_owned(),
-                value: value.to_owned(),
-                equal,
-            })
+            Ok(FieldRequirement { path: path.to_owned(), value: value.to_owned(), equal })
         })
         .collect()
 }
@@ -142,18 +132,12 @@ fn split_outside_parentheses(text: &str) -> Vec<&str> {
 fn parse_requirement(term: &str) -> Option<Requirement> {
     let key = |text: &str| {
         let text = text.trim();
-        let well_formed = !text.is_empty()
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte));
-        well_formed.then(|| text.to_owned())
+        let name = text.rsplit('/').next().unwrap_or_default();
+        meta::is_qualified(name).then(|| text.to_owned())
     };
     let value = |text: &str| {
         let text = text.trim();
-        let well_formed = text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        well_formed.then(|| text.to_owned())
+        (text.is_empty() || meta::is_qualified(text)).then(|| text.to_owned())
     };
     if let Some(list) = term.strip_suffix(')') {
         let (head, values) = list.split_once('(')?;
@@ -172,6 +156,12 @@ fn parse_requirement(term: &str) -> Option<Requirement> {
     if let Some((name, text)) = term.split_once("==").or(term.split_once('=')) {
         return Some(Requirement::In(key(name)?, vec![value(text)?]));
     }
+    if let Some((name, limit)) = term.split_once('>') {
+        return Some(Requirement::Above(key(name)?, limit.trim().parse().ok()?));
+    }
+    if let Some((name, limit)) = term.split_once('<') {
+        return Some(Requirement::Below(key(name)?, limit.trim().parse().ok()?));
+    }
     match term.strip_prefix('!') {
         Some(name) => Some(Requirement::Absent(key(name)?)),
         None => Some(Requirement::Exists(key(term)?)),
@@ -186,16 +176,12 @@ mod tests {
 
     fn selects(selector: &str, labels: Value) -> bool {
         let labels = json!({ "metadata": { "labels": labels } });
-        Selector {
-            labels: parse_labels(selector).unwrap(),
-            fields: Vec::new(),
-        }
-        .matches(&labels)
+        Selector { labels: parse_labels(selector).unwrap(), fields: Vec::new() }.matches(&labels)
     }
 
     #[test]
     fn every_form_of_a_label_requirement() {
-        let labels = json!({ "app": "x", "tier": "y" });
+        let labels = json!({ "app": "x", "tier": "y", "number": "5" });
         for (selector, expected) in [
             ("app=x", true),
             ("app==x,tier=y", true),
@@ -209,6 +195,9 @@ mod tests {
             ("none", false),
             ("!none", true),
             ("!app", false),
+            ("number>4,number<6", true),
+            ("number>5", false),
+            ("app<5", false),
             ("", true),
         ] {
             assert_eq!(selects(selector, labels.clone()), expected, "{selector}");
@@ -217,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_is_no_selector_is_refused() {
-        for selector in ["a in", "a in x", "in (x", "a b", "=x", "a=x y", "a within (x)"] {
+        for selector in ["a in", "a in x", "in (x", "a b", "=x", "a=x y", "a within (x)", "-a", "a=b/c", "a>b"] {
             assert!(parse_labels(selector).is_err(), "{selector}");
         }
     }

@@ -30,7 +30,8 @@ use tokio::{
 use super::{
     Api,
     call::{Call, Request},
-    discovery,
+    discovery, object,
+    patch::Format,
     registry::Resource,
     status::ApiError,
     verbs::{create, delete, log, read, update, watch},
@@ -42,15 +43,8 @@ const BODY_LIMIT: usize = 3 * 1024 * 1024;
 /// Serves until the cluster stops and all answers under way are given.
 pub(crate) async fn serve(api: Arc<Api>, listener: TcpListener, addr: SocketAddr) -> io::Result<()> {
     let mut stop = api.stop.clone();
-    let gate = Gate {
-        refusing: api.faults.refusing(),
-        listener: Some(listener),
-        addr,
-    };
-    let app = Router::new()
-        .fallback(handle)
-        .with_state(api)
-        .into_make_service_with_connect_info::<Cut>();
+    let gate = Gate { refusing: api.faults.refusing(), listener: Some(listener), addr };
+    let app = Router::new().fallback(handle).with_state(api).into_make_service_with_connect_info::<Cut>();
     axum::serve(gate, app)
         .with_graceful_shutdown(async move {
             // An error means that the cluster was dropped.
@@ -66,7 +60,8 @@ async fn handle(
     request: axum::extract::Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    let mut call = Call::new(&parts);
+    let call = Call::new(&parts);
+    let number = api.requests().add(call.request.clone());
     let plan = api.faults.plan(&call.request);
     if !plan.delay.is_zero() {
         let mut stop = api.stop.clone();
@@ -78,7 +73,7 @@ async fn handle(
     } else if let Some((status, retry_after)) = plan.answer {
         ApiError::injected(status, retry_after).into_response()
     } else {
-        match authenticated(&api, &mut call, body).await {
+        match answer(&api, &call, number, body).await {
             Ok(response) => response,
             Err(error) => error.into_response(),
         }
@@ -86,48 +81,37 @@ async fn handle(
     if plan.lose_answer {
         cut.cut();
     }
-    api.record(call.request);
     answer
 }
 
-async fn authenticated(api: &Arc<Api>, call: &mut Call, body: Body) -> Result<Response, ApiError> {
+/// What the request is answered with, once it is known who sent it.
+async fn answer(api: &Arc<Api>, call: &Call, number: usize, body: Body) -> Result<Response, ApiError> {
     if let Some(authenticator) = &api.authenticator {
         match authenticator.authenticate(call.token.as_deref()).await {
-            Ok(user) => call.request.user = user.name,
+            Ok(user) => api.requests().set_user(number, &user.name),
             Err(reason) => {
                 tracing::debug!(path = call.request.path, reason, "a caller was refused");
                 return Err(ApiError::unauthorized());
             }
         }
     }
-    let body = to_bytes(body, BODY_LIMIT)
-        .await
-        .map_err(|_| ApiError::too_large(BODY_LIMIT))?;
+    let body = to_bytes(body, BODY_LIMIT).await.map_err(|_| ApiError::too_large(BODY_LIMIT))?;
     if call.request.resource.is_empty() {
         return discovery::answer(api, call);
     }
-    let Request {
-        group,
-        version,
-        resource,
-        ..
-    } = &call.request;
+    let Request { group, version, resource, .. } = &call.request;
     let resource = api
         .store
         .read(|state| api.registry.find(state, group, version, resource))
-        .ok_or_else(ApiError::no_such_path)?;
+        .ok_or_else(|| nothing_there(api.registry.has_built_in(group, version)))?;
     dispatch(api, call, resource, &body)
 }
 
 /// Hands the request to its verb.
-fn dispatch(
-    api: &Arc<Api>,
-    call: &Call,
-    resource: Arc<Resource>,
-    body: &Bytes,
-) -> Result<Response, ApiError> {
+fn dispatch(api: &Arc<Api>, call: &Call, resource: Arc<Resource>, body: &Bytes) -> Result<Response, ApiError> {
     let store = &api.store;
     let request = &call.request;
+    let built_in = resource.built_in().is_some();
     match request.subresource.as_str() {
         "" => {}
         "status" if resource.status => {}
@@ -138,56 +122,75 @@ fn dispatch(
                 _ => Err(ApiError::method_not_allowed()),
             };
         }
-        _ => return Err(ApiError::no_such_path()),
+        _ => return Err(nothing_there(built_in)),
     }
     // One object, or all of them in a namespace or everywhere.
     let status = request.subresource == "status";
     let everywhere = resource.namespaced && request.namespace.is_empty();
     if !resource.namespaced && !request.namespace.is_empty() {
-        return Err(ApiError::no_such_path());
+        return Err(nothing_there(built_in));
     }
+    let deletes_collections = resource.built_in().is_none_or(|built_in| built_in.deletes_collections);
     let answer = match request.verb.as_str() {
-        _ if everywhere && !request.name.is_empty() => return Err(ApiError::no_such_path()),
+        _ if everywhere && !request.name.is_empty() => return Err(nothing_there(built_in)),
         "get" => read::get(store, call, &resource),
         "list" => read::list(store, call, &resource),
         "watch" => return watch::watch(api, call.clone(), resource),
         "create" if request.name.is_empty() && !everywhere => {
-            create::create(store, call, &resource, json_body(call, body)?)
+            create::create(store, call, &resource, object_body(call, &resource, body)?)
         }
         "update" if !request.name.is_empty() => {
-            update::update(store, call, &resource, json_body(call, body)?)
+            update::update(store, call, &resource, object_body(call, &resource, body)?)
         }
         "patch" if !request.name.is_empty() => {
             update::patch(store, call, &resource, &patch_body(call, &resource, body)?)
         }
         "delete" if !status => delete::delete(store, call, &resource, &options_body(body)?),
-        "deletecollection" if !everywhere => {
+        "deletecollection" if !everywhere && deletes_collections => {
             delete::delete_collection(store, call, &resource, &options_body(body)?)
         }
+        _ if everywhere && !built_in => Err(ApiError::no_such_path()),
+        "update" => Err(ApiError::bad_request("name must be provided")),
         _ => Err(ApiError::method_not_allowed()),
     };
     answer?.render(call, &resource)
 }
 
-fn parse(body: &[u8]) -> Result<Value, ApiError> {
-    serde_json::from_slice(body).map_err(|error| {
-        ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}"))
-    })
+/// The refusal of a path below a resource, or beside it. Groups of custom resources say it in plain text.
+fn nothing_there(built_in: bool) -> ApiError {
+    if built_in { ApiError::no_such_resource() } else { ApiError::no_such_path() }
 }
 
-/// An object; JSON is the only format that is read here.
-fn json_body(call: &Call, body: &[u8]) -> Result<Value, ApiError> {
-    match call.content_type.as_str() {
+fn parse(body: &[u8]) -> Result<Value, String> {
+    serde_json::from_slice(body).map_err(|error| format!("couldn't get version/kind; json parse error: {error}"))
+}
+
+/// An object.
+fn object_body(call: &Call, resource: &Resource, body: &[u8]) -> Result<Value, ApiError> {
+    let parsed = match call.content_type.as_str() {
         "" | "application/json" => parse(body),
-        _ => Err(ApiError::unsupported_media_type(&["application/json"])),
-    }
+        "application/yaml" => serde_yaml_ng::from_slice(body).map_err(|error| error.to_string()),
+        _ => {
+            let accepted = ["application/json", "application/yaml"];
+            return Err(ApiError::unsupported_media_type(&accepted));
+        }
+    };
+    parsed.map_err(|why| {
+        ApiError::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): {why} ({})",
+            resource.kind,
+            object::summary(body)
+        ))
+    })
 }
 
 /// A patch. The format is checked before it is read.
 fn patch_body(call: &Call, resource: &Resource, body: &[u8]) -> Result<Value, ApiError> {
-    super::patch::Format::of(&call.content_type, resource)?;
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))
+    let parsed = match Format::of(&call.content_type, resource)? {
+        Format::Apply => serde_yaml_ng::from_slice(body).map_err(|error| error.to_string()),
+        _ => serde_json::from_slice(body).map_err(|error| error.to_string()),
+    };
+    parsed.map_err(|why| ApiError::bad_request(format!("error decoding patch: {why}")))
 }
 
 /// The options of a deletion, which need not be there.
@@ -195,7 +198,7 @@ fn options_body(body: &[u8]) -> Result<Value, ApiError> {
     if body.is_empty() {
         return Ok(Value::Null);
     }
-    parse(body)
+    parse(body).map_err(ApiError::bad_request)
 }
 
 /// The switch that closes one connection without another byte.
@@ -240,11 +243,7 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.cut.check()?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }

@@ -11,11 +11,14 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::registry::Resource;
+use super::registry::{self, Resource};
 
 /// Why a request was not carried out.
 #[derive(Clone, Debug)]
-pub(crate) struct ApiError {
+pub(crate) struct ApiError(Box<Refusal>);
+
+#[derive(Clone, Debug)]
+struct Refusal {
     code: StatusCode,
     reason: &'static str,
     message: String,
@@ -36,11 +39,7 @@ pub(crate) struct FieldError {
 impl FieldError {
     /// A field that has to be there is not.
     pub(crate) fn required(field: impl Into<String>, detail: &str) -> Self {
-        Self {
-            reason: "FieldValueRequired",
-            field: field.into(),
-            message: with_detail("Required value", detail),
-        }
+        Self { reason: "FieldValueRequired", field: field.into(), message: with_detail("Required value", detail) }
     }
 
     /// A field has a value that the rules don't allow.
@@ -54,10 +53,7 @@ impl FieldError {
 
     /// A field has a value of another type than the schema's.
     pub(crate) fn wrong_type(field: impl Into<String>, value: &Value, detail: &str) -> Self {
-        Self {
-            reason: "FieldValueTypeInvalid",
-            ..Self::invalid(field, value, detail)
-        }
+        Self { reason: "FieldValueTypeInvalid", ..Self::invalid(field, value, detail) }
     }
 
     /// A field has none of the values that are allowed.
@@ -65,21 +61,13 @@ impl FieldError {
         Self {
             reason: "FieldValueNotSupported",
             field: field.into(),
-            message: format!(
-                "Unsupported value: {}: supported values: {}",
-                shown(value),
-                allowed.join(", ")
-            ),
+            message: format!("Unsupported value: {}: supported values: {}", shown(value), allowed.join(", ")),
         }
     }
 
     /// A field may not be set (or not like this).
     pub(crate) fn forbidden(field: impl Into<String>, detail: &str) -> Self {
-        Self {
-            reason: "FieldValueForbidden",
-            field: field.into(),
-            message: with_detail("Forbidden", detail),
-        }
+        Self { reason: "FieldValueForbidden", field: field.into(), message: with_detail("Forbidden", detail) }
     }
 
     /// A text, or a whole object, is longer than `limit` bytes.
@@ -112,11 +100,7 @@ impl FieldError {
 }
 
 fn with_detail(what: &str, detail: &str) -> String {
-    if detail.is_empty() {
-        what.to_owned()
-    } else {
-        format!("{what}: {detail}")
-    }
+    if detail.is_empty() { what.to_owned() } else { format!("{what}: {detail}") }
 }
 
 /// A value as messages show it: structures as their JSON, like the real server.
@@ -130,24 +114,23 @@ fn shown(value: &Value) -> String {
 
 impl ApiError {
     fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Refusal {
             code,
             reason,
             message: message.into(),
             details: None,
             metadata: json!({}),
             plain: false,
-        }
+        }))
     }
 
-    fn about(mut self, resource: &Resource, name: &str) -> Self {
-        let mut details = json!({ "name": name });
-        if !resource.group.is_empty() {
-            details["group"] = json!(resource.group);
-        }
-        details["kind"] = json!(resource.plural);
-        self.details = Some(details);
+    fn with_details(mut self, details: Value) -> Self {
+        self.0.details = Some(details);
         self
+    }
+
+    fn about(self, resource: &Resource, name: &str) -> Self {
+        self.with_details(details(name, &resource.group, &resource.plural))
     }
 
     /// 404: there is no such object.
@@ -159,15 +142,19 @@ impl ApiError {
     /// 404: the namespace that an object should go to does not exist.
     pub(crate) fn no_namespace(namespace: &str) -> Self {
         let message = format!("namespaces \"{namespace}\" not found");
-        let mut error = Self::new(StatusCode::NOT_FOUND, "NotFound", message);
-        error.details = Some(json!({ "name": namespace, "kind": "namespaces" }));
-        error
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message).with_details(details(namespace, "", "namespaces"))
+    }
+
+    /// 404: a built-in group has no such resource.
+    pub(crate) fn no_such_resource() -> Self {
+        let message = "the server could not find the requested resource";
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message).with_details(json!({}))
     }
 
     /// 404: nothing is served under this path. Plain text, as the real one answers.
     pub(crate) fn no_such_path() -> Self {
         let mut error = Self::new(StatusCode::NOT_FOUND, "NotFound", "404 page not found\n");
-        error.plain = true;
+        error.0.plain = true;
         error
     }
 
@@ -179,10 +166,7 @@ impl ApiError {
 
     /// 409: someone else was faster, or a precondition does not hold.
     pub(crate) fn conflict(resource: &Resource, name: &str, why: &str) -> Self {
-        let message = format!(
-            "Operation cannot be fulfilled on {} \"{name}\": {why}",
-            resource.id
-        );
+        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", resource.id);
         Self::new(StatusCode::CONFLICT, "Conflict", message).about(resource, name)
     }
 
@@ -195,43 +179,58 @@ impl ApiError {
         )
     }
 
-    /// 403: not allowed, whatever the body says.
-    pub(crate) fn forbidden(resource: &Resource, name: &str, why: &str) -> Self {
-        let message = format!("{} \"{name}\" is forbidden: {why}", resource.id);
-        Self::new(StatusCode::FORBIDDEN, "Forbidden", message).about(resource, name)
+    /// 409: a deletion's precondition does not hold. Names the kind where others name the resource.
+    pub(crate) fn precondition(resource: &Resource, name: &str, why: &str) -> Self {
+        let kind = registry::id(&resource.kind, &resource.group);
+        let message = format!("Operation cannot be fulfilled on {kind} \"{name}\": {why}");
+        Self::new(StatusCode::CONFLICT, "Conflict", message).with_details(details(
+            name,
+            &resource.group,
+            &resource.kind,
+        ))
+    }
+
+    /// 403: the namespace takes nothing new.
+    pub(crate) fn terminating(resource: &Resource, name: &str, namespace: &str) -> Self {
+        let message = format!(
+            "{} \"{name}\" is forbidden: unable to create new content in namespace {namespace} because it is being terminated",
+            resource.id
+        );
+        let mut details = details(name, &resource.group, &resource.plural);
+        details["causes"] = json!([{
+            "reason": "NamespaceTerminating",
+            "message": format!("namespace {namespace} is being terminated"),
+            "field": "metadata.namespace",
+        }]);
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message).with_details(details)
     }
 
     /// 422: the object breaks the rules of its kind.
     pub(crate) fn invalid(resource: &Resource, name: &str, errors: &[FieldError]) -> Self {
-        let mut kind = resource.kind.clone();
-        if !resource.group.is_empty() {
-            kind = format!("{kind}.{}", resource.group);
-        }
-        let mut error = Self::invalid_kind(&kind, name, errors);
-        let mut details = json!({ "name": name });
-        if !resource.group.is_empty() {
-            details["group"] = json!(resource.group);
-        }
-        details["kind"] = json!(resource.kind);
-        details["causes"] = causes(errors);
-        error.details = Some(details);
-        error
+        Self::invalid_kind(&resource.group, &resource.kind, name, errors)
     }
 
-    /// 422 about something that is no object: a patch, or options.
-    pub(crate) fn invalid_kind(kind: &str, name: &str, errors: &[FieldError]) -> Self {
-        let texts: Vec<String> = errors
-            .iter()
-            .map(|error| format!("{}: {}", error.field, error.message))
-            .collect();
+    /// 422 about something else than an object of a resource: a patch, or options.
+    pub(crate) fn invalid_kind(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
+        let mut texts: Vec<String> = Vec::new();
+        for error in errors {
+            let text = format!("{}: {}", error.field, error.message);
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
         let list = match texts.as_slice() {
             [only] => only.clone(),
             several => format!("[{}]", several.join(", ")),
         };
-        let message = format!("{kind} \"{name}\" is invalid: {list}");
-        let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
-        error.details = Some(json!({ "causes": causes(errors) }));
-        error
+        let what = registry::id(kind, group);
+        let message = format!("{what} \"{name}\" is invalid: {list}");
+        let mut details = details(name, group, kind);
+        details["causes"] = errors
+            .iter()
+            .map(|error| json!({ "reason": error.reason, "message": error.message, "field": error.field }))
+            .collect();
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message).with_details(details)
     }
 
     /// 400: the request itself makes no sense.
@@ -246,13 +245,12 @@ impl ApiError {
 
     /// 405: the resource is served, but not like this.
     pub(crate) fn method_not_allowed() -> Self {
-        let mut error = Self::new(
+        Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "MethodNotAllowed",
             "the server does not allow this method on the requested resource",
-        );
-        error.details = Some(json!({}));
-        error
+        )
+        .with_details(json!({}))
     }
 
     /// 406: the caller wants a format that we don't speak.
@@ -288,16 +286,14 @@ impl ApiError {
     /// 410: the state that the caller wants to continue from is forgotten. `metadata` goes into the answer.
     pub(crate) fn expired(message: impl Into<String>, metadata: Value) -> Self {
         let mut error = Self::new(StatusCode::GONE, "Expired", message);
-        error.metadata = metadata;
+        error.0.metadata = metadata;
         error
     }
 
     /// 422: a patch that can't be applied to the object as it is.
-    pub(crate) fn unprocessable(cause: &str) -> Self {
+    pub(crate) fn unprocessable() -> Self {
         let message = "the server rejected our request due to an error in our request";
-        let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
-        error.details = Some(json!({ "causes": [{ "message": cause }] }));
-        error
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message).with_details(json!({}))
     }
 
     /// 500, in the few cases in which the real server answers so to a wrong request.
@@ -310,27 +306,20 @@ impl ApiError {
         let (reason, message) = match code {
             StatusCode::UNAUTHORIZED => return Self::unauthorized(),
             StatusCode::FORBIDDEN => ("Forbidden", "forbidden: injected by the embedded cluster"),
-            StatusCode::TOO_MANY_REQUESTS => (
-                "TooManyRequests",
-                "Too many requests, please try again later.",
-            ),
-            StatusCode::SERVICE_UNAVAILABLE => (
-                "ServiceUnavailable",
-                "the server is currently unable to handle the request",
-            ),
-            StatusCode::GATEWAY_TIMEOUT => (
-                "Timeout",
-                "Timeout: request did not complete within the allotted timeout",
-            ),
+            StatusCode::TOO_MANY_REQUESTS => ("TooManyRequests", "Too many requests, please try again later."),
+            StatusCode::SERVICE_UNAVAILABLE => {
+                ("ServiceUnavailable", "the server is currently unable to handle the request")
+            }
+            StatusCode::GATEWAY_TIMEOUT => ("Timeout", "Timeout: request did not complete within the allotted timeout"),
             StatusCode::CONFLICT => ("Conflict", "conflict: injected by the embedded cluster"),
             StatusCode::NOT_FOUND => ("NotFound", "the server could not find the requested resource"),
             _ => ("InternalError", "Internal error occurred: injected by the embedded cluster"),
         };
-        let mut error = Self::new(code, reason, message);
-        if let Some(pause) = retry_after {
-            error.details = Some(json!({ "retryAfterSeconds": pause.as_secs() }));
+        let error = Self::new(code, reason, message);
+        match retry_after {
+            Some(pause) => error.with_details(json!({ "retryAfterSeconds": pause.as_secs() })),
+            None => error,
         }
-        error
     }
 
     /// The `Status` object.
@@ -338,47 +327,45 @@ impl ApiError {
         let mut status = json!({
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": self.metadata,
+            "metadata": self.0.metadata,
             "status": "Failure",
-            "message": self.message,
+            "message": self.0.message,
         });
-        if !self.reason.is_empty() {
-            status["reason"] = json!(self.reason);
+        if !self.0.reason.is_empty() {
+            status["reason"] = json!(self.0.reason);
         }
-        if let Some(details) = &self.details {
+        if let Some(details) = &self.0.details {
             status["details"] = details.clone();
         }
-        status["code"] = json!(self.code.as_u16());
+        status["code"] = json!(self.0.code.as_u16());
         status
     }
 
     /// Whether it is a 404.
     pub(crate) fn is_not_found(&self) -> bool {
-        self.code == StatusCode::NOT_FOUND
+        self.0.code == StatusCode::NOT_FOUND
     }
 }
 
-fn causes(errors: &[FieldError]) -> Value {
-    errors
-        .iter()
-        .map(|error| json!({ "reason": error.reason, "message": error.message, "field": error.field }))
-        .collect()
+/// What a `Status` is about; what is empty is left out.
+fn details(name: &str, group: &str, kind: &str) -> Value {
+    [("name", name), ("group", group), ("kind", kind)]
+        .into_iter()
+        .filter(|(_, text)| !text.is_empty())
+        .map(|(field, text)| (field.to_owned(), Value::from(text)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        if self.plain {
-            return (self.code, self.message).into_response();
+        if self.0.plain {
+            return (self.0.code, self.0.message).into_response();
         }
-        let mut response = (self.code, Json(self.status())).into_response();
-        let pause = self
-            .details
-            .as_ref()
-            .and_then(|details| details["retryAfterSeconds"].as_u64());
+        let mut response = (self.0.code, Json(self.status())).into_response();
+        let pause = self.0.details.as_ref().and_then(|details| details["retryAfterSeconds"].as_u64());
         if let Some(pause) = pause {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(pause));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(pause));
         }
         response
     }
@@ -386,11 +373,7 @@ impl IntoResponse for ApiError {
 
 /// What a carried-out deletion is answered with.
 pub(crate) fn deleted(resource: &Resource, name: &str, uid: &str) -> Value {
-    let mut details = json!({ "name": name });
-    if !resource.group.is_empty() {
-        details["group"] = json!(resource.group);
-    }
-    details["kind"] = json!(resource.plural);
+    let mut details = details(name, &resource.group, &resource.plural);
     details["uid"] = json!(uid);
     json!({
         "kind": "Status",

@@ -38,11 +38,7 @@ pub(crate) struct Key {
 impl Key {
     /// The key of an object of that resource.
     pub(crate) fn new(resource: &Arc<str>, namespace: &str, name: &str) -> Self {
-        Self {
-            resource: Arc::clone(resource),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        }
+        Self { resource: Arc::clone(resource), namespace: namespace.to_owned(), name: name.to_owned() }
     }
 }
 
@@ -70,6 +66,9 @@ pub(crate) struct Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Forgotten;
 
+/// Objects with their keys, in order.
+pub(crate) type Objects<'a> = Box<dyn Iterator<Item = (&'a Key, &'a Arc<Value>)> + 'a>;
+
 /// The objects, and whoever wants to know when they change.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -87,10 +86,7 @@ impl Store {
             state.compacted = state.revision;
         }
         let (changed, _) = watch::channel(state.revision);
-        Ok(Self {
-            state: Mutex::new(state),
-            changed,
-        })
+        Ok(Self { state: Mutex::new(state), changed })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -149,11 +145,7 @@ impl State {
 
     /// Whether there is such a namespace, and if so whether it is on its way out.
     pub(crate) fn namespace(&self, name: &str) -> Option<&Arc<Value>> {
-        self.objects.get(&Key {
-            resource: "namespaces".into(),
-            namespace: String::new(),
-            name: name.to_owned(),
-        })
+        self.objects.get(&Key { resource: "namespaces".into(), namespace: String::new(), name: name.to_owned() })
     }
 
     /// Whether an object of that uid exists.
@@ -163,10 +155,7 @@ impl State {
 
     /// The objects that name `uid` among their owners.
     pub(crate) fn dependents(&self, uid: &str) -> Vec<Key> {
-        self.dependents
-            .get(uid)
-            .map(|keys| keys.iter().cloned().collect())
-            .unwrap_or_default()
+        self.dependents.get(uid).map(|keys| keys.iter().cloned().collect()).unwrap_or_default()
     }
 
     /// The resources that have objects.
@@ -196,9 +185,7 @@ impl State {
             Some(key) => Bound::Excluded(key.clone()),
             None => Bound::Included(Key::new(resource, namespace.unwrap_or_default(), "")),
         };
-        self.objects
-            .range((start, Bound::Unbounded))
-            .take_while(move |(key, _)| within(key, resource, namespace))
+        self.objects.range((start, Bound::Unbounded)).take_while(move |(key, _)| within(key, resource, namespace))
     }
 
     /// Like [`State::list`], but as it was at `revision`.
@@ -208,11 +195,10 @@ impl State {
         resource: &'a Arc<str>,
         namespace: Option<&'a str>,
         after: Option<&'a Key>,
-    ) -> Result<Box<dyn Iterator<Item = (&'a Key, &'a Arc<Value>)> + 'a>, Forgotten> {
+    ) -> Result<Objects<'a>, Forgotten> {
         let mut then: BTreeMap<&Key, Option<&Arc<Value>>> = BTreeMap::new();
         for change in self.since(revision)? {
-            if within(&change.key, resource, namespace) && after.is_none_or(|key| change.key > *key)
-            {
+            if within(&change.key, resource, namespace) && after.is_none_or(|key| change.key > *key) {
                 then.entry(&change.key).or_insert(change.previous.as_ref());
             }
         }
@@ -220,8 +206,7 @@ impl State {
         if then.is_empty() {
             return Ok(Box::new(now));
         }
-        let mut all: BTreeMap<&Key, &Arc<Value>> =
-            now.filter(|(key, _)| !then.contains_key(key)).collect();
+        let mut all: BTreeMap<&Key, &Arc<Value>> = now.filter(|(key, _)| !then.contains_key(key)).collect();
         all.extend(then.iter().filter_map(|(key, was)| Some((*key, (*was)?))));
         Ok(Box::new(all.into_iter()))
     }
@@ -231,9 +216,7 @@ impl State {
         if revision < self.compacted {
             return Err(Forgotten);
         }
-        let start = self
-            .history
-            .partition_point(|change| change.revision <= revision);
+        let start = self.history.partition_point(|change| change.revision <= revision);
         Ok(self.history.range(start..))
     }
 
@@ -246,21 +229,13 @@ impl State {
     /// Stores an object under its key and gives it the next resourceVersion.
     pub(crate) fn put(&mut self, key: &Key, mut object: Value) -> Arc<Value> {
         self.revision += 1;
-        meta::set(
-            &mut object,
-            "resourceVersion",
-            Some(self.revision.to_string().into()),
-        );
+        meta::set(&mut object, "resourceVersion", Some(self.revision.to_string().into()));
         let object = Arc::new(object);
         let previous = self.insert(key, &object);
         if let Some(journal) = &mut self.journal {
             journal.append(&Entry::put(self.revision, key, &object));
         }
-        let event = if previous.is_some() {
-            Event::Modified
-        } else {
-            Event::Added
-        };
+        let event = if previous.is_some() { Event::Modified } else { Event::Added };
         self.remember(event, key, Arc::clone(&object), previous);
         object
     }
@@ -273,30 +248,14 @@ impl State {
             journal.append(&Entry::delete(self.revision, key));
         }
         let mut last = Value::clone(&previous);
-        meta::set(
-            &mut last,
-            "resourceVersion",
-            Some(self.revision.to_string().into()),
-        );
+        meta::set(&mut last, "resourceVersion", Some(self.revision.to_string().into()));
         let last = Arc::new(last);
         self.remember(Event::Deleted, key, Arc::clone(&last), Some(previous));
         Some(last)
     }
 
-    fn remember(
-        &mut self,
-        event: Event,
-        key: &Key,
-        object: Arc<Value>,
-        previous: Option<Arc<Value>>,
-    ) {
-        self.history.push_back(Change {
-            revision: self.revision,
-            event,
-            key: key.clone(),
-            object,
-            previous,
-        });
+    fn remember(&mut self, event: Event, key: &Key, object: Arc<Value>, previous: Option<Arc<Value>>) {
+        self.history.push_back(Change { revision: self.revision, event, key: key.clone(), object, previous });
         while self.history.len() > HISTORY {
             if let Some(oldest) = self.history.pop_front() {
                 self.compacted = oldest.revision;
@@ -346,12 +305,7 @@ impl State {
 
     /// Appends to the log of a pod's container, or replaces it.
     pub(crate) fn write_log(&mut self, uid: &str, container: &str, bytes: &[u8], append: bool) {
-        let log = self
-            .logs
-            .entry(uid.to_owned())
-            .or_default()
-            .entry(container.to_owned())
-            .or_default();
+        let log = self.logs.entry(uid.to_owned()).or_default().entry(container.to_owned()).or_default();
         log.write(bytes, append);
         self.log_writes += 1;
         if let Some(journal) = &mut self.journal {
@@ -362,34 +316,16 @@ impl State {
     /// Repeats what the journal says.
     fn apply(&mut self, entry: Entry) {
         match entry {
-            Entry::Put {
-                revision,
-                resource,
-                object,
-            } => {
-                let key = Key::new(
-                    &Arc::from(resource),
-                    meta::namespace(&object),
-                    meta::name(&object),
-                );
+            Entry::Put { revision, resource, object } => {
+                let key = Key::new(&Arc::from(resource), meta::namespace(&object), meta::name(&object));
                 self.insert(&key, &object);
                 self.revision = self.revision.max(revision);
             }
-            Entry::Delete {
-                revision,
-                resource,
-                namespace,
-                name,
-            } => {
+            Entry::Delete { revision, resource, namespace, name } => {
                 self.take(&Key::new(&Arc::from(resource), &namespace, &name));
                 self.revision = self.revision.max(revision);
             }
-            Entry::Log {
-                uid,
-                container,
-                hex,
-                append,
-            } => {
+            Entry::Log { uid, container, hex, append } => {
                 let bytes = hex::decode(hex).unwrap_or_default();
                 let logs = self.logs.entry(uid).or_default();
                 logs.entry(container).or_default().write(&bytes, append);
@@ -400,17 +336,10 @@ impl State {
 
     /// The entries that make this state out of nothing.
     fn snapshot(&self) -> impl Iterator<Item = Entry> {
-        let revision = std::iter::once(Entry::Revision {
-            revision: self.revision,
-        });
-        let objects = self
-            .objects
-            .iter()
-            .map(|(key, object)| Entry::put(self.revision, key, object));
+        let revision = std::iter::once(Entry::Revision { revision: self.revision });
+        let objects = self.objects.iter().map(|(key, object)| Entry::put(self.revision, key, object));
         let logs = self.logs.iter().flat_map(|(uid, containers)| {
-            containers
-                .iter()
-                .map(|(container, log)| Entry::log(uid, container, log.bytes(), false))
+            containers.iter().map(|(container, log)| Entry::log(uid, container, log.bytes(), false))
         });
         revision.chain(objects).chain(logs)
     }
@@ -420,11 +349,7 @@ impl State {
         let Some(mut journal) = self.journal.take() else {
             return;
         };
-        let saved = if journal.is_long() {
-            journal.rewrite(self.snapshot())
-        } else {
-            journal.flush()
-        };
+        let saved = if journal.is_long() { journal.rewrite(self.snapshot()) } else { journal.flush() };
         if let Err(error) = saved {
             tracing::error!(path = %journal.path().display(), %error, "the embedded cluster's state can't be written");
         }

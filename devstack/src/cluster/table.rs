@@ -55,7 +55,12 @@ impl Column {
             name: text(&column["name"]),
             kind: text(&column["type"]),
             format: text(&column["format"]),
-            description: text(&column["description"]),
+            description: match text(&column["description"]) {
+                none if none.is_empty() => {
+                    format!("Custom resource definition column (in JSONPath format): {}", text(&column["jsonPath"]))
+                }
+                description => description,
+            },
             priority: column["priority"].as_i64().unwrap_or_default(),
             cell: Cell::Path(JsonPath::parse(&text(&column["jsonPath"]))),
         }));
@@ -79,7 +84,6 @@ impl Column {
                 let found = path.find(object);
                 match (self.kind.as_str(), found.first()) {
                     ("date", Some(Value::String(time))) => age(time).into(),
-                    ("date", _) => "<unknown>".into(),
                     (_, None) => Value::Null,
                     ("string", Some(_)) => {
                         let texts: Vec<String> = found.into_iter().map(plain).collect();
@@ -120,7 +124,7 @@ pub(crate) fn render<'a>(
         .map(|object| {
             let cells: Vec<Value> = columns.iter().map(|column| column.cell(object)).collect();
             match include {
-                Include::None => json!({ "cells": cells }),
+                Include::None => json!({ "cells": cells, "object": null }),
                 Include::Metadata => json!({ "cells": cells, "object": partial(object) }),
                 Include::Object => json!({ "cells": cells, "object": object }),
             }
@@ -146,21 +150,15 @@ pub(crate) fn partial(object: &Value) -> Value {
 
 /// How long ago that was, as kubectl writes it.
 pub(crate) fn age(time: &str) -> String {
-    time.parse::<Timestamp>().map_or_else(
-        |_| "<invalid>".to_owned(),
-        |time| human(Timestamp::now().as_second() - time.as_second()),
-    )
+    time.parse::<Timestamp>()
+        .map_or_else(|_| "<invalid>".to_owned(), |time| human(Timestamp::now().as_second() - time.as_second()))
 }
 
 /// Source: `k8s.io/apimachinery/pkg/util/duration.HumanDuration`.
 fn human(seconds: i64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     let pair = |large: i64, unit: &str, small: i64, rest: &str| {
-        if small == 0 {
-            format!("{large}{unit}")
-        } else {
-            format!("{large}{unit}{small}{rest}")
-        }
+        if small == 0 { format!("{large}{unit}") } else { format!("{large}{unit}{small}{rest}") }
     };
     match () {
         () if seconds < -1 => "<invalid>".to_owned(),
@@ -179,49 +177,31 @@ fn human(seconds: i64) -> String {
 
 const NAME: BuiltInColumn = ("Name", "string", 0, |object| object["metadata"]["name"].clone());
 const AGE: BuiltInColumn = ("Age", "string", 0, |object| {
-    object["metadata"]["creationTimestamp"]
-        .as_str()
-        .map_or_else(|| "<unknown>".to_owned(), age)
-        .into()
+    object["metadata"]["creationTimestamp"].as_str().map_or_else(|| "<unknown>".to_owned(), age).into()
 });
 
 /// Kinds that have nothing else to show.
 pub(crate) const NAME_AND_AGE: &[BuiltInColumn] = &[NAME, AGE];
 
 /// Kinds that show when they were made.
-pub(crate) const CREATED_AT: &[BuiltInColumn] = &[
-    NAME,
-    ("Created At", "date", 0, |object| {
-        object["metadata"]["creationTimestamp"].clone()
-    }),
-];
+pub(crate) const CREATED_AT: &[BuiltInColumn] =
+    &[NAME, ("Created At", "date", 0, |object| object["metadata"]["creationTimestamp"].clone())];
 
-pub(crate) const NAMESPACES: &[BuiltInColumn] = &[
-    NAME,
-    ("Status", "string", 0, |object| object["status"]["phase"].clone()),
-    AGE,
-];
+pub(crate) const NAMESPACES: &[BuiltInColumn] =
+    &[NAME, ("Status", "string", 0, |object| object["status"]["phase"].clone()), AGE];
 
-pub(crate) const CONFIG_MAPS: &[BuiltInColumn] = &[
-    NAME,
-    ("Data", "integer", 0, |object| {
-        (size(&object["data"]) + size(&object["binaryData"])).into()
-    }),
-    AGE,
-];
+pub(crate) const CONFIG_MAPS: &[BuiltInColumn] =
+    &[NAME, ("Data", "string", 0, |object| (size(&object["data"]) + size(&object["binaryData"])).into()), AGE];
 
 pub(crate) const SECRETS: &[BuiltInColumn] = &[
     NAME,
     ("Type", "string", 0, |object| object["type"].clone()),
-    ("Data", "integer", 0, |object| size(&object["data"]).into()),
+    ("Data", "string", 0, |object| size(&object["data"]).into()),
     AGE,
 ];
 
-pub(crate) const SERVICE_ACCOUNTS: &[BuiltInColumn] = &[
-    NAME,
-    ("Secrets", "integer", 0, |object| meta::list(&object["secrets"]).len().into()),
-    AGE,
-];
+pub(crate) const SERVICE_ACCOUNTS: &[BuiltInColumn] =
+    &[NAME, ("Secrets", "string", 0, |object| meta::list(&object["secrets"]).len().into()), AGE];
 
 pub(crate) const ROLE_BINDINGS: &[BuiltInColumn] = &[
     NAME,
@@ -234,20 +214,14 @@ pub(crate) const ROLE_BINDINGS: &[BuiltInColumn] = &[
 
 pub(crate) const NETWORK_POLICIES: &[BuiltInColumn] = &[
     NAME,
-    ("Pod-Selector", "string", 0, |object| {
-        label_text(&object["spec"]["podSelector"]["matchLabels"]).into()
-    }),
+    ("Pod-Selector", "string", 0, |object| label_text(&object["spec"]["podSelector"]["matchLabels"]).into()),
     AGE,
 ];
 
 pub(crate) const CLAIMS: &[BuiltInColumn] = &[
     NAME,
     ("Status", "string", 0, |object| {
-        if meta::deleting(object) {
-            "Terminating".into()
-        } else {
-            object["status"]["phase"].clone()
-        }
+        if meta::deleting(object) { "Terminating".into() } else { object["status"]["phase"].clone() }
     }),
     ("Volume", "string", 0, |object| or_empty(&object["spec"]["volumeName"])),
     ("Capacity", "string", 0, |object| or_empty(&object["status"]["capacity"]["storage"])),
@@ -275,10 +249,8 @@ pub(crate) const PODS: &[BuiltInColumn] = &[
     NAME,
     ("Ready", "string", 0, |object| {
         let containers = meta::list(&object["spec"]["containers"]).len();
-        let ready = meta::list(&object["status"]["containerStatuses"])
-            .iter()
-            .filter(|status| status["ready"] == true)
-            .count();
+        let ready =
+            meta::list(&object["status"]["containerStatuses"]).iter().filter(|status| status["ready"] == true).count();
         format!("{ready}/{containers}").into()
     }),
     ("Status", "string", 0, |object| pod_status(object).into()),
@@ -292,9 +264,7 @@ pub(crate) const PODS: &[BuiltInColumn] = &[
     AGE,
     ("IP", "string", 1, |object| or_none(&object["status"]["podIP"])),
     ("Node", "string", 1, |object| or_none(&object["spec"]["nodeName"])),
-    ("Nominated Node", "string", 1, |object| {
-        or_none(&object["status"]["nominatedNodeName"])
-    }),
+    ("Nominated Node", "string", 1, |object| or_none(&object["status"]["nominatedNodeName"])),
     ("Readiness Gates", "string", 1, |_| "<none>".into()),
 ];
 
@@ -324,9 +294,7 @@ pub(crate) const JOBS: &[BuiltInColumn] = &[
     AGE,
     ("Containers", "string", 1, |object| container_texts(object, "name")),
     ("Images", "string", 1, |object| container_texts(object, "image")),
-    ("Selector", "string", 1, |object| {
-        label_text(&object["spec"]["selector"]["matchLabels"]).into()
-    }),
+    ("Selector", "string", 1, |object| label_text(&object["spec"]["selector"]["matchLabels"]).into()),
 ];
 
 pub(crate) const EVENTS: &[BuiltInColumn] = &[
@@ -345,14 +313,9 @@ pub(crate) const EVENTS: &[BuiltInColumn] = &[
     }),
     ("Subobject", "string", 1, |object| or_empty(&object["involvedObject"]["fieldPath"])),
     ("Source", "string", 1, |object| or_empty(&object["source"]["component"])),
-    ("Message", "string", 0, |object| {
-        object["message"].as_str().unwrap_or_default().trim().into()
-    }),
+    ("Message", "string", 0, |object| object["message"].as_str().unwrap_or_default().trim().into()),
     ("First Seen", "string", 1, |object| {
-        object["firstTimestamp"]
-            .as_str()
-            .map_or_else(|| "<unknown>".to_owned(), age)
-            .into()
+        object["firstTimestamp"].as_str().map_or_else(|| "<unknown>".to_owned(), age).into()
     }),
     ("Count", "string", 1, |object| object["count"].as_i64().unwrap_or(1).into()),
     ("Name", "string", 1, |object| object["metadata"]["name"].clone()),
@@ -371,17 +334,9 @@ fn or_none(value: &Value) -> Value {
 }
 
 fn label_text(labels: &Value) -> String {
-    let texts: Vec<String> = labels
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}={}", plain(value)))
-        .collect();
-    if texts.is_empty() {
-        "<none>".to_owned()
-    } else {
-        texts.join(",")
-    }
+    let texts: Vec<String> =
+        labels.as_object().into_iter().flatten().map(|(key, value)| format!("{key}={}", plain(value))).collect();
+    if texts.is_empty() { "<none>".to_owned() } else { texts.join(",") }
 }
 
 fn container_texts(job: &Value, field: &str) -> Value {
@@ -404,6 +359,8 @@ fn pod_status(pod: &Value) -> String {
         for field in ["waiting", "terminated"] {
             if let Some(reason) = state[field]["reason"].as_str() {
                 text = reason.to_owned();
+            } else if let Some(code) = state[field]["exitCode"].as_i64() {
+                text = format!("ExitCode:{code}");
             }
         }
     }

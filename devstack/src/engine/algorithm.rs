@@ -13,11 +13,7 @@ pub(super) async fn run(chain: &Chain<'_>, log: &Path) -> Exit {
         Ok(mut child) => match child.wait().await {
             Ok(_) if chain.shared.options.ignore_exit_code => Exit::Done,
             Ok(status) if status.success() => Exit::Done,
-            Ok(status) => Exit::Failed(
-                status
-                    .code()
-                    .unwrap_or_else(|| 128 + status.signal().unwrap_or_default()),
-            ),
+            Ok(status) => Exit::Failed(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())),
             Err(error) => {
                 tracing::error!(job = chain.id, %error, "lost sight of the algorithm");
                 Exit::Failed(1)
@@ -44,11 +40,7 @@ fn start(chain: &Chain<'_>, log: &Path) -> Result<process::Child, String> {
     } else {
         "transformations/algorithm".to_owned()
     };
-    let entrypoint = chain
-        .workflow
-        .entrypoint()
-        .map_err(|error| error.to_string())?
-        .replace("$ALGO", &algorithm);
+    let entrypoint = chain.workflow.entrypoint().map_err(|error| error.to_string())?.replace("$ALGO", &algorithm);
     let mut program = Program::new("/bin/sh")
         .args(["-c", &entrypoint])
         .env_clear()
@@ -56,11 +48,7 @@ fn start(chain: &Chain<'_>, log: &Path) -> Result<process::Child, String> {
         .directory(&volume)
         .log(process::open_log(log).map_err(|error| error.to_string())?)
         .stop_with(Signal::SIGKILL);
-    for (name, value) in chain
-        .workflow
-        .environment(&path)
-        .map_err(|error| error.to_string())?
-    {
+    for (name, value) in chain.workflow.environment(&path).map_err(|error| error.to_string())? {
         program = program.env(name, value);
     }
     program.spawn().map_err(|error| error.to_string())

@@ -30,10 +30,8 @@ fn status_text(status: i32) -> &'static str {
 
 impl Books {
     pub(super) fn new(options: PgConnectOptions) -> Self {
-        let pool = PgPoolOptions::new()
-            .max_connections(5)
-            .acquire_timeout(Duration::from_secs(10))
-            .connect_lazy_with(options);
+        let pool =
+            PgPoolOptions::new().max_connections(5).acquire_timeout(Duration::from_secs(10)).connect_lazy_with(options);
         Self { pool }
     }
 
@@ -103,18 +101,15 @@ impl Books {
     }
 
     pub(super) async fn set_timed_out(&self, job: &str) {
-        let statement = sqlx::query("UPDATE jobs SET stopreq=2 WHERE workflowId=$1")
-            .bind(job)
-            .execute(&self.pool);
+        let statement = sqlx::query("UPDATE jobs SET stopreq=2 WHERE workflowId=$1").bind(job).execute(&self.pool);
         if let Err(error) = statement.await {
             tracing::error!(job, %error, "could not note that the time is over");
         }
     }
 
     pub(super) async fn set_finished(&self, job: &str) {
-        let statement = sqlx::query("UPDATE jobs SET dateFinished=NOW() WHERE workflowId=$1")
-            .bind(job)
-            .execute(&self.pool);
+        let statement =
+            sqlx::query("UPDATE jobs SET dateFinished=NOW() WHERE workflowId=$1").bind(job).execute(&self.pool);
         if let Err(error) = statement.await {
             tracing::error!(job, %error, "could not set the date of its end");
         }

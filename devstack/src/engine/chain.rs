@@ -64,9 +64,7 @@ impl Workflow {
     }
 
     pub(super) fn stage(&self) -> Result<&Value, Died> {
-        self.at(self.metadata()?, &["stages"])?
-            .get(0)
-            .ok_or_else(|| Died("its workflow has no stages".to_owned()))
+        self.at(self.metadata()?, &["stages"])?.get(0).ok_or_else(|| Died("its workflow has no stages".to_owned()))
     }
 
     fn container(&self) -> Result<&Value, Died> {
@@ -186,30 +184,27 @@ pub(super) async fn run(shared: &Shared, id: &str) -> Result<(), Died> {
         workflow: Workflow(document),
         volume: Volume::make(&shared.options.directory.join("work"), id).map_err(|error| died(&error))?,
     };
+    chain.rest().await;
     books.set_status(id, 20).await;
     chain.create_volumes().await?;
+    chain.rest().await;
 
     let log = chain.volume.adminlogs().join("configure.log");
-    chain
-        .step(Component::Configure, &log, provision::run(&chain, &log))
-        .await?;
+    chain.step(Component::Configure, &log, provision::run(&chain, &log)).await?;
     chain.delete_job(Component::Configure).await;
 
     let provisioned = books.status(id).await.map_err(|error| died(&error))? == 30;
     if provisioned {
         books.set_status(id, 40).await;
         let log = chain.volume.data().join("logs/algorithm.log");
-        chain
-            .step(Component::Algorithm, &log, algorithm::run(&chain, &log))
-            .await?;
+        chain.step(Component::Algorithm, &log, algorithm::run(&chain, &log)).await?;
         books.set_status(id, 60).await;
+        chain.rest().await;
     }
     chain.delete_job(Component::Algorithm).await;
 
     let log = chain.volume.adminlogs().join("publish.log");
-    chain
-        .step(Component::Publish, &log, publish::run(&chain, &log))
-        .await?;
+    chain.step(Component::Publish, &log, publish::run(&chain, &log)).await?;
     chain.delete_job(Component::Publish).await;
 
     if provisioned {
@@ -230,6 +225,10 @@ impl Chain<'_> {
         Api::namespaced(self.shared.client.clone(), &self.shared.options.namespace)
     }
 
+    pub(super) async fn rest(&self) {
+        tokio::time::sleep(self.shared.options.pace).await;
+    }
+
     /// ConfigMap and claims. Like the real engine, it goes on if the cluster refuses them.
     async fn create_volumes(&self) -> Result<(), Died> {
         let map = objects::config_map(self.id, self.workflow.metadata()?)?;
@@ -238,10 +237,7 @@ impl Chain<'_> {
         self.workflow.at(self.workflow.stage()?, &["compute"])?;
         for name in ["data", "adminlogs"] {
             let claim = objects::claim(&format!("{}-{name}", self.id), "1Gi")?;
-            let created = self
-                .api::<PersistentVolumeClaim>()
-                .create(&PostParams::default(), &claim)
-                .await;
+            let created = self.api::<PersistentVolumeClaim>().create(&PostParams::default(), &claim).await;
             self.note("PersistentVolumeClaim", created.err());
         }
         Ok(())
@@ -289,11 +285,7 @@ impl Chain<'_> {
         let created = jobs.create(&PostParams::default(), &job).await;
         self.note("Job", created.err());
 
-        let pod = Pod {
-            chain: self,
-            component,
-            log,
-        };
+        let pod = Pod { chain: self, component, log };
         let mut pod = pin!(pod.play(work));
         let mut exit = None;
         let mut tick = tokio::time::interval(POLL);
@@ -340,10 +332,7 @@ impl Chain<'_> {
 }
 
 fn foreground() -> DeleteParams {
-    DeleteParams {
-        grace_period_seconds: Some(0),
-        ..DeleteParams::foreground()
-    }
+    DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::foreground() }
 }
 
 /// Whether ISO 8859-15 has the character: Latin-1 with eight places changed.

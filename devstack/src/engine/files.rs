@@ -45,20 +45,13 @@ impl FileServer {
         let before = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, local::port(&file)?)).await?;
         let address = listener.local_addr()?;
-        let router = Router::new()
-            .route("/{key}/{*path}", get(serve))
-            .with_state(published.clone());
+        let router = Router::new().route("/{key}/{*path}", get(serve)).with_state(published.clone());
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the file server ended");
             }
         });
-        Ok(Self {
-            address,
-            before: before.filter(|port| *port != address.port()),
-            published,
-            task,
-        })
+        Ok(Self { address, before: before.filter(|port| *port != address.port()), published, task })
     }
 
     pub(super) fn host(&self) -> String {
@@ -67,8 +60,7 @@ impl FileServer {
 
     /// The address of the last time and the one of today, if they are not the same.
     pub(super) fn moved(&self) -> Option<(String, String)> {
-        self.before
-            .map(|port| (SocketAddr::new(self.address.ip(), port).to_string(), self.host()))
+        self.before.map(|port| (SocketAddr::new(self.address.ip(), port).to_string(), self.host()))
     }
 
     /// A new directory for a job's files, and the URL that it is served under (with a slash at its end).
@@ -106,11 +98,7 @@ async fn answer(
     method: &Method,
     headers: &HeaderMap,
 ) -> io::Result<Response> {
-    let plain = |text: &str| {
-        FsPath::new(text)
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)))
-    };
+    let plain = |text: &str| FsPath::new(text).components().all(|part| matches!(part, Component::Normal(_)));
     if !(plain(key) && plain(path)) {
         return Err(io::ErrorKind::NotFound.into());
     }
@@ -143,10 +131,7 @@ async fn answer(
     answer.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     if status == StatusCode::PARTIAL_CONTENT {
         let range = format!("bytes {first}-{}/{length}", first + count - 1);
-        answer.insert(
-            header::CONTENT_RANGE,
-            HeaderValue::from_str(&range).map_err(io::Error::other)?,
-        );
+        answer.insert(header::CONTENT_RANGE, HeaderValue::from_str(&range).map_err(io::Error::other)?);
     }
     Ok(response)
 }
@@ -168,7 +153,10 @@ fn chunks(file: tokio::fs::File, count: u64) -> impl stream::Stream<Item = io::R
 
 #[derive(Debug, PartialEq)]
 enum Range {
-    Part { first: u64, count: u64 },
+    Part {
+        first: u64,
+        count: u64,
+    },
     Unsatisfiable,
     /// Not understood, or several at once: the whole file is an allowed answer (RFC 9110, 14.2).
     Ignored,
@@ -192,10 +180,7 @@ fn parse_range(text: &str, length: u64) -> Range {
     if first >= length {
         return Range::Unsatisfiable;
     }
-    Range::Part {
-        first,
-        count: last - first + 1,
-    }
+    Range::Part { first, count: last - first + 1 }
 }
 
 fn content_type(path: &str) -> &'static str {

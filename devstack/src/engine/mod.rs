@@ -51,6 +51,8 @@ pub struct Options {
     pub interval: Duration,
     /// The environment it announces, which is the namespace it works in.
     pub namespace: String,
+    /// How long it rests in each state at least, so that people can watch. A real cluster has no need of that.
+    pub pace: Duration,
     /// Which kind of cluster the client talks to.
     pub cluster: Cluster,
     /// Where it keeps the working directories of running jobs, and the published files of finished ones.
@@ -74,6 +76,7 @@ impl Options {
         Self {
             database,
             interval: Duration::from_millis(500),
+            pace: Duration::ZERO,
             namespace: namespace.to_owned(),
             cluster,
             directory: directory.into(),
@@ -159,11 +162,7 @@ impl Engine {
         });
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let task = tokio::spawn(announce(shared.clone(), stopped));
-        Ok(Self {
-            shared,
-            task: Some(task),
-            stop,
-        })
+        Ok(Self { shared, task: Some(task), stop })
     }
 
     /// The `host:port` that results are served from.

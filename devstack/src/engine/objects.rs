@@ -91,9 +91,7 @@ pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: 
             ]);
         }
         Component::Algorithm => {
-            let entrypoint = workflow
-                .entrypoint()?
-                .replace("$ALGO", "/data/transformations/algorithm");
+            let entrypoint = workflow.entrypoint()?.replace("$ALGO", "/data/transformations/algorithm");
             container["image"] = workflow.image()?.into();
             container["command"] = json!([
                 "sh",

@@ -58,19 +58,17 @@ impl Pod<'_> {
         let Some(pod) = self.appear().await else {
             return self.gone().await;
         };
-        let image_missing = self.component == Component::Algorithm
-            && self
-                .chain
-                .workflow
-                .image()
-                .is_ok_and(|image| image.split([':', '@']).next().is_some_and(|name| name.ends_with("does-not-exist")));
+        let image_missing =
+            self.component == Component::Algorithm
+                && self.chain.workflow.image().is_ok_and(|image| {
+                    image.split([':', '@']).next().is_some_and(|name| name.ends_with("does-not-exist"))
+                });
         let started = now();
         if image_missing {
             let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}});
             self.report(&pod, "Pending", &waiting, &started).await;
         } else {
-            self.report(&pod, "Running", &json!({"running": {"startedAt": started}}), &started)
-                .await;
+            self.report(&pod, "Running", &json!({"running": {"startedAt": started}}), &started).await;
         }
 
         let mut work = pin!(work);
@@ -93,11 +91,7 @@ impl Pod<'_> {
             Exit::Failed(code) => code,
             _ => 0,
         };
-        let (phase, reason) = if code == 0 {
-            ("Succeeded", "Completed")
-        } else {
-            ("Failed", "Error")
-        };
+        let (phase, reason) = if code == 0 { ("Succeeded", "Completed") } else { ("Failed", "Error") };
         let terminated = json!({
             "exitCode": code, "reason": reason, "startedAt": started, "finishedAt": now(),
         });
@@ -106,8 +100,7 @@ impl Pod<'_> {
         if code != 0 || self.cluster() != Cluster::Embedded {
             self.report_job(code == 0, &started).await;
         }
-        self.report(&pod, phase, &json!({"terminated": terminated}), &started)
-            .await;
+        self.report(&pod, phase, &json!({"terminated": terminated}), &started).await;
         exit
     }
 
@@ -141,18 +134,14 @@ impl Pod<'_> {
     async fn find(&self) -> Option<v1::Pod> {
         let selector = ListParams::default().labels(&self.component.selector(self.chain.id));
         let pods = self.pods().list(&selector).await.ok()?;
-        pods.into_iter()
-            .find(|pod| pod.metadata.deletion_timestamp.is_none())
+        pods.into_iter().find(|pod| pod.metadata.deletion_timestamp.is_none())
     }
 
     async fn make(&self) -> Result<v1::Pod, String> {
         let name = self.component.job_name(self.chain.id);
         let job = self.jobs().get(&name).await.map_err(|error| error.to_string())?;
         let pod = objects::pod_of(&job).map_err(|error| error.to_string())?;
-        self.pods()
-            .create(&PostParams::default(), &pod)
-            .await
-            .map_err(|error| error.to_string())
+        self.pods().create(&PostParams::default(), &pod).await.map_err(|error| error.to_string())
     }
 
     /// Whether the Job is gone, or on its way.
@@ -175,11 +164,8 @@ impl Pod<'_> {
             return;
         }
         let running = phase == "Running";
-        let image = pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.containers.first())
-            .and_then(|container| container.image.clone());
+        let image =
+            pod.spec.as_ref().and_then(|spec| spec.containers.first()).and_then(|container| container.image.clone());
         let ready = if running { "True" } else { "False" };
         let condition = |kind: &str| json!({"type": kind, "status": ready, "lastTransitionTime": now()});
         let status = json!({"status": {
@@ -196,10 +182,7 @@ impl Pod<'_> {
                 "state": state,
             }],
         }});
-        let patched = self
-            .pods()
-            .patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&status))
-            .await;
+        let patched = self.pods().patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&status)).await;
         if let Err(error) = patched {
             tracing::warn!(job = self.chain.id, phase, %error, "could not write the pod's status");
         }
@@ -237,10 +220,7 @@ impl Pod<'_> {
         };
         let name = self.component.job_name(self.chain.id);
         let patch = json!({"status": status});
-        let patched = self
-            .jobs()
-            .patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch))
-            .await;
+        let patched = self.jobs().patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
         if let Err(error) = patched {
             tracing::warn!(job = self.chain.id, %error, "could not write the Job's status");
         }
@@ -266,13 +246,7 @@ impl Pod<'_> {
         );
         let request = Request::put(path).header("content-type", "text/plain").body(bytes);
         let sent = match request {
-            Ok(request) => self
-                .chain
-                .shared
-                .client
-                .request_text(request)
-                .await
-                .map_err(|error| error.to_string()),
+            Ok(request) => self.chain.shared.client.request_text(request).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = sent {
@@ -299,10 +273,7 @@ pub(super) async fn collect(chain: &Chain<'_>, component: Component) {
     }
     let pods: Api<v1::Pod> = Api::namespaced(chain.shared.client.clone(), &options.namespace);
     let selector = ListParams::default().labels(&component.selector(chain.id));
-    let now = DeleteParams {
-        grace_period_seconds: Some(0),
-        ..DeleteParams::default()
-    };
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
     for pod in pods.list(&selector).await.into_iter().flatten() {
         let _ = pods.delete(&pod.name_any(), &now).await;
     }
@@ -322,14 +293,10 @@ where
     };
     if object.metadata.deletion_timestamp.is_some() {
         let none = json!({"metadata": {"finalizers": null}});
-        let _ = api
-            .patch_metadata(name, &PatchParams::default(), &Patch::Merge(&none))
-            .await;
+        let _ = api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&none)).await;
     }
 }
 
 fn now() -> String {
-    k8s_openapi::jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
+    k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

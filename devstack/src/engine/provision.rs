@@ -34,10 +34,7 @@ impl Fetcher {
                 .read_timeout(Duration::from_secs(60))
                 .timeout(FETCH_LIMIT)
         };
-        Ok(Self {
-            outside: builder().build()?,
-            loopback: builder().no_proxy().build()?,
-        })
+        Ok(Self { outside: builder().build()?, loopback: builder().no_proxy().build()? })
     }
 
     /// Writes the content to that file; says how many bytes. Errors never hold the URL, which is a secret.
@@ -50,11 +47,7 @@ impl Fetcher {
             request = request.header(name, value);
         }
         let failed = |error: reqwest::Error| error.without_url().to_string();
-        let mut response = request
-            .send()
-            .await
-            .and_then(reqwest::Response::error_for_status)
-            .map_err(failed)?;
+        let mut response = request.send().await.and_then(reqwest::Response::error_for_status).map_err(failed)?;
         let written = |error: std::io::Error| error.to_string();
         let mut file = tokio::fs::File::create(path).await.map_err(written)?;
         let mut size = 0;
@@ -77,10 +70,7 @@ struct Source {
 fn sources(asset: &Value) -> Result<Vec<Source>, String> {
     let plain = |url: &Value| {
         let url = url.as_str().ok_or("a URL is no text")?;
-        Ok(Source {
-            url: url.to_owned(),
-            headers: Vec::new(),
-        })
+        Ok(Source { url: url.to_owned(), headers: Vec::new() })
     };
     let remote = |remote: &Value| {
         let kind = remote["type"].as_str().unwrap_or("url");
@@ -89,9 +79,7 @@ fn sources(asset: &Value) -> Result<Vec<Source>, String> {
         }
         let mut source = plain(&remote["url"])?;
         for (name, value) in remote["headers"].as_object().into_iter().flatten() {
-            source
-                .headers
-                .push((name.clone(), value.as_str().unwrap_or_default().to_owned()));
+            source.headers.push((name.clone(), value.as_str().unwrap_or_default().to_owned()));
         }
         Ok(source)
     };
@@ -126,6 +114,7 @@ pub(super) async fn run(chain: &Chain<'_>, log: &Path) -> Exit {
         },
     };
     chain.shared.books.set_status(chain.id, status).await;
+    chain.rest().await;
     Exit::Done
 }
 
@@ -158,8 +147,7 @@ async fn fetch_algorithm(chain: &Chain<'_>, say: &mut impl FnMut(String)) -> Res
     let size = match algorithm["rawcode"].as_str().filter(|code| !code.is_empty()) {
         Some(code) => {
             let mut file = File::create(&path).map_err(|error| name(error.to_string()))?;
-            file.write_all(code.as_bytes())
-                .map_err(|error| name(error.to_string()))?;
+            file.write_all(code.as_bytes()).map_err(|error| name(error.to_string()))?;
             code.len() as u64
         }
         None => {

@@ -30,10 +30,8 @@ pub(super) async fn run(chain: &Chain<'_>, log: &Path) -> Exit {
 
 fn publish(chain: &Chain<'_>, log: &Path) -> io::Result<Value> {
     let outputs = chain.volume.data().join("outputs");
-    let mut files: Vec<(PathBuf, String, &str)> = regular_files(&outputs)?
-        .into_iter()
-        .map(|name| (outputs.join(&name), name, "output"))
-        .collect();
+    let mut files: Vec<(PathBuf, String, &str)> =
+        regular_files(&outputs)?.into_iter().map(|name| (outputs.join(&name), name, "output")).collect();
     let mut say = process::open_log(log)?;
     writeln!(say, "{} outputs", files.len())?;
     for (_, name, _) in &files {

@@ -31,10 +31,8 @@ pub(super) fn validate(object: &Value, old: Option<&Value>, errors: &mut Vec<Fie
     let mut size = 0;
     for field in ["data", "binaryData"] {
         for (key, value) in object[field].as_object().into_iter().flatten() {
-            let well_formed = !key.is_empty()
-                && key
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            let well_formed =
+                !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
             if !well_formed {
                 let at = format!("{field}[{key}]");
                 errors.push(FieldError::invalid(at, &key.as_str().into(), KEY));
@@ -43,7 +41,7 @@ pub(super) fn validate(object: &Value, old: Option<&Value>, errors: &mut Vec<Fie
         }
     }
     if size > LIMIT {
-        errors.push(FieldError::too_long("", LIMIT));
+        errors.push(FieldError::too_long("[]", LIMIT));
     }
     let Some(old) = old.filter(|old| old["immutable"] == true) else {
         return;

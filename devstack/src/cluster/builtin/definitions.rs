@@ -8,48 +8,34 @@ use crate::cluster::{meta, schema, status::FieldError};
 pub(super) fn prepare(definition: &mut Value, old: Option<&Value>) {
     let definition = meta::map(definition);
     let spec = meta::map(definition.entry("spec").or_insert(Value::Null));
-    spec.entry("conversion")
-        .or_insert_with(|| json!({ "strategy": "None" }));
+    spec.entry("conversion").or_insert_with(|| json!({ "strategy": "None" }));
     let names = meta::map(spec.entry("names").or_insert(Value::Null));
-    let kind = names
-        .get("kind")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
-    names
-        .entry("singular")
-        .or_insert_with(|| kind.to_lowercase().into());
-    names
-        .entry("listKind")
-        .or_insert_with(|| format!("{kind}List").into());
+    let kind = names.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    names.entry("singular").or_insert_with(|| kind.to_lowercase().into());
+    names.entry("listKind").or_insert_with(|| format!("{kind}List").into());
     let names = Value::Object(names.clone());
 
-    let mut stored: Vec<Value> =
-        old.map_or_else(Vec::new, |old| meta::list(&old["status"]["storedVersions"]).to_vec());
+    let mut stored: Vec<Value> = old.map_or_else(Vec::new, |old| meta::list(&old["status"]["storedVersions"]).to_vec());
     for version in spec.get("versions").map(meta::list).unwrap_or_default() {
         if version["storage"] == true && !stored.contains(&version["name"]) {
             stored.push(version["name"].clone());
         }
     }
-    let conditions = old
-        .map(|old| old["status"]["conditions"].clone())
-        .filter(Value::is_array)
-        .unwrap_or_else(|| {
-            let now = meta::now();
-            json!([
-                {
-                    "type": "NamesAccepted", "status": "True", "lastTransitionTime": now,
-                    "reason": "NoConflicts", "message": "no conflicts found",
-                },
-                {
-                    "type": "Established", "status": "True", "lastTransitionTime": now,
-                    "reason": "InitialNamesAccepted",
-                    "message": "the initial names have been accepted",
-                },
-            ])
-        });
-    let status =
-        json!({ "conditions": conditions, "acceptedNames": names, "storedVersions": stored });
+    let conditions = old.map(|old| old["status"]["conditions"].clone()).filter(Value::is_array).unwrap_or_else(|| {
+        let now = meta::now();
+        json!([
+            {
+                "type": "NamesAccepted", "status": "True", "lastTransitionTime": now,
+                "reason": "NoConflicts", "message": "no conflicts found",
+            },
+            {
+                "type": "Established", "status": "True", "lastTransitionTime": now,
+                "reason": "InitialNamesAccepted",
+                "message": "the initial names have been accepted",
+            },
+        ])
+    });
+    let status = json!({ "conditions": conditions, "acceptedNames": names, "storedVersions": stored });
     definition.insert("status".to_owned(), status);
 }
 
@@ -87,7 +73,8 @@ pub(super) fn validate(definition: &Value, old: Option<&Value>, errors: &mut Vec
         }
     }
     if spec["preserveUnknownFields"] == true {
-        let detail = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        let detail =
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
         errors.push(FieldError::invalid("spec.preserveUnknownFields", &json!(true), detail));
     }
     if let Some(old) = old {
@@ -104,10 +91,7 @@ pub(super) fn validate(definition: &Value, old: Option<&Value>, errors: &mut Vec
     }
 
     let versions = meta::list(&spec["versions"]);
-    let storage = versions
-        .iter()
-        .filter(|version| version["storage"] == true)
-        .count();
+    let storage = versions.iter().filter(|version| version["storage"] == true).count();
     if storage != 1 {
         let detail = "must have exactly one version marked as storage version";
         errors.push(FieldError::invalid("spec.versions", &spec["versions"], detail));
@@ -115,10 +99,13 @@ pub(super) fn validate(definition: &Value, old: Option<&Value>, errors: &mut Vec
     for (index, version) in versions.iter().enumerate() {
         let field = format!("spec.versions[{index}].schema.openAPIV3Schema");
         let root = &version["schema"]["openAPIV3Schema"];
-        if root.is_object() {
-            schema::check_structural(root, &field, errors);
+        if !root.is_object() {
+            errors.push(FieldError::required(field, ""));
+        } else if versions.len() == 1 {
+            // The real server still thinks of the one schema as it stood in v1beta1.
+            schema::check_structural(root, "spec.validation.openAPIV3Schema", errors);
         } else {
-            errors.push(FieldError::required(field, "schemas are required"));
+            schema::check_structural(root, &field, errors);
         }
     }
 }

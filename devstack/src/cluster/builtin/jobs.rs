@@ -3,10 +3,7 @@
 use serde_json::{Value, json};
 
 use super::pods;
-use crate::cluster::{
-    meta,
-    status::FieldError,
-};
+use crate::cluster::{meta, status::FieldError};
 
 /// Fills in the defaults; a new Job gets the labels by which it knows its pods.
 ///

@@ -2,7 +2,7 @@
 //!
 //! Adding one means adding a row here, and rules beside this file only if it has any.
 
-mod claims;
+pub(crate) mod claims;
 mod config_maps;
 mod definitions;
 mod jobs;
@@ -37,6 +37,8 @@ pub(crate) struct BuiltIn {
     columns: &'static [BuiltInColumn],
     /// Whether `metadata.generation` counts changes of the spec.
     pub(crate) generation: bool,
+    /// Whether all can be deleted at once.
+    pub(crate) deletes_collections: bool,
     /// Whether a deletion is answered with the object instead of a `Status`.
     pub(crate) returns_deleted: bool,
     /// What happens to dependents when a deletion does not say.
@@ -71,6 +73,7 @@ impl BuiltIn {
             status: false,
             columns: table::NAME_AND_AGE,
             generation: false,
+            deletes_collections: true,
             returns_deleted: false,
             orphans_by_default: false,
             names: NameRule::Subdomain,
@@ -103,9 +106,7 @@ impl BuiltIn {
 }
 
 fn round_trip<T: Serialize + DeserializeOwned>(value: Value) -> Result<Value, String> {
-    serde_json::from_value::<T>(value)
-        .and_then(serde_json::to_value)
-        .map_err(|error| error.to_string())
+    serde_json::from_value::<T>(value).and_then(serde_json::to_value).map_err(|error| error.to_string())
 }
 
 const RBAC: &str = "rbac.authorization.k8s.io";
@@ -117,6 +118,7 @@ pub(crate) static ALL: &[BuiltIn] = &[
         namespaced: false,
         status: true,
         columns: table::NAMESPACES,
+        deletes_collections: false,
         names: NameRule::Label,
         fields: &["status.phase"],
         prepare: namespaces::prepare,
@@ -128,7 +130,15 @@ pub(crate) static ALL: &[BuiltIn] = &[
         status: true,
         columns: table::PODS,
         returns_deleted: true,
-        fields: &["status.phase", "spec.nodeName", "spec.restartPolicy"],
+        fields: &[
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "status.nominatedNodeName",
+            "status.phase",
+            "status.podIP",
+        ],
         prepare: pods::prepare,
         validate: pods::validate,
         ..BuiltIn::new::<core::v1::Pod>("", "Pod", "pods")
@@ -146,11 +156,7 @@ pub(crate) static ALL: &[BuiltIn] = &[
         returns_deleted: true,
         prepare: claims::prepare,
         validate: claims::validate,
-        ..BuiltIn::new::<core::v1::PersistentVolumeClaim>(
-            "",
-            "PersistentVolumeClaim",
-            "persistentvolumeclaims",
-        )
+        ..BuiltIn::new::<core::v1::PersistentVolumeClaim>("", "PersistentVolumeClaim", "persistentvolumeclaims")
     },
     BuiltIn {
         short_names: &["ev"],
@@ -187,10 +193,7 @@ pub(crate) static ALL: &[BuiltIn] = &[
         returns_deleted: true,
         ..BuiltIn::new::<core::v1::ResourceQuota>("", "ResourceQuota", "resourcequotas")
     },
-    BuiltIn {
-        short_names: &["limits"],
-        ..BuiltIn::new::<core::v1::LimitRange>("", "LimitRange", "limitranges")
-    },
+    BuiltIn { short_names: &["limits"], ..BuiltIn::new::<core::v1::LimitRange>("", "LimitRange", "limitranges") },
     BuiltIn {
         categories: &["all"],
         status: true,
@@ -206,11 +209,7 @@ pub(crate) static ALL: &[BuiltIn] = &[
         short_names: &["netpol"],
         columns: table::NETWORK_POLICIES,
         generation: true,
-        ..BuiltIn::new::<networking::v1::NetworkPolicy>(
-            "networking.k8s.io",
-            "NetworkPolicy",
-            "networkpolicies",
-        )
+        ..BuiltIn::new::<networking::v1::NetworkPolicy>("networking.k8s.io", "NetworkPolicy", "networkpolicies")
     },
     BuiltIn {
         columns: table::CREATED_AT,
@@ -232,11 +231,7 @@ pub(crate) static ALL: &[BuiltIn] = &[
         namespaced: false,
         columns: table::ROLE_BINDINGS,
         names: NameRule::PathSegment,
-        ..BuiltIn::new::<rbac::v1::ClusterRoleBinding>(
-            RBAC,
-            "ClusterRoleBinding",
-            "clusterrolebindings",
-        )
+        ..BuiltIn::new::<rbac::v1::ClusterRoleBinding>(RBAC, "ClusterRoleBinding", "clusterrolebindings")
     },
     BuiltIn {
         short_names: &["crd", "crds"],

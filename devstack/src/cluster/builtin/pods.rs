@@ -89,10 +89,7 @@ pub(super) fn validate_spec(spec: &Value, field: &str, errors: &mut Vec<FieldErr
         errors.push(FieldError::required(format!("{field}.containers"), ""));
     }
     let mut names = Vec::new();
-    for (list, containers) in [
-        ("initContainers", meta::list(&spec["initContainers"])),
-        ("containers", containers),
-    ] {
+    for (list, containers) in [("initContainers", meta::list(&spec["initContainers"])), ("containers", containers)] {
         for (index, container) in containers.iter().enumerate() {
             let at = format!("{field}.{list}[{index}]");
             let name = container["name"].as_str().unwrap_or_default();

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use crate::cluster::store::{Change, Event, Key, State};
 
 pub(super) fn react(state: &mut State, change: &Change) {
-    if &*change.key.resource != "customresourcedefinitions.apiextensions.k8s.io"
-        || change.event != Event::Deleted
-    {
+    if &*change.key.resource != "customresourcedefinitions.apiextensions.k8s.io" || change.event != Event::Deleted {
         return;
     }
     let id: Arc<str> = change.key.name.as_str().into();

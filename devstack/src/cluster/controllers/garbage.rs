@@ -102,11 +102,8 @@ fn disown(state: &mut State, key: &Key, owner: &str) {
         return;
     };
     let mut object = Value::clone(object);
-    let left: Vec<Value> = meta::owners(&object)
-        .iter()
-        .filter(|reference| reference["uid"] != owner)
-        .cloned()
-        .collect();
+    let left: Vec<Value> =
+        meta::owners(&object).iter().filter(|reference| reference["uid"] != owner).cloned().collect();
     let left = (!left.is_empty()).then(|| left.into());
     meta::set(&mut object, "ownerReferences", left);
     state.put(key, object);

@@ -41,9 +41,7 @@ pub(super) fn react(state: &mut State, registry: &Registry, change: &Change) {
 
 /// The Job that controls a pod, if it exists.
 fn job_of(state: &State, pod: &Value) -> Option<Key> {
-    let owner = meta::owners(pod)
-        .iter()
-        .find(|owner| owner["controller"] == true && owner["kind"] == "Job")?;
+    let owner = meta::owners(pod).iter().find(|owner| owner["controller"] == true && owner["kind"] == "Job")?;
     let key = state.by_uid(owner["uid"].as_str()?)?;
     (&*key.resource == JOBS).then(|| key.clone())
 }
@@ -82,7 +80,7 @@ fn reconcile(state: &mut State, registry: &Registry, key: &Key) {
     let complete = !failed && count.succeeded >= completions;
 
     let mut count = count;
-    if failed {
+    if failed || is_suspended(&job) {
         for pod in &pods {
             let unfinished = state.get(pod).is_some_and(|pod| !has_ended(pod));
             if unfinished {
@@ -91,7 +89,7 @@ fn reconcile(state: &mut State, registry: &Registry, key: &Key) {
         }
         count.active = 0;
         count.ready = 0;
-    } else if !complete && spec["suspend"] != true {
+    } else if !complete && !is_suspended(&job) {
         let wanted = number("parallelism", 1).min(completions - count.succeeded);
         for _ in count.active..wanted {
             if make_pod(state, registry, &job) {
@@ -107,9 +105,7 @@ fn reconcile(state: &mut State, registry: &Registry, key: &Key) {
     }
     // Only after the Job's status says so: a pod must not be forgotten uncounted.
     for pod in pods {
-        let counted = state
-            .get(&pod)
-            .is_some_and(|pod| has_ended(pod) || meta::deleting(pod));
+        let counted = state.get(&pod).is_some_and(|pod| has_ended(pod) || meta::deleting(pod));
         if counted {
             release(state, &pod, TRACKING);
         }
@@ -121,7 +117,7 @@ fn has_ended(pod: &Value) -> bool {
 }
 
 /// Adds the pods that have ended since the last time to what the status says. A pod that was deleted before
-/// it ended has failed.
+/// it ended has failed, unless it had to make room for a pause.
 fn count(state: &State, job: &Value, pods: &[Key]) -> Count {
     let mut count = Count {
         succeeded: job["status"]["succeeded"].as_i64().unwrap_or_default(),
@@ -133,7 +129,7 @@ fn count(state: &State, job: &Value, pods: &[Key]) -> Count {
         match pod["status"]["phase"].as_str() {
             Some("Succeeded") => count.succeeded += i64::from(tracked),
             Some("Failed") => count.failed += i64::from(tracked),
-            _ if meta::deleting(pod) => count.failed += i64::from(tracked),
+            _ if meta::deleting(pod) => count.failed += i64::from(tracked && !is_suspended(job)),
             phase => {
                 count.active += 1;
                 count.ready += i64::from(phase == Some("Running"));
@@ -143,10 +139,13 @@ fn count(state: &State, job: &Value, pods: &[Key]) -> Count {
     count
 }
 
+fn is_suspended(job: &Value) -> bool {
+    job["spec"]["suspend"] == true
+}
+
 fn is_finished(job: &Value) -> bool {
     meta::list(&job["status"]["conditions"]).iter().any(|condition| {
-        condition["status"] == "True"
-            && matches!(condition["type"].as_str(), Some("Complete" | "Failed"))
+        condition["status"] == "True" && matches!(condition["type"].as_str(), Some("Complete" | "Failed"))
     })
 }
 
@@ -158,11 +157,7 @@ fn status(job: &Value, count: &Count, complete: bool, failed: bool) -> Value {
         "terminating": 0,
         "uncountedTerminatedPods": {},
     });
-    for (field, number) in [
-        ("active", count.active),
-        ("succeeded", count.succeeded),
-        ("failed", count.failed),
-    ] {
+    for (field, number) in [("active", count.active), ("succeeded", count.succeeded), ("failed", count.failed)] {
         if number > 0 {
             status[field] = number.into();
         }
@@ -171,10 +166,19 @@ fn status(job: &Value, count: &Count, complete: bool, failed: bool) -> Value {
         status["conditions"] = conditions.clone();
     }
     match old.get("startTime") {
+        _ if is_suspended(job) => {}
         Some(start) => status["startTime"] = start.clone(),
-        None if job["spec"]["suspend"] != true => status["startTime"] = json!(now),
-        None => {}
+        None => status["startTime"] = json!(now),
     }
+    let condition = |kind: &str, state: &str, reason: &str, message: &str| {
+        json!({
+            "type": kind, "status": state, "lastProbeTime": now, "lastTransitionTime": now,
+            "reason": reason, "message": message,
+        })
+    };
+    let was_suspended = meta::list(&old["conditions"])
+        .iter()
+        .any(|condition| condition["type"] == "Suspended" && condition["status"] == "True");
     let (kinds, reason, message) = if complete {
         status["completionTime"] = json!(now);
         let message = "Reached expected number of succeeded pods";
@@ -183,17 +187,14 @@ fn status(job: &Value, count: &Count, complete: bool, failed: bool) -> Value {
         let message = "Job has reached the specified backoff limit";
         (["FailureTarget", "Failed"], "BackoffLimitExceeded", message)
     } else {
+        if is_suspended(job) && !was_suspended {
+            status["conditions"] = json!([condition("Suspended", "True", "JobSuspended", "Job suspended")]);
+        } else if !is_suspended(job) && was_suspended {
+            status["conditions"] = json!([condition("Suspended", "False", "JobResumed", "Job resumed")]);
+        }
         return status;
     };
-    status["conditions"] = kinds
-        .iter()
-        .map(|kind| {
-            json!({
-                "type": kind, "status": "True", "lastProbeTime": now, "lastTransitionTime": now,
-                "reason": reason, "message": message,
-            })
-        })
-        .collect();
+    status["conditions"] = kinds.iter().map(|kind| condition(kind, "True", reason, message)).collect();
     status
 }
 

@@ -1,6 +1,7 @@
 //! What a cluster does by itself, as far as anybody here relies on it: pods for Jobs, garbage collection,
 //! emptying namespaces. Works off the changes one by one, like the real controllers after the fact.
 
+mod claims;
 mod definitions;
 mod garbage;
 mod jobs;
@@ -66,6 +67,7 @@ fn everything(state: &State) -> Vec<Change> {
 
 fn react(state: &mut State, registry: &Registry, change: &Change) {
     definitions::react(state, change);
+    claims::react(state, change);
     jobs::react(state, registry, change);
     garbage::react(state, change);
     namespaces::react(state, change);

@@ -35,10 +35,6 @@ fn content(state: &State, namespace: &str) -> Vec<Key> {
     state
         .resources()
         .iter()
-        .flat_map(|resource| {
-            state
-                .list(resource, Some(namespace), None)
-                .map(|(key, _)| key.clone())
-        })
+        .flat_map(|resource| state.list(resource, Some(namespace), None).map(|(key, _)| key.clone()))
         .collect()
 }

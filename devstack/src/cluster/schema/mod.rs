@@ -45,15 +45,20 @@ impl Schema {
         dropped
     }
 
-    /// Fills in defaults.
+    /// Fills in defaults. A null where the schema allows none counts as left out.
     pub(crate) fn default(&self, object: &mut Value) {
         default(object, &self.root);
     }
 
     /// What is wrong with the object.
     pub(crate) fn validate(&self, object: &Value) -> Vec<FieldError> {
+        self.validate_at(object, "")
+    }
+
+    /// What is wrong with the value that stands at `path`.
+    fn validate_at(&self, value: &Value, path: &str) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        validate::Validator::new(&self.patterns).check(object, &self.root, "", &mut errors);
+        validate::Validator::new(&self.patterns).check(value, &self.root, path, &mut errors);
         errors
     }
 }
@@ -75,11 +80,7 @@ fn collect_patterns(schema: &Value, patterns: &mut HashMap<String, Regex>) {
 
 /// `a.b`, or `b` at the top.
 pub(crate) fn below(path: &str, field: &str) -> String {
-    if path.is_empty() {
-        field.to_owned()
-    } else {
-        format!("{path}.{field}")
-    }
+    if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
 }
 
 fn prune(value: &mut Value, schema: &Value, path: &str, object: bool, dropped: &mut Vec<String>) {
@@ -124,12 +125,10 @@ fn default(value: &mut Value, schema: &Value) {
     match value {
         Value::Object(map) => {
             for (field, schema) in schema["properties"].as_object().into_iter().flatten() {
-                let missing = match map.get(field) {
-                    None => true,
-                    Some(Value::Null) => schema["nullable"] != true,
-                    Some(_) => false,
-                };
-                if let (true, Some(fallback)) = (missing, schema.get("default")) {
+                if map.get(field) == Some(&Value::Null) && schema["nullable"] != true {
+                    map.shift_remove(field);
+                }
+                if let (false, Some(fallback)) = (map.contains_key(field), schema.get("default")) {
                     map.insert(field.clone(), fallback.clone());
                 }
             }
@@ -183,10 +182,7 @@ mod tests {
         });
         let mut dropped = schema.prune(&mut object);
         dropped.sort();
-        assert_eq!(
-            dropped,
-            ["spec.list[0].b", "spec.map.x.b", "spec.open.closed.gone", "spec.unknown", "top"]
-        );
+        assert_eq!(dropped, ["spec.list[0].b", "spec.map.x.b", "spec.open.closed.gone", "spec.unknown", "top"]);
         assert_eq!(object["spec"]["open"], json!({ "anything": { "deep": 1 }, "closed": {} }));
         assert_eq!(object["metadata"]["name"], "n");
     }

@@ -5,7 +5,7 @@
 use regex::Regex;
 use serde_json::Value;
 
-use super::{OF_EVERY_OBJECT, below};
+use super::{OF_EVERY_OBJECT, Schema, below};
 use crate::cluster::{meta, status::FieldError};
 
 /// Adds what is wrong with the schema that stands at `path`.
@@ -37,23 +37,13 @@ fn check_node(schema: &Value, path: &str, place: Place, errors: &mut Vec<FieldEr
     let int_or_string = schema["x-kubernetes-int-or-string"] == true;
     let kind = schema["type"].as_str().unwrap_or_default();
 
-    if kind.is_empty() && !open && !int_or_string {
+    if kind.is_empty() && !open && !int_or_string && schema["$ref"].is_null() {
         let at = below(path, "type");
         match place {
             Place::Root => {}
-            Place::Field => errors.push(FieldError::required(
-                at,
-                "must not be empty for specified object fields",
-            )),
-            Place::Items => errors.push(FieldError::required(
-                at,
-                "must not be empty for specified array items",
-            )),
+            Place::Field => errors.push(FieldError::required(at, "must not be empty for specified object fields")),
+            Place::Items => errors.push(FieldError::required(at, "must not be empty for specified array items")),
         }
-    }
-    if int_or_string && !kind.is_empty() {
-        let detail = "must be empty if x-kubernetes-int-or-string is true";
-        errors.push(FieldError::invalid(below(path, "type"), &schema["type"], detail));
     }
     const TYPES: [&str; 6] = ["array", "boolean", "integer", "number", "object", "string"];
     if !kind.is_empty() && !TYPES.contains(&kind) {
@@ -78,6 +68,10 @@ fn check_node(schema: &Value, path: &str, place: Place, errors: &mut Vec<FieldEr
         let detail = format!("must be a valid regular expression, but isn't: {error}");
         errors.push(FieldError::invalid(below(path, "pattern"), &schema["pattern"], &detail));
     }
+    if let Some(fallback) = schema.get("default").filter(|fallback| !fallback.is_null()) {
+        let found = Schema::new(schema.clone()).validate_at(fallback, &below(path, "default"));
+        errors.extend(found);
+    }
     if place == Place::Root {
         check_metadata(&schema["properties"]["metadata"], &below(path, "properties[metadata]"), errors);
     }
@@ -97,10 +91,9 @@ fn check_node(schema: &Value, path: &str, place: Place, errors: &mut Vec<FieldEr
         Value::Object(_) => {
             check_node(&schema["items"], &below(path, "items"), Place::Items, errors);
         }
-        Value::Array(_) => errors.push(FieldError::forbidden(
-            below(path, "items"),
-            "items must be a schema object and not an array",
-        )),
+        Value::Array(_) => {
+            errors.push(FieldError::forbidden(below(path, "items"), "items must be a schema object and not an array"))
+        }
         _ if kind == "array" => {
             errors.push(FieldError::required(below(path, "items"), "must be specified"));
         }
@@ -124,7 +117,7 @@ fn check_forbidden(schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
             "additionalProperties and properties are mutual exclusive",
         ));
     }
-    if schema["additionalProperties"] == false {
+    if schema["additionalProperties"] == false && !schema["properties"].is_object() {
         errors.push(FieldError::forbidden(
             below(path, "additionalProperties"),
             "additionalProperties cannot be set to false",

@@ -20,13 +20,7 @@ impl<'a> Validator<'a> {
     }
 
     /// Adds what is wrong with the value that stands at `path`.
-    pub(crate) fn check(
-        &self,
-        value: &Value,
-        schema: &Value,
-        path: &str,
-        errors: &mut Vec<FieldError>,
-    ) {
+    pub(crate) fn check(&self, value: &Value, schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
         if value.is_null() && schema["nullable"] == true {
             return;
         }
@@ -42,21 +36,14 @@ impl<'a> Validator<'a> {
         match value {
             Value::String(text) => self.check_text(text, value, schema, path, errors),
             Value::Number(_) => check_number(value, schema, path, errors),
-            Value::Array(list) => self.check_list(list, value, schema, path, errors),
+            Value::Array(list) => self.check_list(list, schema, path, errors),
             Value::Object(_) => self.check_object(value, schema, path, errors),
             _ => {}
         }
         self.check_junctors(value, schema, path, errors);
     }
 
-    fn check_text(
-        &self,
-        text: &str,
-        value: &Value,
-        schema: &Value,
-        path: &str,
-        errors: &mut Vec<FieldError>,
-    ) {
+    fn check_text(&self, text: &str, value: &Value, schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
         let length = text.chars().count() as u64;
         if let Some(limit) = schema["maxLength"].as_u64().filter(|limit| length > *limit) {
             errors.push(FieldError::too_long(path, limit));
@@ -79,25 +66,18 @@ impl<'a> Validator<'a> {
         if !well_formed {
             let format = schema["format"].as_str().unwrap_or_default();
             let detail = format!("{path} in body must be of type {format}: {value}");
-            errors.push(FieldError::invalid(path, value, &detail));
+            errors.push(FieldError::wrong_type(path, value, &detail));
         }
     }
 
-    fn check_list(
-        &self,
-        list: &[Value],
-        value: &Value,
-        schema: &Value,
-        path: &str,
-        errors: &mut Vec<FieldError>,
-    ) {
+    fn check_list(&self, list: &[Value], schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
         let length = list.len() as u64;
         if let Some(limit) = schema["maxItems"].as_u64().filter(|limit| length > *limit) {
             errors.push(FieldError::too_many(path, list.len(), limit));
         }
         if let Some(limit) = schema["minItems"].as_u64().filter(|limit| length < *limit) {
             let detail = format!("{path} in body should have at least {limit} items");
-            errors.push(FieldError::invalid(path, value, &detail));
+            errors.push(FieldError::invalid(path, &length.into(), &detail));
         }
         if schema["items"].is_object() {
             for (index, entry) in list.iter().enumerate() {
@@ -108,13 +88,7 @@ impl<'a> Validator<'a> {
     }
 
     /// Sets and maps written as lists must not say a thing twice.
-    fn check_list_type(
-        &self,
-        list: &[Value],
-        schema: &Value,
-        path: &str,
-        errors: &mut Vec<FieldError>,
-    ) {
+    fn check_list_type(&self, list: &[Value], schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
         let keys = meta::list(&schema["x-kubernetes-list-map-keys"]);
         let identity = |entry: &Value| match schema["x-kubernetes-list-type"].as_str() {
             Some("set") => Some(entry.clone()),
@@ -139,13 +113,7 @@ impl<'a> Validator<'a> {
         }
     }
 
-    fn check_object(
-        &self,
-        value: &Value,
-        schema: &Value,
-        path: &str,
-        errors: &mut Vec<FieldError>,
-    ) {
+    fn check_object(&self, value: &Value, schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
         let Some(map) = value.as_object() else {
             return;
         };
@@ -171,13 +139,7 @@ impl<'a> Validator<'a> {
         }
     }
 
-    fn check_junctors(
-        &self,
-        value: &Value,
-        schema: &Value,
-        path: &str,
-        errors: &mut Vec<FieldError>,
-    ) {
+    fn check_junctors(&self, value: &Value, schema: &Value, path: &str, errors: &mut Vec<FieldError>) {
         let fits = |schema: &Value| {
             let mut errors = Vec::new();
             self.check(value, schema, path, &mut errors);
@@ -283,8 +245,7 @@ mod tests {
     use crate::cluster::status::FieldError;
 
     fn errors(schema: Value, value: Value) -> Vec<FieldError> {
-        Schema::new(json!({ "type": "object", "properties": { "x": schema } }))
-            .validate(&json!({ "x": value }))
+        Schema::new(json!({ "type": "object", "properties": { "x": schema } })).validate(&json!({ "x": value }))
     }
 
     #[test]

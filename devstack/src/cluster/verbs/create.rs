@@ -17,19 +17,11 @@ use crate::cluster::{
 };
 
 /// Creates the object in the body.
-pub(crate) fn create(
-    store: &Store,
-    call: &Call,
-    resource: &Resource,
-    body: Value,
-) -> Result<Answer, ApiError> {
-    let Decoded { object, unknown } =
-        object::decode(resource, body).map_err(|why| object::undecodable(resource, &why))?;
-    let warnings = object::field_validation(call, &unknown)
-        .map_err(|why| object::undecodable(resource, &why))?;
+pub(crate) fn create(store: &Store, call: &Call, resource: &Resource, body: Value) -> Result<Answer, ApiError> {
+    let Decoded { object, unknown } = object::decode(resource, body).map_err(|why| why.refuse(resource))?;
+    let warnings = object::field_validation(call, &unknown).map_err(|why| why.refuse(resource))?;
     let namespace = &call.request.namespace;
-    let object =
-        store.write(|state| insert(state, resource, namespace, object, call.dry_run()))?;
+    let object = store.write(|state| insert(state, resource, namespace, object, call.dry_run()))?;
     Ok(Answer::Object(StatusCode::CREATED, object, warnings))
 }
 
@@ -53,14 +45,9 @@ pub(crate) fn insert(
     }
     let name = meta::name(&object).to_owned();
     if resource.namespaced {
-        let home = state
-            .namespace(namespace)
-            .ok_or_else(|| ApiError::no_namespace(namespace))?;
+        let home = state.namespace(namespace).ok_or_else(|| ApiError::no_namespace(namespace))?;
         if meta::deleting(home) {
-            let why = format!(
-                "unable to create new content in namespace {namespace} because it is being terminated"
-            );
-            return Err(ApiError::forbidden(resource, &name, &why));
+            return Err(ApiError::terminating(resource, &name, namespace));
         }
     }
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {

@@ -50,6 +50,11 @@ impl Options {
             let orphan = call.get("orphanDependents").map(|value| value == "true");
             (call.get("propagationPolicy"), orphan, call.dry_run())
         };
+        if let (Some(policy), Some(_)) = (policy, orphan) {
+            let detail = "orphanDependents and deletionPropagation cannot be both set";
+            let error = FieldError::invalid("propagationPolicy", &policy.into(), detail);
+            return Err(invalid(&error));
+        }
         let propagation = match (policy, orphan) {
             (Some("Foreground"), _) => Some(Propagation::Foreground),
             (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
@@ -58,7 +63,7 @@ impl Options {
             (Some(other), _) => {
                 let allowed = ["Foreground", "Background", "Orphan", "nil"].map(|text| format!("\"{text}\""));
                 let error = FieldError::unsupported("propagationPolicy", &other.into(), &allowed);
-                return Err(ApiError::invalid_kind("DeleteOptions.meta.k8s.io", "", &[error]));
+                return Err(invalid(&error));
             }
         };
         let precondition = |field: &str| body["preconditions"][field].as_str().map(str::to_owned);
@@ -77,7 +82,7 @@ impl Options {
                 "the UID in the precondition ({wanted}) does not match the UID in record ({uid}). \
                 The object might have been deleted and then recreated"
             );
-            return Err(ApiError::conflict(resource, meta::name(object), &why));
+            return Err(ApiError::precondition(resource, meta::name(object), &why));
         }
         let revision = meta::text(object, "resourceVersion");
         if let Some(wanted) = self.revision.as_ref().filter(|wanted| *wanted != revision) {
@@ -85,7 +90,7 @@ impl Options {
                 "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record \
                 ({revision}). The object might have been modified"
             );
-            return Err(ApiError::conflict(resource, meta::name(object), &why));
+            return Err(ApiError::precondition(resource, meta::name(object), &why));
         }
         Ok(())
     }
@@ -93,9 +98,7 @@ impl Options {
     /// What is done where the caller does not say: dependents go, except for those of Jobs, whose clients
     /// once expected them to stay.
     fn propagation(&self, resource: &Resource) -> (Propagation, Vec<String>) {
-        let orphans = resource
-            .built_in()
-            .is_some_and(|built_in| built_in.orphans_by_default);
+        let orphans = resource.built_in().is_some_and(|built_in| built_in.orphans_by_default);
         match self.propagation {
             Some(propagation) => (propagation, Vec::new()),
             None if orphans => {
@@ -108,39 +111,26 @@ impl Options {
     }
 }
 
+/// The refusal of options that make no sense.
+fn invalid(error: &FieldError) -> ApiError {
+    ApiError::invalid_kind("meta.k8s.io", "DeleteOptions", "", std::slice::from_ref(error))
+}
+
 /// Deletes one object.
-pub(crate) fn delete(
-    store: &Store,
-    call: &Call,
-    resource: &Resource,
-    body: &Value,
-) -> Result<Answer, ApiError> {
+pub(crate) fn delete(store: &Store, call: &Call, resource: &Resource, body: &Value) -> Result<Answer, ApiError> {
     let options = Options::read(call, body)?;
     let name = &call.request.name;
     let key = resource.key(&call.request.namespace, name);
     let (propagation, warnings) = options.propagation(resource);
     store.write(|state| {
-        let object = state
-            .get(&key)
-            .cloned()
-            .ok_or_else(|| ApiError::not_found(resource, name))?;
+        let object = state.get(&key).cloned().ok_or_else(|| ApiError::not_found(resource, name))?;
         options.check(resource, &object)?;
-        let outcome = if options.dry_run {
-            Outcome::Gone(object)
-        } else {
-            remove(state, &key, propagation)
-        };
-        let returns_object = resource
-            .built_in()
-            .is_some_and(|built_in| built_in.returns_deleted);
+        let outcome = if options.dry_run { Outcome::Gone(object) } else { remove(state, &key, propagation) };
+        let returns_object = resource.built_in().is_some_and(|built_in| built_in.returns_deleted);
         Ok(match outcome {
             Outcome::Marked(object) => Answer::Object(StatusCode::OK, object, warnings),
-            Outcome::Gone(object) if returns_object => {
-                Answer::Object(StatusCode::OK, object, warnings)
-            }
-            Outcome::Gone(object) => {
-                Answer::Done(status::deleted(resource, name, meta::uid(&object)), warnings)
-            }
+            Outcome::Gone(object) if returns_object => Answer::Object(StatusCode::OK, object, warnings),
+            Outcome::Gone(object) => Answer::Done(status::deleted(resource, name, meta::uid(&object)), warnings),
         })
     })
 }
@@ -206,13 +196,15 @@ pub(crate) fn remove(state: &mut State, key: &Key, propagation: Propagation) -> 
     }
     if !meta::deleting(&object) {
         meta::set(&mut object, "deletionTimestamp", Some(meta::now().into()));
-        meta::set(&mut object, "deletionGracePeriodSeconds", Some(0.into()));
         if let Some(generation) = object["metadata"]["generation"].as_i64() {
             meta::set(&mut object, "generation", Some((generation + 1).into()));
         }
         if namespace {
+            // It has finalizers of its own, in its spec, and no grace period.
             let status = json!({ "phase": "Terminating" });
             meta::set_top(&mut object, "status", Some(status));
+        } else {
+            meta::set(&mut object, "deletionGracePeriodSeconds", Some(0.into()));
         }
     }
     if object == *old {

@@ -13,17 +13,10 @@ use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::sync::watch::Receiver;
 
-use crate::cluster::{
-    Api, call::Call, logs::Log, meta, registry::Resource, status::ApiError, store::State,
-};
+use crate::cluster::{Api, call::Call, logs::Log, meta, registry::Resource, status::ApiError, store::State};
 
 /// `PUT …/pods/{name}/log`: what the container wrote; with `append=true` it is added to what there is.
-pub(crate) fn write(
-    api: &Api,
-    call: &Call,
-    resource: &Resource,
-    bytes: &[u8],
-) -> Result<Response, ApiError> {
+pub(crate) fn write(api: &Api, call: &Call, resource: &Resource, bytes: &[u8]) -> Result<Response, ApiError> {
     api.store.write(|state| {
         let pod = pod(state, call, resource)?;
         let container = container(&pod, call)?;
@@ -49,10 +42,11 @@ pub(crate) fn read(api: &Arc<Api>, call: &Call, resource: &Resource) -> Result<R
         }
         let uid = meta::uid(&pod).to_owned();
         let log = state.log(&uid, &container);
-        if log.is_none() && pod["status"]["phase"] == "Pending" {
+        if log.is_none()
+            && let Some(reason) = waiting(&pod, &container)
+        {
             return Err(ApiError::bad_request(format!(
-                "container \"{container}\" in pod \"{name}\" is waiting to start: {}",
-                waiting(&pod, &container)
+                "container \"{container}\" in pod \"{name}\" is waiting to start: {reason}"
             )));
         }
         let position = match (log, tail) {
@@ -98,9 +92,7 @@ fn container(pod: &Value, call: &Call) -> Result<String, ApiError> {
     let name = meta::name(pod);
     match (call.get("container").filter(|name| !name.is_empty()), names.as_slice()) {
         (Some(wanted), names) if names.contains(&wanted) => Ok(wanted.to_owned()),
-        (Some(wanted), _) => Err(ApiError::bad_request(format!(
-            "container {wanted} is not valid for pod {name}"
-        ))),
+        (Some(wanted), _) => Err(ApiError::bad_request(format!("container {wanted} is not valid for pod {name}"))),
         (None, [only]) => Ok((*only).to_owned()),
         (None, names) => Err(ApiError::bad_request(format!(
             "a container name must be specified for pod {name}, choose one of: [{}]",
@@ -109,14 +101,12 @@ fn container(pod: &Value, call: &Call) -> Result<String, ApiError> {
     }
 }
 
-/// What a container that has not started waits for.
-fn waiting(pod: &Value, container: &str) -> String {
+/// What a container that has not started waits for, if a node has it.
+fn waiting<'a>(pod: &'a Value, container: &str) -> Option<&'a str> {
     meta::list(&pod["status"]["containerStatuses"])
         .iter()
-        .find(|status| status["name"] == container)
-        .and_then(|status| status["state"]["waiting"]["reason"].as_str())
-        .unwrap_or("ContainerCreating")
-        .to_owned()
+        .find(|status| status["name"] == container)?["state"]["waiting"]["reason"]
+        .as_str()
 }
 
 /// Someone who reads a log.
@@ -165,7 +155,5 @@ fn is_finished(state: &State, uid: &str) -> bool {
     state
         .by_uid(uid)
         .and_then(|key| state.get(key))
-        .is_none_or(|pod| {
-            matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
-        })
+        .is_none_or(|pod| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")))
 }

@@ -38,14 +38,13 @@ impl Continue {
     }
 
     fn parse(token: &str, resource: &Resource) -> Result<Self, ApiError> {
-        let refuse = || ApiError::bad_request("continue key is not valid: it was not made by this server");
+        let refuse = || {
+            ApiError::bad_request("invalid continue token: continue key is not valid: it was not made by this server")
+        };
         let parts = hex::decode(token).map_err(|_| refuse())?;
         let (revision, namespace, name): (Option<u64>, String, String) =
             serde_json::from_slice(&parts).map_err(|_| refuse())?;
-        Ok(Self {
-            revision,
-            after: resource.key(&namespace, &name),
-        })
+        Ok(Self { revision, after: resource.key(&namespace, &name) })
     }
 }
 
@@ -63,9 +62,7 @@ pub(crate) fn list(store: &Store, call: &Call, resource: &Resource) -> Result<An
         .transpose()?;
     let wanted = revision(call.get("resourceVersion").unwrap_or_default())?;
     if position.is_some() && wanted > 0 {
-        return Err(ApiError::bad_request(
-            "specifying resource version is not allowed when using continue",
-        ));
+        return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
     }
     let exact = call.get("resourceVersionMatch") == Some("Exact");
     store.read(|state| {
@@ -106,19 +103,13 @@ impl Page<'_> {
             .filter(|(_, object)| self.selector.matches(object));
 
         let limit = self.limit.unwrap_or(usize::MAX);
-        let page: Vec<(&Key, Arc<Value>)> = objects
-            .by_ref()
-            .take(limit)
-            .map(|(key, object)| (key, Arc::clone(object)))
-            .collect();
+        let page: Vec<(&Key, Arc<Value>)> =
+            objects.by_ref().take(limit).map(|(key, object)| (key, Arc::clone(object))).collect();
         let left = if self.limit.is_some() { objects.count() } else { 0 };
 
         let mut metadata = json!({ "resourceVersion": revision.to_string() });
         if let Some((last, _)) = page.last().filter(|_| left > 0) {
-            let next = Continue {
-                revision: Some(revision),
-                after: Key::clone(last),
-            };
+            let next = Continue { revision: Some(revision), after: Key::clone(last) };
             metadata["continue"] = next.token().into();
             if self.selector.is_empty() {
                 metadata["remainingItemCount"] = left.into();
@@ -133,10 +124,7 @@ impl Page<'_> {
         let Some(after) = self.after else {
             return ApiError::expired("The resourceVersion for the provided list is too old.", json!({}));
         };
-        let next = Continue {
-            revision: None,
-            after: after.clone(),
-        };
+        let next = Continue { revision: None, after: after.clone() };
         ApiError::expired(
             "The provided continue parameter is too old to display a consistent list result. You can start a new list \
             without the continue parameter, or use the continue token in this response to retrieve the remainder of the \
@@ -163,7 +151,7 @@ pub(crate) fn revision(text: &str) -> Result<u64, ApiError> {
     }
     text.parse().map_err(|_| {
         ApiError::bad_request(format!(
-            "resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
+            "invalid resource version: resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
         ))
     })
 }

@@ -11,7 +11,7 @@ use crate::cluster::{
     apply,
     call::Call,
     meta,
-    object::{self, Decoded},
+    object::{self, Decoded, Unreadable},
     patch::Format,
     registry::Resource,
     status::{ApiError, FieldError},
@@ -19,29 +19,17 @@ use crate::cluster::{
 };
 
 /// Replaces the object by the one in the body, or its status by the body's.
-pub(crate) fn update(
-    store: &Store,
-    call: &Call,
-    resource: &Resource,
-    body: Value,
-) -> Result<Answer, ApiError> {
+pub(crate) fn update(store: &Store, call: &Call, resource: &Resource, body: Value) -> Result<Answer, ApiError> {
     let name = &call.request.name;
-    let Decoded { mut object, unknown } =
-        object::decode(resource, body).map_err(|why| object::undecodable(resource, &why))?;
-    let warnings = object::field_validation(call, &unknown)
-        .map_err(|why| object::undecodable(resource, &why))?;
-    create::place(&mut object, resource, &call.request.namespace)?;
-    if meta::name(&object) != name {
-        return Err(ApiError::bad_request(format!(
-            "the name of the object ({}) does not match the name on the URL ({name})",
-            meta::name(&object)
-        )));
-    }
+    let Decoded { mut object, unknown } = object::decode(resource, body).map_err(|why| why.refuse(resource))?;
+    let warnings = object::field_validation(call, &unknown).map_err(|why| why.refuse(resource))?;
+    place(&mut object, call, resource)?;
     let unconditional = meta::text(&object, "resourceVersion").is_empty();
     if unconditional && resource.schema().is_some() {
         let detail = "must be specified for an update";
         let error = FieldError::invalid("metadata.resourceVersion", &json!(0), detail);
-        return Err(ApiError::invalid(resource, name, &[error]));
+        let (group, plural) = (&resource.group, &resource.plural);
+        return Err(ApiError::invalid_kind(group, plural, name, &[error]));
     }
     let object = store.write(|state| {
         let old = existing(state, call, resource)?;
@@ -51,18 +39,17 @@ pub(crate) fn update(
 }
 
 /// Changes the object as the body says. A server-side apply creates what is not there.
-pub(crate) fn patch(
-    store: &Store,
-    call: &Call,
-    resource: &Resource,
-    body: &Value,
-) -> Result<Answer, ApiError> {
+pub(crate) fn patch(store: &Store, call: &Call, resource: &Resource, body: &Value) -> Result<Answer, ApiError> {
     let format = Format::of(&call.content_type, resource)?;
+    if format == Format::Apply {
+        check_applied(resource, body)?;
+    }
     let manager = call.get("fieldManager").unwrap_or_default();
     if format == Format::Apply && manager.is_empty() {
         let detail = "is required for apply patch";
         let error = FieldError::required("fieldManager", detail);
-        return Err(ApiError::invalid_kind("PatchOptions.meta.k8s.io", "", &[error]));
+        let options = ("meta.k8s.io", "PatchOptions");
+        return Err(ApiError::invalid_kind(options.0, options.1, "", &[error]));
     }
     store.write(|state| {
         let old = match existing(state, call, resource) {
@@ -75,19 +62,27 @@ pub(crate) fn patch(
         if format == Format::Apply {
             apply::settle(&mut object, body, manager, &resource.api_version());
         }
+        let patched = object.to_string();
         let Decoded { mut object, unknown } =
-            object::decode(resource, object).map_err(|why| unreadable(body, &why))?;
-        let warnings = object::field_validation(call, &unknown).map_err(ApiError::bad_request)?;
-        create::place(&mut object, resource, &call.request.namespace)?;
-        if meta::name(&object) != call.request.name {
-            let detail = "field is immutable";
-            let name = Value::from(meta::name(&object));
-            let error = FieldError::invalid("metadata.name", &name, detail);
-            return Err(ApiError::invalid(resource, &call.request.name, &[error]));
-        }
+            object::decode(resource, object).map_err(|why| unreadable(&patched, &why))?;
+        let warnings = object::field_validation(call, &unknown).map_err(|why| unreadable(&patched, &why))?;
+        place(&mut object, call, resource)?;
+        check_uid(resource, &old, &object)?;
         let object = replace(state, call, resource, &old, object)?;
         Ok(Answer::Object(StatusCode::OK, object, warnings))
     })
+}
+
+/// What is applied says what it is.
+fn check_applied(resource: &Resource, body: &Value) -> Result<(), ApiError> {
+    let text = |field: &str| body[field].as_str().unwrap_or_default();
+    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    if api_version == resource.api_version() && kind == resource.kind {
+        return Ok(());
+    }
+    let api_version = if api_version.is_empty() { "/" } else { api_version };
+    let message = format!("invalid object type: {api_version}, Kind={kind}");
+    Err(ApiError::bad_request(message))
 }
 
 fn apply_new(
@@ -98,23 +93,43 @@ fn apply_new(
     manager: &str,
 ) -> Result<Answer, ApiError> {
     let mut object = body.clone();
-    if !object.is_object() {
-        return Err(ApiError::bad_request("error decoding patch: it must be an object"));
-    }
     apply::settle(&mut object, body, manager, &resource.api_version());
-    let Decoded { mut object, unknown } =
-        object::decode(resource, object).map_err(|why| unreadable(body, &why))?;
-    let warnings = object::field_validation(call, &unknown).map_err(ApiError::bad_request)?;
-    meta::set(&mut object, "name", Some(call.request.name.clone().into()));
+    let patched = object.to_string();
+    let Decoded { mut object, unknown } = object::decode(resource, object).map_err(|why| unreadable(&patched, &why))?;
+    let warnings = object::field_validation(call, &unknown).map_err(|why| unreadable(&patched, &why))?;
+    place(&mut object, call, resource)?;
     let namespace = &call.request.namespace;
     let object = create::insert(state, resource, namespace, object, call.dry_run())?;
     Ok(Answer::Object(StatusCode::CREATED, object, warnings))
 }
 
 /// The refusal of a patch whose result can't be read.
-fn unreadable(patch: &Value, why: &str) -> ApiError {
-    let text = Value::from(patch.to_string());
-    ApiError::invalid_kind("", "", &[FieldError::invalid("patch", &text, why)])
+fn unreadable(patched: &str, why: &Unreadable) -> ApiError {
+    let error = FieldError::invalid("patch", &patched.into(), &why.to_string());
+    ApiError::invalid_kind("", "", "", &[error])
+}
+
+/// The object's place is the one in the path; the object may say it too, but no other.
+fn place(object: &mut Value, call: &Call, resource: &Resource) -> Result<(), ApiError> {
+    let name = &call.request.name;
+    create::place(object, resource, &call.request.namespace)?;
+    if meta::name(object) != name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({}) does not match the name on the URL ({name})",
+            meta::name(object)
+        )));
+    }
+    Ok(())
+}
+
+/// A patch can't make an object another one.
+fn check_uid(resource: &Resource, old: &Value, patched: &Value) -> Result<(), ApiError> {
+    if meta::uid(patched) == meta::uid(old) {
+        return Ok(());
+    }
+    let detail = "field is immutable";
+    let error = FieldError::invalid("metadata.uid", &meta::uid(patched).into(), detail);
+    Err(ApiError::invalid(resource, meta::name(old), &[error]))
 }
 
 fn existing(state: &State, call: &Call, resource: &Resource) -> Result<Arc<Value>, ApiError> {
@@ -140,10 +155,7 @@ fn replace(
     }
     let uid = meta::uid(&sent);
     if !uid.is_empty() && uid != meta::uid(old) {
-        let why = format!(
-            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-            meta::uid(old)
-        );
+        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(old));
         return Err(ApiError::conflict(resource, name, &why));
     }
 

@@ -38,10 +38,8 @@ pub(crate) fn watch(api: &Arc<Api>, call: Call, resource: Arc<Resource>) -> Resu
     let shape = call.shape.ok_or_else(ApiError::not_acceptable)?;
     let selector = read::selector(&call, &resource)?;
     let since = read::revision(call.get("resourceVersion").unwrap_or_default())?;
-    let timeout = call
-        .number("timeoutSeconds")?
-        .filter(|seconds| *seconds > 0)
-        .map_or(DEFAULT_TIMEOUT, Duration::from_secs);
+    let timeout =
+        call.number("timeoutSeconds")?.filter(|seconds| *seconds > 0).map_or(DEFAULT_TIMEOUT, Duration::from_secs);
     let initial = call.is_set("sendInitialEvents");
     let now = Instant::now();
     let mut watch = Watch {
@@ -108,11 +106,7 @@ impl Watch {
 
     /// Waits for a change, or for the time of a bookmark, or for the end.
     async fn wait(&mut self) {
-        let until = if self.bookmarks {
-            self.deadline.min(self.next_bookmark)
-        } else {
-            self.deadline
-        };
+        let until = if self.bookmarks { self.deadline.min(self.next_bookmark) } else { self.deadline };
         let waited = tokio::select! {
             waited = timeout_at(until, self.changed.changed()) => waited.is_ok_and(|open| open.is_ok()),
             _ = self.stop.wait_for(|stop| *stop) => {
@@ -158,11 +152,7 @@ impl Watch {
                 }
             }
             Err(_) => {
-                let message = format!(
-                    "too old resource version: {} ({})",
-                    self.position,
-                    state.revision()
-                );
+                let message = format!("too old resource version: {} ({})", self.position, state.revision());
                 let status = ApiError::expired(message, json!({})).status();
                 self.push("ERROR", &status);
                 self.ended = true;
@@ -173,16 +163,11 @@ impl Watch {
     /// A change as it looks through the selector: what begins to fit is added, what ceases to fit is deleted.
     fn send_change(&mut self, change: &Change) {
         let namespace = &self.call.request.namespace;
-        if *change.key.resource != *self.resource.id
-            || !(namespace.is_empty() || *namespace == change.key.namespace)
-        {
+        if *change.key.resource != *self.resource.id || !(namespace.is_empty() || *namespace == change.key.namespace) {
             return;
         }
         let fits = self.selector.matches(&change.object);
-        let fitted = change
-            .previous
-            .as_ref()
-            .is_some_and(|previous| self.selector.matches(previous));
+        let fitted = change.previous.as_ref().is_some_and(|previous| self.selector.matches(previous));
         match (change.event, fitted, fits) {
             (Event::Added | Event::Modified, false, true) => self.send("ADDED", &change.object),
             (Event::Added | Event::Modified, true, true) => self.send("MODIFIED", &change.object),
