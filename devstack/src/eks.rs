@@ -72,7 +72,10 @@ impl Authenticator {
             .get(ask)
             .header(CLUSTER_HEADER, &self.cluster)
             // moto looks here to learn who asks; STS itself looks into the query.
-            .header("authorization", format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=0"));
+            .header(
+                "authorization",
+                format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=0"),
+            );
         let response = request.send().await.map_err(|error| error.to_string())?;
         if !response.status().is_success() {
             return Err(format!("STS answered with {}", response.status()));

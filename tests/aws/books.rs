@@ -167,6 +167,29 @@ async fn the_servers_certificate_is_checked_and_a_function_demands_one() {
         assert_eq!(status, 503);
         assert!(text.contains("certificate was refused"), "{text}");
     }
+
+    // IAM authentication: RDS would check the password; this server lets one user in without, the other not at all.
+    let hba = directory.join("pg_hba.conf");
+    let rules = std::fs::read_to_string(&hba).unwrap();
+    std::fs::write(&hba, format!("hostssl all operator_iam all trust\n{rules}")).unwrap();
+    books.execute("CREATE ROLE operator_iam LOGIN SUPERUSER").await;
+    books.execute("SELECT pg_reload_conf()").await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let iam = right.without("POSTGRES_PASSWORD").with("POSTGRES_IAM_AUTH", "1").without("POSTGRES_SSLMODE");
+    // Nobody is there to be asked: the password is made here.
+    let iam = iam.and(&[
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_REGION", "eu-west-1"),
+        ("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+    ]);
+    let service = Service::start(&iam.clone().with("POSTGRES_USER", "operator_iam")).await;
+    assert_eq!(environments(&service).await.0, 200, "{}", service.process.output());
+    let service = Service::start(&iam).await;
+    assert_eq!(environments(&service).await.0, 503);
+    assert_eq!(service.process.output().matches("trying once more with a new one").count(), 1);
+    assert!(!service.process.output().contains("X-Amz-Signature"));
+
     // Elsewhere the default is to take what there is.
     assert_eq!(environments(&Service::start(&env).await).await.0, 200);
 }
