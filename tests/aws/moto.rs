@@ -80,7 +80,7 @@ impl Moto {
     pub async fn object(&self, bucket: &str, key: &str, content: &[u8]) {
         for (path, content) in [(bucket.to_owned(), &b""[..]), (format!("{bucket}/{key}"), content)] {
             let request = self.client.put(format!("{}/{path}", self.url)).body(content.to_vec());
-            let credential = format!("AKIAIOSFODNN7EXAMPLE/20261122/us-east-1/s3/aws4_request");
+            let credential = "AKIAIOSFODNN7EXAMPLE/20261122/us-east-1/s3/aws4_request";
             let signature = format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=0");
             let answer = request.header("authorization", signature).send().await.unwrap();
             assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
