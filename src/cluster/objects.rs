@@ -165,7 +165,7 @@ impl Cluster {
                 Err(error) => return Err(error.into()),
             };
             let mut stream = std::pin::pin!(stream.take(LOG_LIMIT as u64));
-            stream.read_to_end(&mut log).await.map_err(|error| kube::Error::ReadEvents(error))?;
+            stream.read_to_end(&mut log).await.map_err(kube::Error::ReadEvents)?;
             Ok(Some(String::from_utf8_lossy(&log).into_owned()))
         })
         .await

@@ -19,9 +19,9 @@ impl Signer {
     fn start() -> Self {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
         let in_venv = format!("{root}.local/venv/bin/python");
-        let python = std::env::var("TEST_PYTHON").ok().unwrap_or_else(|| {
-            if std::path::Path::new(&in_venv).exists() { in_venv } else { "python3".to_owned() }
-        });
+        let python = std::env::var("TEST_PYTHON")
+            .ok()
+            .unwrap_or_else(|| if std::path::Path::new(&in_venv).exists() { in_venv } else { "python3".to_owned() });
         let mut child = Command::new(&python)
             .arg(format!("{root}tests/support/signer.py"))
             .stdin(Stdio::piped())
@@ -34,7 +34,8 @@ impl Signer {
     }
 
     fn ask(&mut self, request: &Value) -> Value {
-        writeln!(self.input, "{request}").expect("signer.py has ended; does its Python have eth-account? run `make test`");
+        writeln!(self.input, "{request}")
+            .expect("signer.py has ended; does its Python have eth-account? run `make test`");
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         serde_json::from_str(&line).expect("signer.py has ended; does its Python have eth-account? run `make test`")
