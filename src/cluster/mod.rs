@@ -36,6 +36,9 @@ pub enum ClusterError {
     /// The cluster could not be reached, or did not answer as one does.
     #[error("The cluster is not available, please try again")]
     Unavailable(#[source] Box<kube::Error>),
+    /// What should name a namespace can name none (RFC 1123), and might lead elsewhere in a request's path.
+    #[error("The job's environment is no name of a namespace")]
+    NoNamespace,
     /// The cluster took longer than its limit.
     #[error("The cluster did not answer in time, please try again")]
     TimedOut,
