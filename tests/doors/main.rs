@@ -21,6 +21,7 @@ mod runtime_api;
 mod scene;
 
 mod browser;
+mod bump;
 mod lambda;
 mod memory;
 mod process;
