@@ -1,6 +1,6 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint fmt sqlx crd bump clean
+.PHONY: help demo run test lint fmt sqlx crd validate bump clean
 
 help: ## List what one can do
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,6 +33,9 @@ sqlx: ## Write .sqlx/, after a change to a query or a migration
 
 crd: ## Write infra/kubernetes/crd.yaml, after a change to the WorkFlow type
 	cargo run --quiet -- crd > infra/kubernetes/crd.yaml
+
+validate: ## Check template.yaml and infra/
+	@scripts/validate-infra
 
 bump: ## Raise the version: make bump PART=major|minor|patch
 	@scripts/bump $(PART)

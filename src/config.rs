@@ -272,8 +272,21 @@ impl Variables<'_> {
         (self.variable)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
-    fn secret(&self, names: [&str; 2]) -> Option<SecretString> {
-        names.iter().find_map(|name| self.text(name)).map(SecretString::from)
+    /// A secret that is sent as a header.
+    fn secret(&mut self, names: [&str; 2]) -> Option<SecretString> {
+        let (name, text) = names.iter().find_map(|name| Some((name, self.text(name)?)))?;
+        if axum::http::HeaderValue::from_str(&text).is_err() {
+            self.wrong(name, "text that a header can hold");
+        }
+        Some(SecretString::from(text))
+    }
+
+    fn readable_file(&mut self, name: &str) -> Option<PathBuf> {
+        let path = self.text(name).map(PathBuf::from)?;
+        if std::fs::File::open(&path).is_err() {
+            self.wrong(name, "a file that can be read");
+        }
+        Some(path)
     }
 
     fn wrong(&mut self, name: &str, expected: &str) {
@@ -382,7 +395,7 @@ impl Variables<'_> {
             user,
             login,
             ssl_mode,
-            ca_file: self.text("POSTGRES_CA_FILE").map(PathBuf::from),
+            ca_file: self.readable_file("POSTGRES_CA_FILE"),
             pool_size: self.parsed("POSTGRES_POOL_SIZE", default_size, "a number above 0").get(),
         })
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::Uri;
-use lambda_http::request::RequestContext;
+use lambda_http::RequestExt;
 use tower::ServiceExt;
 
 use crate::aws::Account;
@@ -63,23 +63,18 @@ pub async fn lambda(
     let config = Arc::new(Config::from_env(books)?);
     telemetry::init(&config.log, Format::Json)?;
     let router = Router::new().fallback_service(routes::finish([group(config)?]).map_request(without_stage));
-    if streaming { lambda_http::run_with_streaming_response(router).await } else { lambda_http::run(router).await }
+    if streaming {
+        crate::streaming::run(Router::new().fallback_service(router)).await
+    } else {
+        lambda_http::run(router).await
+    }
 }
 
-/// API Gateway names the stage beside the path, and `lambda_http` puts it in front; a custom domain has none.
+/// The path as the event has it: `lambda_http` puts the stage in front, and sometimes does not, where the path
+/// begins as the stage is called.
 fn without_stage(mut request: Request) -> Request {
-    let Some(RequestContext::ApiGatewayV1(context)) = request.extensions().get() else {
-        return request;
-    };
-    let stage = context.stage.as_deref().unwrap_or_default();
-    let uri = request.uri();
-    let rest = uri.path().trim_start_matches('/').strip_prefix(stage);
-    let Some(rest) = rest.filter(|rest| !stage.is_empty() && (rest.is_empty() || rest.starts_with('/'))) else {
-        return request;
-    };
-    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let path = if rest.is_empty() { "/" } else { rest };
-    if let Ok(uri) = format!("{path}{query}").parse::<Uri>() {
+    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+    if let Ok(uri) = format!("{}{query}", request.raw_http_path()).parse::<Uri>() {
         *request.uri_mut() = uri;
     }
     request

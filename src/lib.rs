@@ -12,4 +12,5 @@ pub mod origin;
 pub mod routes;
 pub mod signature;
 pub mod store;
+mod streaming;
 pub mod telemetry;

@@ -7,7 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures_util::FutureExt;
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream, stream};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, LOCATION, RANGE};
 use reqwest::{Client, Response, StatusCode};
@@ -49,6 +50,17 @@ pub enum OriginError {
     Status(StatusCode),
 }
 
+/// Why a file that had begun to arrive is not whole. Never holds a URL.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokeOff {
+    /// The connection broke, or what came was no HTTP.
+    #[error("its origin broke off")]
+    Connection(#[source] reqwest::Error),
+    /// Nothing came for too long.
+    #[error("its origin fell silent")]
+    Silent,
+}
+
 /// Fetches files from result origins. Cheap to clone.
 #[derive(Clone)]
 pub struct Origins {
@@ -73,7 +85,6 @@ impl Origins {
                 // A proxy would resolve names itself, past the guard.
                 .no_proxy()
                 .connect_timeout(config.timeout)
-                .read_timeout(config.idle_timeout)
                 .user_agent(concat!("operator-service/", env!("CARGO_PKG_VERSION")))
         };
         let client = builder().dns_resolver(PublicOnly { allowed: config.hosts_allowed.clone() }).build()?;
@@ -126,6 +137,19 @@ impl Origins {
             return Ok(response);
         }
         Err(OriginError::Status(status))
+    }
+
+    /// The content of an answer, as it comes. The origin's silence counts only while somebody listens: `reqwest`'s own
+    /// limit also counts the time in which a slow caller takes nothing.
+    pub fn content(&self, answer: Response) -> impl Stream<Item = Result<Bytes, BrokeOff>> + Send + use<> {
+        let limit = self.config.idle_timeout;
+        stream::try_unfold(answer, move |mut answer| async move {
+            match tokio::time::timeout(limit, answer.chunk()).await {
+                Ok(Ok(chunk)) => Ok(chunk.map(|chunk| (chunk, answer))),
+                Ok(Err(error)) => Err(BrokeOff::Connection(error.without_url())),
+                Err(_) => Err(BrokeOff::Silent),
+            }
+        })
     }
 
     async fn follow(&self, url: &str, range: Option<&HeaderValue>) -> Result<Response, OriginError> {

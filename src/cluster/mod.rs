@@ -50,6 +50,9 @@ pub enum ClusterError {
     /// AWS did not say where the cluster is.
     #[error("The cluster cannot be reached, please try again: {0}")]
     Aws(#[from] AwsError),
+    /// What should name a namespace can name none (RFC 1123), and might lead elsewhere in a request's path.
+    #[error("The job's environment is no name of a namespace")]
+    NoNamespace,
     /// The cluster took longer than its limit.
     #[error("The cluster did not answer in time, please try again")]
     TimedOut,

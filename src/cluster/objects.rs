@@ -8,7 +8,8 @@ use futures_util::io::AsyncReadExt;
 use k8s_openapi::api::batch::v1::Job as EngineJob;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use kube::api::{DeleteParams, ListParams, LogParams, PostParams};
-use kube::{Api, ResourceExt};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Resource, ResourceExt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use utoipa::ToSchema;
@@ -60,12 +61,25 @@ impl Component {
 }
 
 impl Cluster {
+    /// The objects of a kind in a namespace. The only way to them: names come from outside, and become part of paths.
+    async fn namespaced<K>(&self, namespace: &str) -> Result<Api<K>, ClusterError>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if namespace.is_empty() || namespace.len() > 63 || !namespace.bytes().all(plain) {
+            return Err(ClusterError::NoNamespace);
+        }
+        Ok(Api::namespaced(self.client().await?, namespace))
+    }
+
     /// Registers a job: creates its WorkFlow object, unless that is there already.
     pub async fn register(&self, job_id: &JobId, namespace: &str, spec: WorkFlowSpec) -> Result<(), ClusterError> {
         let mut object = WorkFlow::new(job_id.as_str(), spec);
         object.metadata.labels = Some(BTreeMap::from([("workflow".to_owned(), job_id.to_string())]));
         within(WRITE_LIMIT, async {
-            let api: Api<WorkFlow> = Api::namespaced(self.client().await?, namespace);
+            let api: Api<WorkFlow> = self.namespaced(namespace).await?;
             match api.create(&PostParams::default(), &object).await {
                 Ok(_) => Ok(()),
                 Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
@@ -79,7 +93,7 @@ impl Cluster {
     /// the algorithm and goes on to publishing, so everything else stays.
     pub async fn end_algorithm(&self, job_id: &JobId, namespace: &str) -> Result<(), ClusterError> {
         within(WRITE_LIMIT, async {
-            let jobs: Api<EngineJob> = Api::namespaced(self.client().await?, namespace);
+            let jobs: Api<EngineJob> = self.namespaced(namespace).await?;
             delete(&jobs, &Component::Algorithm.job_name(job_id)).await
         })
         .await
@@ -89,11 +103,10 @@ impl Cluster {
     /// object. At most ten requests; one that fails does not keep the others from being made.
     pub async fn remove(&self, job_id: &JobId, namespace: &str) -> Result<(), ClusterError> {
         within(WRITE_LIMIT, async {
-            let client = self.client().await?;
-            let jobs: Api<EngineJob> = Api::namespaced(client.clone(), namespace);
-            let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-            let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-            let workflows: Api<WorkFlow> = Api::namespaced(client, namespace);
+            let jobs: Api<EngineJob> = self.namespaced(namespace).await?;
+            let claims: Api<PersistentVolumeClaim> = self.namespaced(namespace).await?;
+            let config_maps: Api<ConfigMap> = self.namespaced(namespace).await?;
+            let workflows: Api<WorkFlow> = self.namespaced(namespace).await?;
 
             let mut result = Ok(());
             for component in Component::ALL {
@@ -112,7 +125,7 @@ impl Cluster {
     /// A job's WorkFlow object; `None` if there is none.
     pub async fn workflow(&self, job_id: &JobId, namespace: &str) -> Result<Option<WorkFlow>, ClusterError> {
         within(READ_LIMIT, async {
-            let api: Api<WorkFlow> = Api::namespaced(self.client().await?, namespace);
+            let api: Api<WorkFlow> = self.namespaced(namespace).await?;
             Ok(api.get_opt(job_id.as_str()).await?)
         })
         .await
@@ -122,15 +135,17 @@ impl Cluster {
     /// left out and logged: environments that once announced themselves may be long gone.
     pub async fn workflow_names(&self, namespaces: BTreeSet<String>) -> Result<Vec<String>, ClusterError> {
         within(READ_LIMIT, async {
-            let client = self.client().await?;
             let mut names = Vec::new();
             for namespace in namespaces {
-                let api: Api<WorkFlow> = Api::namespaced(client.clone(), &namespace);
-                match names_in(&api, &mut names).await {
-                    Err(kube::Error::Api(status)) if status.code == 403 => {
-                        tracing::warn!(namespace, "this service may not list the workflows of an environment");
+                let found = match self.namespaced(&namespace).await {
+                    Ok(api) => names_in(&api, &mut names).await.map_err(ClusterError::from),
+                    Err(error) => Err(error),
+                };
+                match found {
+                    Err(error @ (ClusterError::Refused { code: 403, .. } | ClusterError::NoNamespace)) => {
+                        tracing::warn!(namespace, %error, "the workflows of an environment cannot be listed");
                     }
-                    result => result?,
+                    found => found?,
                 }
             }
             Ok(names)
@@ -147,7 +162,7 @@ impl Cluster {
         namespace: &str,
     ) -> Result<Option<String>, ClusterError> {
         within(READ_LIMIT, async {
-            let pods: Api<Pod> = Api::namespaced(self.client().await?, namespace);
+            let pods: Api<Pod> = self.namespaced(namespace).await?;
             let labels = format!("workflow={job_id},component={}", component.as_str());
             let found = pods.list(&ListParams::default().labels(&labels).limit(PAGE)).await?;
             let Some(pod) = found.items.iter().max_by_key(|pod| pod.metadata.creation_timestamp.clone()) else {
@@ -165,7 +180,7 @@ impl Cluster {
                 Err(error) => return Err(error.into()),
             };
             let mut stream = std::pin::pin!(stream.take(LOG_LIMIT as u64));
-            stream.read_to_end(&mut log).await.map_err(|error| kube::Error::ReadEvents(error))?;
+            stream.read_to_end(&mut log).await.map_err(kube::Error::ReadEvents)?;
             Ok(Some(String::from_utf8_lossy(&log).into_owned()))
         })
         .await

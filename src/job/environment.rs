@@ -22,7 +22,8 @@ pub fn object_allows_chain(announcement: &Map<String, Value>, chain_id: Option<&
         || chain_id.is_some_and(|chain| {
             allowed.iter().any(|allowed| match allowed {
                 Value::String(allowed) => allowed.trim() == chain.trim(),
-                other => other.to_string() == chain.trim(),
+                Value::Number(allowed) => allowed.to_string() == chain.trim(),
+                _ => false,
             })
         })
 }

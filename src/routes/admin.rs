@@ -46,26 +46,27 @@ impl Admins {
         }
     }
 
-    fn check(&self, headers: &HeaderMap) -> Result<(), Response> {
+    /// What a request is refused with, if it is.
+    fn refusal(&self, headers: &HeaderMap) -> Option<Response> {
         match self {
-            Self::AnyoneLocal if is_local(headers) => Ok(()),
+            Self::AnyoneLocal if is_local(headers) => None,
             Self::AnyoneLocal => {
                 let message = "The administrators' routes are open to requests from this machine only: address them to \
                                localhost, or set ALLOWED_ADMINS";
-                Err(ApiError::new(StatusCode::FORBIDDEN, message).into_response())
+                Some(ApiError::new(StatusCode::FORBIDDEN, message).into_response())
             }
             Self::Listed(admins) => {
                 let given = headers.get("admin").map(|value| value.as_bytes().to_ascii_lowercase()).unwrap_or_default();
                 if given.is_empty() {
-                    return Err(text(StatusCode::BAD_REQUEST, "Admin header is empty.\nstatus code: 400"));
+                    return Some(text(StatusCode::BAD_REQUEST, "Admin header is empty.\nstatus code: 400"));
                 }
                 // Neither which one matches nor where a wrong one differs shows in the time this takes.
                 let matching = |found: Choice, admin: &String| found | admin.as_bytes().ct_eq(&given);
                 if bool::from(admins.iter().fold(Choice::from(0), matching)) {
-                    return Ok(());
+                    return None;
                 }
                 let message = "Access admin route failed due to invalid admin address.\nstatus code: 401";
-                Err(text(StatusCode::UNAUTHORIZED, message))
+                Some(text(StatusCode::UNAUTHORIZED, message))
             }
         }
     }
@@ -104,11 +105,11 @@ pub fn router(config: Arc<Config>, store: Store, cluster: Cluster, admins: Admin
         .route("/api/v1/operator/list", get(list))
         .route("/api/v1/operator/logs", get(logs))
         .route_layer(middleware::from_fn(move |request: Request, next: Next| {
-            let checked = admins.check(request.headers());
+            let refusal = admins.refusal(request.headers());
             async move {
-                match checked {
-                    Ok(()) => next.run(request).await,
-                    Err(refusal) => refusal,
+                match refusal {
+                    Some(refusal) => refusal,
+                    None => next.run(request).await,
                 }
             }
         }))

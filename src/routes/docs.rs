@@ -75,7 +75,8 @@ pub fn router(config: Arc<Config>) -> Router {
     Router::new()
         .route("/", get(root))
         .route("/spec", get(spec))
-        .route("/api/v1/docs", get(|| async { (StatusCode::PERMANENT_REDIRECT, [(LOCATION, "docs/")]) }))
+        // A gateway may drop the slash of /api/v1/docs/: sent there again, a browser would go round in circles.
+        .route("/api/v1/docs", get(|| async { (StatusCode::PERMANENT_REDIRECT, [(LOCATION, "docs/index.html")]) }))
         .route("/api/v1/docs/", get(|docs: State<Docs>| page(docs, Path("index.html".to_owned()))))
         .route("/api/v1/docs/{*file}", get(page))
         .with_state(Docs { config, swagger_ui: Arc::new(swagger_ui) })

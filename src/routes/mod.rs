@@ -27,7 +27,12 @@ pub fn with_cors(group: Router) -> Router {
     let methods = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
     let exposed: [HeaderName; 1] = [CONTENT_DISPOSITION];
     let cors = CorsLayer::new().allow_origin(Any).allow_headers(Any).allow_methods(methods).expose_headers(exposed);
-    group.layer(cors)
+    // What answers a wrong method has to be there before the layer: else it stands outside, and answers preflights.
+    group.method_not_allowed_fallback(method_not_allowed).layer(cors)
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "This route does not know this method; see /api/v1/docs/")
 }
 
 /// Makes groups of routes a whole: paths as callers write them, an answer in JSON also where there is no such
@@ -37,9 +42,7 @@ pub fn finish(groups: impl IntoIterator<Item = Router>) -> Router {
         .into_iter()
         .fold(Router::new(), Router::merge)
         .fallback(|| async { ApiError::not_found("There is no such route; see /api/v1/docs/") })
-        .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "This route does not know this method; see /api/v1/docs/")
-        })
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| panicked()))
         .layer(axum::middleware::from_fn(telemetry::log_requests));
     // The path has to be right before the router looks at it.

@@ -188,7 +188,7 @@ pub(super) async fn get_result(
                     let instead = instead.map_err(|error| origin_failed(&request, &error))?;
                     instead.ok_or_else(|| too_large(&request, length, limit))
                 }
-                _ => Ok(answer(&request, range.is_some(), origin, &url)?),
+                _ => Ok(answer(&request, range.is_some(), &origins, origin, &url)),
             }
         }
         Err(not_found) => Err(not_found),
@@ -242,7 +242,7 @@ fn too_large(request: &ResultRequest, length: u64, limit: u64) -> ApiError {
 }
 
 /// Makes the origin's answer ours: its content as it comes, and of its headers those that describe the content.
-fn answer(request: &ResultRequest, ranged: bool, origin: reqwest::Response, url: &str) -> Result<Response, ApiError> {
+fn answer(request: &ResultRequest, ranged: bool, origins: &Origins, origin: reqwest::Response, url: &str) -> Response {
     let mut headers = HeaderMap::new();
     for name in [CONTENT_LENGTH, CONTENT_RANGE, CONTENT_ENCODING, ACCEPT_RANGES, ETAG, LAST_MODIFIED] {
         if let Some(value) = origin.headers().get(&name) {
@@ -259,13 +259,11 @@ fn answer(request: &ResultRequest, ranged: bool, origin: reqwest::Response, url:
 
     let (job_id, index) = (request.job_id.clone(), request.index.clone());
     // Ending the stream with an error cuts the connection, so that the caller does not take a part for the whole.
-    let content = origin.bytes_stream().map_err(move |error| {
-        let error = error.without_url();
-        tracing::warn!(job = job_id, index, error = &error as &dyn std::error::Error, "a result broke off");
-        error
+    let content = origins.content(origin).inspect_err(move |error| {
+        tracing::warn!(job = job_id, index, error = error as &dyn std::error::Error, "a result broke off");
     });
     let mut response = Response::new(Body::from_stream(content));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
-    Ok(response)
+    response
 }

@@ -8,7 +8,7 @@ mod graph;
 mod metrics;
 mod moto;
 #[allow(dead_code, reason = "each test binary uses its part")]
-#[path = "../doors/process.rs"]
+#[path = "../doors/child.rs"]
 mod process;
 mod results;
 #[allow(unused_imports, reason = "each test binary uses its part")]

@@ -61,10 +61,14 @@ enum Body {
     InParts(Vec<u8>),
     /// Announces so much, and closes the connection after the bytes.
     ClosesEarly(Vec<u8>, u64),
+    /// In chunks, without a word on its length.
+    Chunked(Vec<u8>),
     /// In chunks, the last of which never comes: the connection is closed instead.
     ChunkedClosesEarly(Vec<u8>),
     /// Announces so much, and says nothing more after the bytes.
     FallsSilent(Vec<u8>, u64),
+    /// Answers when the gate opens.
+    Late(Arc<Notify>, Vec<u8>),
     /// Sends the rest when the gate opens.
     Gated(Vec<u8>, Arc<Notify>, Vec<u8>),
     Pattern(u64),
@@ -99,12 +103,20 @@ impl Answer {
         Self::new(200, Body::ClosesEarly(content.into(), announced))
     }
 
+    pub fn chunked(content: impl Into<Vec<u8>>) -> Self {
+        Self::new(200, Body::Chunked(content.into()))
+    }
+
     pub fn chunked_closes_early(content: impl Into<Vec<u8>>) -> Self {
         Self::new(200, Body::ChunkedClosesEarly(content.into()))
     }
 
     pub fn falls_silent(content: impl Into<Vec<u8>>, announced: u64) -> Self {
         Self::new(200, Body::FallsSilent(content.into(), announced))
+    }
+
+    pub fn late(gate: &Arc<Notify>, content: impl Into<Vec<u8>>) -> Self {
+        Self::new(200, Body::Late(Arc::clone(gate), content.into()))
     }
 
     pub fn gated(first: impl Into<Vec<u8>>, gate: &Arc<Notify>, rest: impl Into<Vec<u8>>) -> Self {
@@ -203,19 +215,9 @@ impl Origin {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// Waits for the first request for a path.
-    pub async fn request(&self, path: &str) -> Request {
-        let wait = async {
-            loop {
-                let asked = self.shared.asked.notified();
-                let found = self.requests().into_iter().find(|request| request.target.starts_with(path));
-                if let Some(found) = found {
-                    return found;
-                }
-                asked.await;
-            }
-        };
-        tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("nobody asked for {path}"))
+    /// Waits for a request.
+    pub async fn asked(&self) {
+        tokio::time::timeout(LIMIT, self.shared.asked.notified()).await.expect("the origin was never asked");
     }
 
     /// How many bytes of patterns have been taken by those who asked for them.
@@ -249,7 +251,7 @@ async fn serve(shared: &Shared, mut connection: TcpStream) -> std::io::Result<()
     let request = Request { target: target.clone(), headers };
     let range = request.header("range").map(str::to_owned);
     shared.requests.lock().unwrap().push(request);
-    shared.asked.notify_waiters();
+    shared.asked.notify_one();
 
     let path = target.split('?').next().unwrap_or_default();
     let known = shared.answers.lock().unwrap().get(path).cloned();
@@ -272,12 +274,15 @@ async fn serve(shared: &Shared, mut connection: TcpStream) -> std::io::Result<()
             let total = content.len();
             match range.as_deref().map(|range| part(range, total)) {
                 None => {
-                    connection.write_all(&head(200, format!("{}\r\naccept-ranges: bytes", length(total as u64)))).await?;
+                    connection
+                        .write_all(&head(200, format!("{}\r\naccept-ranges: bytes", length(total as u64))))
+                        .await?;
                     connection.write_all(&content).await?;
                 }
                 Some(Some((first, last))) => {
                     let part = &content[first..=last];
-                    let framing = format!("content-range: bytes {first}-{last}/{total}\r\n{}", length(part.len() as u64));
+                    let framing =
+                        format!("content-range: bytes {first}-{last}/{total}\r\n{}", length(part.len() as u64));
                     connection.write_all(&head(206, framing)).await?;
                     connection.write_all(part).await?;
                 }
@@ -292,6 +297,15 @@ async fn serve(shared: &Shared, mut connection: TcpStream) -> std::io::Result<()
             connection.write_all(&head(status, length(announced))).await?;
             connection.write_all(&content).await?;
         }
+        Body::Chunked(content) => {
+            connection.write_all(&head(status, "transfer-encoding: chunked".to_owned())).await?;
+            for chunk in content.chunks(3) {
+                connection.write_all(format!("{:x}\r\n", chunk.len()).as_bytes()).await?;
+                connection.write_all(chunk).await?;
+                connection.write_all(b"\r\n").await?;
+            }
+            connection.write_all(b"0\r\n\r\n").await?;
+        }
         Body::ChunkedClosesEarly(content) => {
             connection.write_all(&head(status, "transfer-encoding: chunked".to_owned())).await?;
             connection.write_all(format!("{:x}\r\n", content.len()).as_bytes()).await?;
@@ -303,6 +317,11 @@ async fn serve(shared: &Shared, mut connection: TcpStream) -> std::io::Result<()
             connection.write_all(&content).await?;
             connection.flush().await?;
             wait_for_hang_up(&mut connection).await;
+        }
+        Body::Late(gate, content) => {
+            gate.notified().await;
+            connection.write_all(&head(status, length(content.len() as u64))).await?;
+            connection.write_all(&content).await?;
         }
         Body::Gated(first, gate, rest) => {
             connection.write_all(&head(status, length((first.len() + rest.len()) as u64))).await?;

@@ -58,6 +58,7 @@ pub struct AppBuilder {
     unannounced: bool,
     listens_on: Option<IpAddr>,
     lambda: bool,
+    kubeconfig: Option<String>,
 }
 
 impl AppBuilder {
@@ -89,16 +90,23 @@ impl AppBuilder {
         self
     }
 
+    /// With another way to the cluster.
+    #[must_use]
+    pub fn kubeconfig(mut self, yaml: &str) -> Self {
+        self.kubeconfig = Some(yaml.to_owned());
+        self
+    }
+
     /// As if HOST were that address; it listens on 127.0.0.1 all the same.
     #[must_use]
-    pub fn as_if_listening_on(mut self, address: IpAddr) -> Self {
+    pub fn pretending_to_listen_on(mut self, address: IpAddr) -> Self {
         self.listens_on = Some(address);
         self
     }
 
     /// The administrators' routes as a Lambda function opens them.
     #[must_use]
-    pub fn as_lambda(mut self) -> Self {
+    pub fn function(mut self) -> Self {
         self.lambda = true;
         self
     }
@@ -118,7 +126,6 @@ impl AppBuilder {
         variables.insert("DEFAULT_NAMESPACE".to_owned(), cluster.namespace.clone());
         variables.extend(self.variables);
         if !self.unannounced {
-            // An old database knows announce() too, so this works before a migration.
             database.announce(&variables["DEFAULT_NAMESPACE"], "{}").await;
         }
 
@@ -128,7 +135,11 @@ impl AppBuilder {
         let listens_on = self.listens_on.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let admins = if self.lambda { Admins::listed(&config) } else { Admins::of_server(&config, listens_on) };
         let namespace = config.default_namespace.clone();
-        let router = door::all_groups(config, store, cluster.service().await, admins).unwrap();
+        let service = match &self.kubeconfig {
+            Some(yaml) => operator_service::cluster::Cluster::from_kubeconfig(yaml).await.unwrap(),
+            None => cluster.service().await,
+        };
+        let router = door::all_groups(config, store, service, admins).unwrap();
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

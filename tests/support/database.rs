@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use operator_service::config::{Books, Config};
 use operator_service::store::Store;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, Row};
 
 use super::{agreement_id, owner, unique, workflow};
 
@@ -80,10 +80,11 @@ impl Database {
         database
     }
 
-    /// As the old service left it (old_service.sql).
-    pub async fn of_the_old_service() -> Self {
+    /// As the old service left it (old_service.sql), with so many nonces that nobody owns.
+    pub async fn of_the_old_service(junk: u32) -> Self {
         let database = Self::empty().await;
-        database.pool.execute(sqlx::raw_sql(include_str!("../old_service.sql"))).await.unwrap();
+        let statements = format!("SET old_service.junk = {junk};\n{}", include_str!("../old_service.sql"));
+        database.pool.execute(sqlx::raw_sql(AssertSqlSafe(statements))).await.unwrap();
         database
     }
 
@@ -103,6 +104,11 @@ impl Database {
     /// The server's address.
     pub async fn address(&self) -> SocketAddr {
         tokio::net::lookup_host((self.server.host.as_str(), self.server.port)).await.unwrap().next().unwrap()
+    }
+
+    /// A connection beside the pool's.
+    pub async fn connect(&self) -> PgConnection {
+        self.server.options(&self.name).connect().await.unwrap()
     }
 
     /// The service's own way to it.

@@ -14,7 +14,7 @@
 //! - [`workflow`]: what to run. [`Proxy`]: a way to the database that can be cut.
 //! - [`eventually`]: waits for what is bound to happen, with a limit.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 mod app;
 pub mod caller;

@@ -1,0 +1,199 @@
+//! Many at once: the books decide, and nobody waits for a row that all of them need.
+
+use std::collections::HashMap;
+
+use serde_json::json;
+
+use crate::support::{Answer, App, Call, Key, agreement_id, caller, nonce, owner, workflow};
+
+const MANY: usize = 200;
+const SECOND: u64 = 1_000_000_000;
+
+/// Sends all at once, round robin to the services; the answers in the order of the calls.
+async fn all_at_once(apps: &[&App], calls: Vec<Call>) -> Vec<Answer> {
+    let barrier = std::sync::Arc::new(tokio::sync::Barrier::new(calls.len()));
+    let tasks: Vec<_> = calls
+        .into_iter()
+        .zip(apps.iter().cycle())
+        .map(|(call, app)| {
+            let request = call.request(&app.client, &app.url);
+            let barrier = barrier.clone();
+            tokio::spawn(async move {
+                barrier.wait().await;
+                Answer::of(request.send().await.unwrap()).await
+            })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for task in tasks {
+        answers.push(task.await.unwrap());
+    }
+    answers
+}
+
+/// How often each answer was given: status, and the text of errors.
+fn tally(answers: &[Answer]) -> HashMap<(u16, String), usize> {
+    let mut tally = HashMap::new();
+    for answer in answers {
+        let what = if answer.status == 200 { (200, String::new()) } else { answer.error() };
+        *tally.entry(what).or_default() += 1;
+    }
+    tally
+}
+
+/// Starts of fresh owners, each with a nonce of its own.
+fn starts(app: &App, key: &Key, agreement: impl Fn() -> String) -> Vec<Call> {
+    let start = |_| caller::provider(key).start(&app.namespace, &agreement(), &owner(), workflow::sample());
+    (0..MANY).map(start).collect()
+}
+
+async fn one_agreement(app: &App, apps: &[&App]) {
+    let key = Key::new();
+    let agreement = agreement_id();
+    let answers = all_at_once(apps, starts(app, &key, || agreement.clone())).await;
+    let expected = HashMap::from([
+        ((200, String::new()), 1),
+        ((400, "`agreementId` already in use for other job.".to_owned()), MANY - 1),
+    ]);
+    assert_eq!(tally(&answers), expected);
+    assert_eq!(app.database.count("jobs").await, 1);
+    // The nonces of those who lost are taken.
+    assert_eq!(app.database.used_nonces(&key.address).await.len(), MANY);
+    let won = answers.iter().find(|answer| answer.status == 200).unwrap().ok();
+    let found = app.send(Call::get("compute").with("agreementId", agreement)).await.ok();
+    assert_eq!(found, won);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_200_starts_with_one_agreement_one_wins() {
+    // With a pool of 10, the default.
+    let app = App::start().await;
+    one_agreement(&app, &[&app]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_200_starts_with_one_agreement_one_wins_also_between_processes() {
+    let app = App::builder().var("POSTGRES_POOL_SIZE", "25").start().await;
+    let other = app.beside().var("POSTGRES_POOL_SIZE", "3").start().await;
+    one_agreement(&app, &[&app, &other]).await;
+}
+
+async fn one_nonce(app: &App, apps: &[&App]) {
+    let key = Key::new();
+    let nonce = nonce();
+    let start =
+        |_| caller::provider(&key).start_at(&app.namespace, &agreement_id(), &owner(), workflow::sample(), nonce);
+    let answers = all_at_once(apps, (0..MANY).map(start).collect()).await;
+    let refused = format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).");
+    assert_eq!(tally(&answers), HashMap::from([((200, String::new()), 1), ((400, refused), MANY - 1)]));
+    assert_eq!(app.database.count("jobs").await, 1);
+    assert_eq!(app.database.used_nonces(&key.address).await, [nonce.to_string()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_200_requests_with_one_nonce_one_wins() {
+    let app = App::start().await;
+    one_nonce(&app, &[&app]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_200_requests_with_one_nonce_one_wins_also_between_processes() {
+    let app = App::builder().var("POSTGRES_POOL_SIZE", "25").start().await;
+    let other = app.beside().start().await;
+    one_nonce(&app, &[&app, &other]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_200_stops_with_one_nonce_one_wins() {
+    let app = App::start().await;
+    let (key, owner, nonce) = (Key::new(), owner(), nonce());
+    let call = caller::provider(&key).call(reqwest::Method::PUT, &owner, None, nonce);
+    let answers = all_at_once(&[&app], vec![call; MANY]).await;
+    let refused = format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).");
+    assert_eq!(tally(&answers), HashMap::from([((200, String::new()), 1), ((400, refused), MANY - 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_200_results_with_one_nonce_one_is_looked_at() {
+    let app = App::start().await;
+    let (key, owner, nonce) = (Key::new(), owner(), nonce());
+    let call = caller::provider(&key).result_at(&owner, "0123456789abcdef0123456789abcdef", 0, nonce);
+    let answers = all_at_once(&[&app], vec![call; MANY]).await;
+    let refused = format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).");
+    let looked_at = format!("Owner {owner} mismatch for job 0123456789abcdef0123456789abcdef");
+    assert_eq!(tally(&answers), HashMap::from([((404, looked_at), 1), ((400, refused), MANY - 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_200_requests_of_one_signer_all_pass_in_whatever_order() {
+    let app = App::start().await;
+    let key = Key::new();
+    // All over the window, in steps of about a second, in no order: 83 and 200 have no common divisor.
+    let newest = nonce();
+    let start = |i: usize| {
+        let nonce = newest - (i * 83 % MANY) as u64 * (SECOND + 7);
+        caller::provider(&key).start_at(&app.namespace, &agreement_id(), &owner(), workflow::sample(), nonce)
+    };
+    let answers = all_at_once(&[&app], (0..MANY).map(start).collect()).await;
+    assert_eq!(tally(&answers), HashMap::from([((200, String::new()), MANY)]));
+    assert_eq!(app.database.used_nonces(&key.address).await.len(), MANY);
+    assert_eq!(app.database.count("jobs").await, MANY as i64);
+    assert_eq!(app.database.count("jobs WHERE registered").await, MANY as i64);
+    assert_eq!(app.send(Call::get("runningjobs")).await.ok().as_array().unwrap().len(), MANY);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn requests_of_one_signer_do_not_wait_for_each_other() {
+    let app = App::start().await;
+    let key = Key::new();
+    let nonces: Vec<u64> = (0..3).map(|_| nonce()).collect();
+    // A request that has taken its nonce and does not end.
+    let mut held = app.database.pool.begin().await.unwrap();
+    sqlx::query("INSERT INTO usednonces (signer, ns, nonce) VALUES (lower($1), $2::text::numeric, $2)")
+        .bind(&key.address)
+        .bind(nonces[1].to_string())
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    for nonce in [nonces[2], nonces[0]] {
+        let call =
+            caller::provider(&key).start_at(&app.namespace, &agreement_id(), &owner(), workflow::sample(), nonce);
+        app.send(call).await.ok();
+    }
+    // If it comes to nothing, its nonce is free.
+    held.rollback().await.unwrap();
+    let call =
+        caller::provider(&key).start_at(&app.namespace, &agreement_id(), &owner(), workflow::sample(), nonces[1]);
+    app.send(call).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn starts_stops_and_deletes_of_one_owner_at_once() {
+    let app = App::start().await;
+    let (key, owner) = (Key::new(), owner());
+    let mut calls = Vec::new();
+    for i in 0..90 {
+        calls.push(match i % 3 {
+            0 => caller::provider(&key).start(&app.namespace, &agreement_id(), &owner, workflow::sample()),
+            1 => caller::provider(&key).stop(&owner, None),
+            _ => caller::provider(&key).delete(&owner, None),
+        });
+    }
+    let answers = all_at_once(&[&app], calls).await;
+    assert_eq!(tally(&answers), HashMap::from([((200, String::new()), 90)]));
+    let all = app.send(caller::provider(&key).delete(&owner, None)).await.ok();
+    assert_eq!(all.as_array().unwrap().len(), 30);
+    assert!(all.as_array().unwrap().iter().all(|job| (&job["stopreq"], &job["removed"]) == (&json!(1), &json!(1))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn status_requests_are_answered_beside_starts() {
+    let app = App::start().await;
+    let key = Key::new();
+    let mut calls = starts(&app, &key, agreement_id);
+    calls.truncate(50);
+    calls.extend((0..50).map(|_| Call::get("compute").with("owner", owner())));
+    calls.extend((0..50).map(|_| Call::get("environments")));
+    let answers = all_at_once(&[&app], calls).await;
+    assert_eq!(tally(&answers), HashMap::from([((200, String::new()), 150)]));
+}

@@ -1,0 +1,57 @@
+//! What many tests begin with.
+
+use serde_json::{Value, json};
+
+use crate::support::{App, Key, Stored, agreement_id, caller, owner, workflow};
+
+/// A job that Provider has started.
+pub struct Started {
+    pub key: Key,
+    pub owner: String,
+    pub agreement_id: String,
+    pub job_id: String,
+    /// The status object that the start was answered with.
+    pub status: Value,
+}
+
+/// Starts a job as Provider.
+pub async fn started(app: &App) -> Started {
+    started_by(app, Key::new()).await
+}
+
+/// Starts a job as Provider, with a certain key.
+pub async fn started_by(app: &App, key: Key) -> Started {
+    let (owner, agreement_id) = (owner(), agreement_id());
+    let call = caller::provider(&key).start(&app.namespace, &agreement_id, &owner, workflow::sample());
+    let status = app.send(call).await.ok()[0].clone();
+    let job_id = status["jobId"].as_str().unwrap().to_owned();
+    Started { key, owner, agreement_id, job_id, status }
+}
+
+/// The status object of a row that holds the sample workflow.
+pub fn status_of(stored: &Stored) -> Value {
+    json!({
+        "agreementId": stored.agreement_id,
+        "jobId": stored.job_id,
+        "owner": stored.owner,
+        "status": stored.status,
+        "statusText": stored.status_text,
+        "dateCreated": format!("{:.6}", stored.created),
+        "dateFinished": stored.finished.map(|finished| format!("{finished:.6}")),
+        "results": "",
+        "stopreq": stored.stopreq,
+        "removed": stored.removed,
+        "algoDID": "did:op:5a1f",
+        "inputDID": ["did:op:87bd"]
+    })
+}
+
+/// The clock, in seconds since the epoch.
+pub fn now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+/// The ids of the jobs in an answer, in its order.
+pub fn job_ids(answer: &Value) -> Vec<&str> {
+    answer.as_array().unwrap().iter().map(|job| job["jobId"].as_str().unwrap()).collect()
+}

@@ -1,0 +1,126 @@
+//! No request reads a table whole.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use sqlx::Row;
+
+use crate::support::{App, Call, Database, Key, Stored, agreement_id, caller, eventually, nonce, owner, workflow};
+
+const FILL: [&str; 5] = [
+    "INSERT INTO jobs (agreementid, workflowid, owner, status, statustext, datecreated, datefinished, namespace, workflow, \
+                       provider, signerverified) \
+     SELECT 'agreement' || i / 2, md5(i::text), 'owner' || i % 20000, 70, 'Job finished', now() - i * interval '1 minute', \
+            now(), 'ocean-compute', '{}', '0x' || md5((i % 7)::text), i % 2 = 0 \
+     FROM generate_series(1, 60000) AS i",
+    "INSERT INTO jobs (agreementid, workflowid, owner, status, statustext, namespace, workflow) \
+     SELECT 'unfinished' || i, md5('u' || i), 'owner' || i, 40, 'Running algorithm', 'ocean-compute', '{}' \
+     FROM generate_series(1, 50) AS i",
+    "INSERT INTO nonces (provider, nonce) \
+     SELECT '0x' || md5(i::text), (1692712345000000000 + i)::text FROM generate_series(1, 100000) AS i",
+    "INSERT INTO usednonces (signer, ns, nonce) \
+     SELECT '0x' || md5((i % 1000)::text), 1692712345000000000 + i, (1692712345000000000 + i)::text \
+     FROM generate_series(1, 100000) AS i",
+    "ANALYZE",
+];
+
+/// How often each table was read whole so far, and how often through an index, as the server counts it.
+async fn scans(database: &Database) -> Vec<(String, i64, i64)> {
+    // A connection reports when it ends, at the latest. This one must not be among those that are ended.
+    let mut connection = database.connect().await;
+    let statement = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                     WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
+    eventually("the end of all connections", Duration::from_secs(20), async || {
+        let left: i64 = sqlx::query_scalar(statement).fetch_one(&mut connection).await.unwrap();
+        (left == 0).then_some(())
+    })
+    .await;
+    let rows = sqlx::query(
+        "SELECT relname::text, seq_scan, coalesce(idx_scan, 0) FROM pg_stat_user_tables \
+         WHERE relname IN ('jobs', 'nonces', 'usednonces') ORDER BY relname",
+    );
+    let rows = rows.fetch_all(&mut connection).await.unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+}
+
+/// Makes a request that can be sent anew.
+type Request<'a> = Box<dyn Fn() -> Call + 'a>;
+
+#[tokio::test]
+async fn every_look_up_uses_an_index() {
+    let key = Key::new();
+    // One connection, so that its statements are repeated until the server plans them for good.
+    let app = App::builder()
+        .var("SIGNATURE_REQUIRED", "1")
+        .var("ALLOWED_PROVIDERS", key.allowed())
+        .var("POSTGRES_POOL_SIZE", "1")
+        .start()
+        .await;
+    for statement in FILL {
+        app.database.execute(statement).await;
+    }
+    app.database.old_nonce(&key.address, Some("1692712345000000000")).await;
+    let job = Stored { provider: Some(key.address.clone()), ..Stored::finished() }.insert(&app.database).await;
+    let job_owner = job.owner.clone().unwrap();
+
+    let provider = caller::provider(&key);
+    let requests: Vec<(&str, Request<'_>)> = vec![
+        ("a start", {
+            let (key, namespace) = (key.clone(), app.namespace.clone());
+            Box::new(move || caller::provider(&key).start(&namespace, &agreement_id(), &owner(), workflow::sample()))
+        }),
+        ("a start of an agreement in use", {
+            let (key, namespace) = (key.clone(), app.namespace.clone());
+            Box::new(move || caller::provider(&key).start(&namespace, "unfinished7", &owner(), workflow::sample()))
+        }),
+        ("status by job", Box::new(|| Call::get("compute").with("jobId", job.job_id.clone()))),
+        ("status by agreement", Box::new(|| Call::get("compute").with("agreementId", "agreement77"))),
+        ("status by owner", Box::new(|| Call::get("compute").with("owner", "owner77"))),
+        ("status by job and owner", {
+            Box::new(|| Call::get("compute").with("owner", job_owner.clone()).with("jobId", job.job_id.clone()))
+        }),
+        ("status by agreement and owner", {
+            Box::new(|| Call::get("compute").with("owner", "owner77").with("agreementId", "agreement77"))
+        }),
+        ("status by all three", {
+            Box::new(|| {
+                Call::get("compute")
+                    .with("owner", job_owner.clone())
+                    .with("agreementId", job.agreement_id.clone())
+                    .with("jobId", job.job_id.clone())
+            })
+        }),
+        ("a stop by owner", Box::new(|| provider.stop(&job_owner, None))),
+        ("a stop by job", Box::new(|| provider.stop(&job_owner, Some(&job.job_id)))),
+        ("a delete by job", Box::new(|| provider.call(Method::DELETE, "nobody", Some(&job.job_id), nonce()))),
+        ("a result", Box::new(|| provider.result(&job_owner, &job.job_id, 0))),
+        ("the unfinished jobs", Box::new(|| Call::get("runningjobs"))),
+        ("the environments", Box::new(|| Call::get("environments").with("chainId", "1"))),
+        ("info", Box::new(|| Call::get("info").with("jobId", job.job_id.clone()))),
+        ("list", Box::new(|| Call::get("list"))),
+    ];
+    let mut before = scans(&app.database).await;
+    let mut wrong = Vec::new();
+    for (what, request) in &requests {
+        for _ in 0..12 {
+            let answer = app.send(request()).await;
+            assert!(answer.status < 500, "{what}: {}", answer.text());
+        }
+        let after = scans(&app.database).await;
+        for (before, after) in before.iter().zip(&after) {
+            if after.1 > before.1 {
+                wrong.push(format!("{what}: {} times {} whole", after.1 - before.1, after.0));
+            }
+        }
+        before = after;
+    }
+    let engine = app.database.engine("ocean-compute", "{}", 5).await;
+    assert_eq!(engine, [""; 0]);
+    let after = scans(&app.database).await;
+    if after[0].1 > before[0].1 {
+        wrong.push("announce(): jobs".to_owned());
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    // The server did count.
+    assert!(after.iter().all(|(_, _, through_an_index)| *through_an_index > 0), "{after:?}");
+}

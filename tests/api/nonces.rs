@@ -1,0 +1,285 @@
+//! A signer's nonce passes once (contract: `http.md`, "Signatures").
+
+use serde_json::{Value, json};
+
+use crate::given::now;
+use crate::support::{App, Call, Key, Stored, agreement_id, caller, nonce, owner, workflow};
+
+const SECOND: u64 = 1_000_000_000;
+
+fn start(app: &App, key: &Key, nonce: impl Into<Value>) -> Call {
+    caller::provider(key).start_at(&app.namespace, &agreement_id(), &owner(), workflow::sample(), nonce)
+}
+
+fn refused(highest: &str, nonce: &str) -> String {
+    format!("Invalid signature expected nonce ({highest}) > current nonce ({nonce}).")
+}
+
+#[tokio::test]
+async fn once_and_never_again() {
+    let app = App::start().await;
+    let key = Key::new();
+    let used = nonce();
+    app.send(start(&app, &key, used)).await.ok();
+    let text = refused(&used.to_string(), &used.to_string());
+    let provider = caller::provider(&key);
+    app.send(start(&app, &key, used)).await.is_error(400, &text);
+    app.send(start(&app, &key, used.to_string())).await.is_error(400, &text);
+    for method in [reqwest::Method::PUT, reqwest::Method::DELETE] {
+        app.send(provider.call(method, &owner(), None, used)).await.is_error(400, &text);
+    }
+    app.send(provider.result_at(&owner(), "ab", 0, used)).await.is_error(400, &text);
+    // Another signer may.
+    app.send(start(&app, &Key::new(), used)).await.ok();
+}
+
+#[tokio::test]
+async fn every_signed_operation_takes_it() {
+    let app = App::start().await;
+    let key = Key::new();
+    let provider = caller::provider(&key);
+    for call in [
+        start(&app, &key, nonce()),
+        provider.stop(&owner(), None),
+        provider.delete(&owner(), None),
+        provider.result(&owner(), "ab", 0),
+    ] {
+        let nonce = call.text("nonce");
+        app.send(call.clone()).await;
+        app.send(call).await.is_error(400, &refused(&nonce, &nonce));
+    }
+    let status = provider.status(&owner(), None);
+    assert_eq!(app.send(status.clone()).await.ok(), app.send(status).await.ok());
+}
+
+#[tokio::test]
+async fn the_highest_is_named_and_the_order_inside_the_window_is_free() {
+    let app = App::start().await;
+    let key = Key::new();
+    let highest = nonce();
+    app.send(start(&app, &key, highest)).await.ok();
+    for below in [1, SECOND, 60 * SECOND, 299 * SECOND] {
+        app.send(start(&app, &key, highest - below)).await.ok();
+    }
+    for below in [301 * SECOND, 3600 * SECOND, highest] {
+        let low = highest - below;
+        app.send(start(&app, &key, low)).await.is_error(400, &refused(&highest.to_string(), &low.to_string()));
+    }
+    // Those inside that were used name the highest, too.
+    let used = highest - SECOND;
+    app.send(start(&app, &key, used)).await.is_error(400, &refused(&highest.to_string(), &used.to_string()));
+}
+
+#[tokio::test]
+async fn the_window_can_be_set() {
+    let app = App::builder().var("NONCE_WINDOW", "10").start().await;
+    let key = Key::new();
+    let highest = nonce();
+    app.send(start(&app, &key, highest)).await.ok();
+    app.send(start(&app, &key, highest - 9 * SECOND)).await.ok();
+    let low = highest - 11 * SECOND;
+    app.send(start(&app, &key, low)).await.is_error(400, &refused(&highest.to_string(), &low.to_string()));
+    let ahead = nonce() + 30 * SECOND;
+    assert_eq!(app.send(start(&app, &key, ahead)).await.error().0, 400);
+
+    let app = App::builder().var("NONCE_WINDOW", "0").start().await;
+    let highest = nonce();
+    app.send(start(&app, &key, highest)).await.ok();
+    assert_eq!(app.send(start(&app, &key, highest - 1)).await.error().0, 400);
+    app.send(start(&app, &key, nonce())).await.ok();
+}
+
+#[tokio::test]
+async fn one_far_ahead_of_the_clock_is_refused_and_not_recorded() {
+    let app = App::start().await;
+    let key = Key::new();
+    app.send(start(&app, &key, nonce() + 290 * SECOND)).await.ok();
+    let key = Key::new();
+    for ahead in [
+        json!(nonce() + 310 * SECOND),
+        json!(u64::MAX),
+        json!("99999999999999999999999999"),
+        json!("9e60"),
+        json!(format!("{}.5", now() as u64 + 310)),
+        json!((now() as u64 + 310) * 1000),
+    ] {
+        let (status, text) = app.send(start(&app, &key, ahead.clone())).await.error();
+        assert_eq!(status, 400, "{ahead} {text}");
+    }
+    assert_eq!(app.database.used_nonces(&key.address).await, [""; 0]);
+    // The signer is not locked out.
+    app.send(start(&app, &key, nonce())).await.ok();
+}
+
+#[tokio::test]
+async fn units_are_told_apart_by_size() {
+    let app = App::start().await;
+    let key = Key::new();
+    let seconds = now() as u64;
+    let whole = seconds * SECOND;
+    app.send(start(&app, &key, whole)).await.ok();
+    // The same instant in other words.
+    for same in [
+        json!(seconds),
+        json!(format!("{seconds}.0")),
+        json!(format!("{seconds}.000000")),
+        json!(seconds * 1000),
+        json!(format!("{}.00", seconds * 1000)),
+        json!(seconds * 1_000_000),
+        json!(whole.to_string()),
+    ] {
+        let text = same.as_str().map_or_else(|| same.to_string(), str::to_owned);
+        app.send(start(&app, &key, same)).await.is_error(400, &refused(&whole.to_string(), &text));
+    }
+    // Neighbours, in each unit.
+    for other in [
+        json!(format!("{}.999999", seconds - 1)),
+        json!(seconds * 1000 - 2),
+        json!(format!("{}.5", seconds * 1000 - 3)),
+        json!(seconds * 1_000_000 - 4000),
+        json!(whole - 5_000_000),
+        json!(seconds - 2),
+    ] {
+        app.send(start(&app, &key, other)).await.ok();
+    }
+    // Below the window in whatever unit.
+    for low in [
+        json!((seconds - 400) * 1000),
+        json!(format!("{}.25", seconds - 400)),
+        json!("1"),
+        json!("0"),
+        json!(99_999_999_999_u64),
+    ] {
+        let answer = app.send(start(&app, &key, low.clone())).await;
+        assert_eq!(answer.error().0, 400, "{low}");
+    }
+}
+
+#[tokio::test]
+async fn fractions_are_compared_to_the_last_digit() {
+    let app = App::start().await;
+    let key = Key::new();
+    let seconds = now() as u64;
+    for fraction in ["123456", "1234561", "12345", "1234560001"] {
+        app.send(start(&app, &key, format!("{seconds}.{fraction}"))).await.ok();
+    }
+    for same in ["1234560", "12345000", "123450"] {
+        let (status, _) = app.send(start(&app, &key, format!("{seconds}.{same}"))).await.error();
+        assert_eq!(status, 400, "{same}");
+    }
+    // A double cannot tell these apart.
+    let large = nonce();
+    for nonce in [large, large - 1, large - 2, large + 1] {
+        app.send(start(&app, &key, nonce)).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn what_the_old_service_filed_counts_as_used() {
+    let app = App::start().await;
+    let key = Key::new();
+    let highest = nonce();
+    // It filed signers in whatever case, several rows of one, and junk.
+    app.database.old_nonce(&key.address, Some(&(highest - 10 * SECOND).to_string())).await;
+    app.database.old_nonce(&key.address.to_lowercase(), Some(&highest.to_string())).await;
+    for junk in [None, Some(""), Some("None"), Some("nan"), Some("-1"), Some("1e"), Some("0x12"), Some("inf")] {
+        app.database.old_nonce(&key.address, junk).await;
+    }
+    for used in [highest, highest - 10 * SECOND] {
+        app.send(start(&app, &key, used)).await.is_error(400, &refused(&highest.to_string(), &used.to_string()));
+    }
+    let low = highest - 301 * SECOND;
+    app.send(start(&app, &key, low)).await.is_error(400, &refused(&highest.to_string(), &low.to_string()));
+    app.send(start(&app, &key, highest - SECOND)).await.ok();
+    app.send(start(&app, &key, nonce())).await.ok();
+    // A signer of whom there is nothing but junk is not locked out.
+    let other = Key::new();
+    app.database.old_nonce(&other.address, None).await;
+    app.database.old_nonce(&other.address, Some("junk")).await;
+    app.send(start(&app, &other, nonce())).await.ok();
+}
+
+#[tokio::test]
+async fn a_refusal_before_it_leaves_it_free() {
+    let key = Key::new();
+    let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", key.allowed()).start().await;
+    let call = start(&app, &key, nonce());
+    for wrong in [
+        call.clone().with("workflow", json!({ "stages": [] })),
+        call.clone().with("validUntil", 1),
+        call.clone().with("providerSignature", "0x00"),
+        call.clone().with("owner", owner()),
+        call.clone().without("environment"),
+    ] {
+        assert!(matches!(app.send(wrong).await.error().0, 400 | 401));
+    }
+    app.send(call).await.ok();
+}
+
+#[tokio::test]
+async fn a_refusal_after_it_leaves_it_taken() {
+    let app = App::start().await;
+    let key = Key::new();
+    let running = Stored::running().insert(&app.database).await;
+    for call in [
+        start(&app, &key, nonce()).with("agreementId", running.agreement_id.clone()),
+        start(&app, &key, nonce()).with("environment", "nowhere"),
+    ] {
+        assert_eq!(app.send(call.clone()).await.error().0, 400);
+        let nonce = call.text("nonce");
+        let mended = call.with("agreementId", agreement_id()).with("environment", app.namespace.clone());
+        app.send(mended).await.is_error(400, &refused(&nonce, &nonce));
+    }
+}
+
+#[tokio::test]
+async fn a_5xx_leaves_it_free() {
+    let app = App::start().await;
+    let key = Key::new();
+    let running = Stored::running().insert(&app.database).await;
+    let running_owner = running.owner.clone().unwrap();
+    let provider = caller::provider(&key);
+    let calls = [
+        start(&app, &key, nonce()),
+        provider.stop(&running_owner, None),
+        provider.delete(&running_owner, None),
+        provider.result(&running_owner, &running.job_id, 0),
+    ];
+    // Nobody gets at the jobs, as with a server that is overwhelmed.
+    let mut lock = app.database.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    for answer in futures_util::future::join_all(calls.iter().map(|call| app.send(call.clone()))).await {
+        assert_eq!(answer.error().0, 503);
+    }
+    lock.rollback().await.unwrap();
+    assert_eq!(app.database.used_nonces(&key.address).await, [""; 0]);
+    assert_eq!(app.database.job(&running.job_id).await.unwrap()["stopreq"], 0);
+    assert_eq!(app.database.count("jobs").await, 1);
+    let [start, stop, delete, result] = calls;
+    app.send(start).await.ok();
+    assert_eq!(app.send(stop).await.ok()[0]["stopreq"], 1);
+    assert_eq!(app.send(delete).await.ok()[0]["removed"], 1);
+    assert_eq!(app.send(result).await.error().0, 404);
+}
+
+#[tokio::test]
+async fn all_three_units_of_the_callers_go_together() {
+    let app = App::start().await;
+    let key = Key::new();
+    // Provider's nanoseconds, Ocean Node's milliseconds, a Python float, one key.
+    app.send(start(&app, &key, nonce())).await.ok();
+    app.send(caller::ocean_node(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample())).await.ok();
+    app.send(start(&app, &key, format!("{:.6}", now()))).await.ok();
+    app.send(start(&app, &key, nonce())).await.ok();
+    assert_eq!(app.database.used_nonces(&key.address).await.len(), 4);
+}
+
+#[tokio::test]
+async fn the_memory_is_shared_between_processes() {
+    let app = App::start().await;
+    let other = app.beside().start().await;
+    let key = Key::new();
+    let call = start(&app, &key, nonce());
+    app.send(call.clone()).await.ok();
+    assert_eq!(other.send(call.with("agreementId", agreement_id())).await.error().0, 400);
+}

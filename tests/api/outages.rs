@@ -1,0 +1,240 @@
+//! Lost connections, a restarted server, a full pool: 503 within a bounded time, and the next request works again.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::given::status_of;
+use crate::support::{
+    App, AppBuilder, Call, Database, Key, Proxy, Stored, agreement_id, caller, eventually, owner, workflow,
+};
+
+const BOUND: Duration = Duration::from_secs(10);
+
+/// A service whose way to the database can be cut.
+async fn behind_a_proxy(configure: impl FnOnce(AppBuilder) -> AppBuilder) -> (App, Proxy) {
+    let database = Database::migrated().await;
+    let proxy = Proxy::to(database.address().await).await;
+    let builder = App::builder()
+        .database(database)
+        .var("POSTGRES_HOST", "127.0.0.1")
+        .var("POSTGRES_PORT", proxy.port.to_string())
+        .var("POSTGRES_SSLMODE", "disable");
+    (configure(builder).start().await, proxy)
+}
+
+/// Has to be a 503 in JSON, within the bound.
+async fn unavailable(app: &App, call: Call) {
+    let begun = Instant::now();
+    let (status, text) = app.send(call.clone()).await.error();
+    assert_eq!(status, 503, "{call:?} {text}");
+    assert!(begun.elapsed() < BOUND, "{call:?} took {:?}", begun.elapsed());
+    // It says nothing of where the database is, or who is who there.
+    for secret in ["127.0.0.1", "postgres", &app.database.name] {
+        assert!(!text.contains(secret), "{text}");
+    }
+}
+
+/// One of each request that needs the books.
+fn one_of_each(app: &App, key: &Key) -> Vec<Call> {
+    let provider = caller::provider(key);
+    vec![
+        provider.start(&app.namespace, &agreement_id(), &owner(), workflow::sample()),
+        provider.status(&owner(), None),
+        provider.stop(&owner(), None),
+        provider.delete(&owner(), None),
+        provider.result(&owner(), "0123456789abcdef", 0),
+        Call::get("runningjobs"),
+        Call::get("environments"),
+        Call::get("info").with("jobId", "0123456789abcdef"),
+        Call::get("list"),
+        Call::get("logs").with("jobId", "0123456789abcdef").with("component", "algorithm"),
+    ]
+}
+
+/// All of them succeed, as far as they can.
+async fn all_work(app: &App, calls: Vec<Call>) {
+    for call in calls {
+        let answer = app.send(call.clone()).await;
+        assert!(answer.status < 500, "{call:?} {}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_down_is_a_503_and_nothing_is_half_done() {
+    let (app, proxy) = behind_a_proxy(|builder| builder).await;
+    let calls = one_of_each(&app, &Key::new());
+    proxy.cut();
+    for call in &calls {
+        unavailable(&app, call.clone()).await;
+    }
+    unavailable(&app, Call::post("pgsqlinit")).await;
+    assert_eq!((app.database.count("jobs").await, app.database.count("usednonces").await), (0, 0));
+    // The very same requests, with their nonces.
+    proxy.open();
+    all_work(&app, calls).await;
+    assert_eq!((app.database.count("jobs").await, app.database.count("usednonces").await), (1, 4));
+}
+
+#[tokio::test]
+async fn a_database_that_was_there_and_is_gone() {
+    let (app, proxy) = behind_a_proxy(|builder| builder).await;
+    let job = Stored::default().insert(&app.database).await;
+    let status = || Call::get("compute").with("jobId", job.job_id.clone());
+    for _ in 0..3 {
+        assert_eq!(app.send(status()).await.ok(), json!([status_of(&job)]));
+        proxy.cut();
+        unavailable(&app, status()).await;
+        proxy.open();
+    }
+    assert_eq!(app.send(status()).await.ok(), json!([status_of(&job)]));
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_answer_any_more() {
+    let (app, proxy) = behind_a_proxy(|builder| builder).await;
+    let key = Key::new();
+    all_work(&app, one_of_each(&app, &key)).await;
+    let calls = one_of_each(&app, &key);
+    proxy.silence();
+    futures_util::future::join_all(calls.iter().map(|call| unavailable(&app, call.clone()))).await;
+    // New connections get nowhere, either.
+    futures_util::future::join_all(calls.iter().map(|call| unavailable(&app, call.clone()))).await;
+    proxy.open();
+    eventually("the end of the outage", BOUND, async || {
+        (app.send(Call::get("runningjobs")).await.status == 200).then_some(())
+    })
+    .await;
+    let answer = app.send(Call::get("runningjobs")).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+#[tokio::test]
+async fn a_request_whose_statements_are_held_up_leaves_nothing() {
+    let (app, proxy) = behind_a_proxy(|builder| builder.var("POSTGRES_POOL_SIZE", "2")).await;
+    all_work(&app, one_of_each(&app, &Key::new())).await;
+    let jobs = app.database.count("jobs").await;
+    let key = Key::new();
+    let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    proxy.silence();
+    unavailable(&app, start.clone()).await;
+    proxy.open();
+    // Whatever arrived late was not committed, or is the same job.
+    let answer = app.send(start.clone()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(app.database.count("jobs").await, jobs + 1);
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_a_job_all_the_same() {
+    let (app, proxy) = behind_a_proxy(|builder| builder).await;
+    all_work(&app, one_of_each(&app, &Key::new())).await;
+    let jobs = app.database.count("jobs").await;
+    let key = Key::new();
+    let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    proxy.lose_next_commit();
+    let job = app.send(start).await.ok();
+    assert_eq!(app.database.count("jobs").await, jobs + 1);
+    assert_eq!(app.send(Call::get("compute").with("jobId", job[0]["jobId"].clone())).await.ok(), job);
+}
+
+#[tokio::test]
+async fn connections_that_the_server_ended_are_not_noticed() {
+    let app = App::start().await;
+    let key = Key::new();
+    for _ in 0..3 {
+        for call in one_of_each(&app, &key) {
+            app.database.terminate_connections().await;
+            let answer = app.send(call.clone()).await;
+            assert!(answer.status < 500, "{call:?} {}", answer.text());
+        }
+    }
+    // And with the pool full of dead ones.
+    let many = futures_util::future::join_all((0..30).map(|_| app.send(Call::get("runningjobs")))).await;
+    assert!(many.iter().all(|answer| answer.status == 200));
+    assert!(app.database.terminate_connections().await > 1);
+    let many = futures_util::future::join_all((0..30).map(|_| app.send(Call::get("runningjobs")))).await;
+    for answer in many {
+        answer.ok();
+    }
+}
+
+#[tokio::test]
+async fn a_full_pool_is_a_503_and_the_next_request_works() {
+    let app = App::builder().var("POSTGRES_POOL_SIZE", "2").start().await;
+    let key = Key::new();
+    // Two starts that wait for the end of somebody else's hold all there is.
+    let agreement = agreement_id();
+    let mut somebody = app.database.pool.begin().await.unwrap();
+    sqlx::query("INSERT INTO jobs (agreementid, workflowid, signerverified) VALUES ($1, 'theirs', true)")
+        .bind(&agreement)
+        .execute(&mut *somebody)
+        .await
+        .unwrap();
+    let start = || caller::provider(&key).start(&app.namespace, &agreement, &owner(), workflow::sample());
+    let waiting: Vec<Call> = (0..6).map(|_| start()).collect();
+    futures_util::future::join_all(waiting.iter().map(|call| unavailable(&app, call.clone()))).await;
+    somebody.rollback().await.unwrap();
+    app.send(waiting[0].clone()).await.ok();
+    app.send(waiting[1].clone()).await.is_error(400, "`agreementId` already in use for other job.");
+    assert_eq!(app.database.count("jobs").await, 1);
+}
+
+#[tokio::test]
+async fn a_locked_table_is_a_503_in_bounded_time() {
+    let app = App::start().await;
+    let job = Stored::running().insert(&app.database).await;
+    let owner = job.owner.clone().unwrap();
+    let mut lock = app.database.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE jobs, envs, usednonces IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let key = Key::new();
+    let calls = one_of_each(&app, &key);
+    futures_util::future::join_all(calls.iter().map(|call| unavailable(&app, call.clone()))).await;
+    let stop = caller::provider(&key).call(Method::PUT, &owner, None, crate::support::nonce());
+    unavailable(&app, stop.clone()).await;
+    lock.rollback().await.unwrap();
+    all_work(&app, calls).await;
+    assert_eq!(app.send(stop).await.ok()[0]["stopreq"], 1);
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_or_does_not_let_us_in() {
+    for (name, value) in [
+        ("POSTGRES_DB", "no-such-database"),
+        ("POSTGRES_USER", "no-such-user"),
+        ("POSTGRES_PORT", "1"),
+        ("POSTGRES_HOST", "no-such-host.invalid"),
+    ] {
+        let app = App::builder().var(name, value).start().await;
+        let begun = Instant::now();
+        let (status, text) = app.send(Call::get("runningjobs")).await.error();
+        assert_eq!(status, 503, "{name} {text}");
+        assert!(!text.contains(value), "{text}");
+        assert!(begun.elapsed() < BOUND);
+    }
+}
+
+#[tokio::test]
+async fn a_database_without_the_schema_says_what_to_do() {
+    let app = App::builder().database(Database::empty().await).unannounced().start().await;
+    for call in one_of_each(&app, &Key::new()) {
+        let (status, text) = app.send(call.clone()).await.error();
+        assert_eq!(status, 503, "{call:?}");
+        assert!(text.contains("migrate") || text.contains("pgsqlinit"), "{text}");
+    }
+    assert_eq!(app.send(Call::post("pgsqlinit")).await.status, 200);
+    app.database.announce(&app.namespace, "{}").await;
+    all_work(&app, one_of_each(&app, &Key::new())).await;
+}
+
+#[tokio::test]
+async fn what_needs_no_books_is_answered_during_an_outage() {
+    let (app, proxy) = behind_a_proxy(|builder| builder).await;
+    proxy.silence();
+    for path in ["/", "/spec", "/api/v1/docs/"] {
+        assert_eq!(app.send(Call::to_path(Method::GET, path)).await.status, 200, "{path}");
+    }
+    // Nor does a mistake of the caller's need them.
+    app.send(Call::get("compute")).await.is_error(400, "You have to specify one of agreementId, jobId or owner");
+}
