@@ -110,6 +110,8 @@ pub fn lambda(env: &Env, runtime_api: SocketAddr) -> Env {
         .with("AWS_LAMBDA_LOG_GROUP_NAME", "/aws/lambda/function")
         .with("AWS_LAMBDA_LOG_STREAM_NAME", "stream")
         .with("AWS_REGION", "eu-central-1")
+        // The tests' server does not speak TLS, which a function demands by default.
+        .with("POSTGRES_SSLMODE", "prefer")
 }
 
 async fn next(State(shared): State<Arc<Shared>>) -> Response {
