@@ -11,7 +11,6 @@ mod moto;
 #[path = "../doors/child.rs"]
 mod process;
 mod results;
-#[allow(unused_imports, reason = "each test binary uses its part")]
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use devstack::process::{Child, Program};
 use serde_json::{Value, json};
 
-use crate::process::Env;
+use crate::process::{Directory, Env};
 use crate::support::{eventually, left_out};
 
 pub const REGION: &str = "eu-west-1";
@@ -16,6 +16,7 @@ pub struct Moto {
     pub url: String,
     client: reqwest::Client,
     _child: Child,
+    _directory: Directory,
 }
 
 impl Moto {
@@ -30,10 +31,16 @@ impl Moto {
             return None;
         };
         let port = devstack::local::free_port().unwrap();
-        let log = std::fs::File::create(std::env::temp_dir().join(format!("moto-{port}.log"))).unwrap();
+        let directory = Directory::new();
+        let log = std::fs::File::create(directory.file("moto.log")).unwrap();
         let program = Program::new(program).args(["-H", "127.0.0.1", "-p", &port.to_string()]).log(log);
         let child = program.spawn().unwrap();
-        let moto = Self { url: format!("http://127.0.0.1:{port}"), client: crate::support::client(), _child: child };
+        let moto = Self {
+            url: format!("http://127.0.0.1:{port}"),
+            client: crate::support::client(),
+            _child: child,
+            _directory: directory,
+        };
         eventually("moto", Duration::from_secs(60), async || {
             moto.client.get(format!("{}/moto-api/", moto.url)).send().await.ok()
         })
