@@ -199,10 +199,10 @@ fn metrics(story: &Story, function: &str, status: u16, at: SystemTime) -> serde_
         "_aws": {
             "Timestamp": milliseconds,
             "CloudWatchMetrics": [
-                { "Namespace": "OperatorService", "Dimensions": [["Function"]], "Metrics": definitions }
+                { "Namespace": "OperatorService", "Dimensions": [["FunctionName"]], "Metrics": definitions }
             ]
         },
-        "Function": function,
+        "FunctionName": function,
     });
     for (name, _, value) in known() {
         line[name] = value.into();

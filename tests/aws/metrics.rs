@@ -93,13 +93,13 @@ async fn a_function_logs_a_line_for_each_request_with_its_metrics() {
     for (line, number) in lines.iter().zip(1..) {
         assert_eq!(line["request_id"], format!("{REQUEST}-{number}"));
         assert_eq!(line["xray"], TRACE);
-        assert_eq!((line["Function"].as_str(), line["route"].as_str()), (Some("docs"), Some("/")));
+        assert_eq!((line["FunctionName"].as_str(), line["route"].as_str()), (Some("docs"), Some("/")));
         assert_eq!(line["status"], 200);
         assert!(line["milliseconds"].is_u64() && line["job"].is_null());
         assert_eq!(line["ColdStarts"], if number == 1 { 1.0 } else { 0.0 });
         let directive = &line["_aws"]["CloudWatchMetrics"][0];
         assert_eq!(directive["Namespace"], "OperatorService");
-        assert_eq!(directive["Dimensions"], json!([["Function"]]));
+        assert_eq!(directive["Dimensions"], json!([["FunctionName"]]));
         let names: Vec<&str> =
             directive["Metrics"].as_array().unwrap().iter().map(|metric| metric["Name"].as_str().unwrap()).collect();
         assert_eq!(names, ["Requests", "Errors", "Starts", "Stops", "ColdStarts"]);
