@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 
 use crate::cluster::ClusterError;
 use crate::store::{Refused, StoreError};
@@ -23,6 +23,24 @@ pub struct ErrorBody {
     /// What is wrong, and what to do about it.
     #[schema(example = "You have to specify one of agreementId, jobId or owner")]
     error: String,
+}
+
+/// What any request that reads parameters and the books may be answered with, for the OpenAPI document.
+#[derive(Debug, IntoResponses)]
+#[allow(dead_code, reason = "describes what ApiError is made into")]
+pub enum Troubles {
+    /// The request's body did not arrive in time.
+    #[response(status = 408)]
+    BodyTimedOut(ErrorBody),
+    /// The request's body is larger than 400 KiB.
+    #[response(status = 413)]
+    BodyTooLarge(ErrorBody),
+    /// An error that has been logged. Nothing was done.
+    #[response(status = 500)]
+    Internal(ErrorBody),
+    /// The database, or for administrators the cluster, is not available. Nothing was done; safe to try again.
+    #[response(status = 503)]
+    Unavailable(ErrorBody),
 }
 
 impl ApiError {

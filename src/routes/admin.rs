@@ -18,7 +18,7 @@ use super::auth;
 use super::params::Params;
 use crate::cluster::{Cluster, Component, WorkFlow};
 use crate::config::Config;
-use crate::error::{ApiError, ErrorBody};
+use crate::error::{ApiError, ErrorBody, Troubles};
 use crate::job::JobId;
 use crate::store::Store;
 
@@ -173,10 +173,7 @@ impl Admin {
             content((String = "text/plain"), (ErrorBody = "application/json"))),
         (status = 401, description = "The header is wrong.", body = String, content_type = "text/plain"),
         (status = 403, description = "Open to this machine only.", body = ErrorBody),
-        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The body is larger than 400 KiB.", body = ErrorBody),
-        (status = 500, description = "An error that has been logged.", body = ErrorBody),
-        (status = 503, description = "The database or the cluster is not available.", body = ErrorBody),
+        Troubles,
     )
 )]
 pub(super) async fn info(State(admin): State<Admin>, params: Params) -> Result<Response, ApiError> {
@@ -217,10 +214,7 @@ struct ListParams {
             content((String = "text/plain"), (ErrorBody = "application/json"))),
         (status = 401, description = "The header is wrong.", body = String, content_type = "text/plain"),
         (status = 403, description = "Open to this machine only.", body = ErrorBody),
-        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The body is larger than 400 KiB.", body = ErrorBody),
-        (status = 500, description = "An error that has been logged.", body = ErrorBody),
-        (status = 503, description = "The database or the cluster is not available.", body = ErrorBody),
+        Troubles,
     )
 )]
 pub(super) async fn list(State(admin): State<Admin>, params: Params) -> Result<Json<Vec<String>>, ApiError> {
@@ -261,10 +255,7 @@ struct LogsParams {
         (status = 401, description = "The header is wrong.", body = String, content_type = "text/plain"),
         (status = 403, description = "Open to this machine only.", body = ErrorBody),
         (status = 404, description = "There is no such pod.", body = String, content_type = "text/plain"),
-        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The body is larger than 400 KiB.", body = ErrorBody),
-        (status = 500, description = "An error that has been logged.", body = ErrorBody),
-        (status = 503, description = "The database or the cluster is not available.", body = ErrorBody),
+        Troubles,
     )
 )]
 pub(super) async fn logs(State(admin): State<Admin>, params: Params) -> Result<Response, ApiError> {

@@ -15,7 +15,7 @@ use super::auth;
 use super::params::Params;
 use crate::cluster::{Cluster, ClusterError, WorkFlowSpec};
 use crate::config::Config;
-use crate::error::{ApiError, ErrorBody};
+use crate::error::{ApiError, ErrorBody, Troubles};
 use crate::job::nonce::Nonce;
 use crate::job::workflow::Workflow;
 use crate::job::{self, Job, JobId};
@@ -404,10 +404,7 @@ fn valid_until(params: &Params) -> Result<Option<i64>, ApiError> {
         (status = 400, description = "What to change: a parameter, the workflow, the signature, the nonce, the \
             agreement (which has an unfinished job) or the environment.", body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
-        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The body is larger than 400 KiB.", body = ErrorBody),
-        (status = 500, description = "An error that has been logged. Nothing was done.", body = ErrorBody),
-        (status = 503, description = "The database is not available. Nothing was done.", body = ErrorBody),
+        Troubles,
     )
 )]
 pub(super) async fn start(State(compute): State<Compute>, params: Params) -> Result<Json<Vec<JobStatus>>, ApiError> {
@@ -508,10 +505,7 @@ fn page(params: &Params) -> Result<Page, ApiError> {
     responses(
         (status = 200, description = "The jobs.", body = Vec<JobStatus>),
         (status = 400, description = "None of the three is given, or one cannot be read.", body = ErrorBody),
-        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The body is larger than 400 KiB.", body = ErrorBody),
-        (status = 500, description = "An error that has been logged.", body = ErrorBody),
-        (status = 503, description = "The database is not available.", body = ErrorBody),
+        Troubles,
     )
 )]
 pub(super) async fn status(State(compute): State<Compute>, params: Params) -> Result<Json<Vec<JobStatus>>, ApiError> {
@@ -607,10 +601,7 @@ impl ChangeRequest {
         (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
         (status = 400, description = "What to change: a parameter, the signature or the nonce.", body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
-        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The body is larger than 400 KiB.", body = ErrorBody),
-        (status = 500, description = "An error that has been logged. Nothing was done.", body = ErrorBody),
-        (status = 503, description = "The database is not available. Nothing was done.", body = ErrorBody),
+        Troubles,
     )
 )]
 pub(super) async fn stop(State(compute): State<Compute>, params: Params) -> Result<Json<Vec<JobStatus>>, ApiError> {
@@ -631,10 +622,7 @@ pub(super) async fn stop(State(compute): State<Compute>, params: Params) -> Resu
         (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
         (status = 400, description = "What to change: a parameter, the signature or the nonce.", body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
-        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The body is larger than 400 KiB.", body = ErrorBody),
-        (status = 500, description = "An error that has been logged. Nothing was done.", body = ErrorBody),
-        (status = 503, description = "The database is not available. Nothing was done.", body = ErrorBody),
+        Troubles,
     )
 )]
 pub(super) async fn delete(State(compute): State<Compute>, params: Params) -> Result<Json<Vec<JobStatus>>, ApiError> {
@@ -710,10 +698,7 @@ struct PageParams {
     responses(
         (status = 200, description = "The jobs.", body = Vec<RunningJob>),
         (status = 400, description = "A parameter cannot be read.", body = ErrorBody),
-        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The body is larger than 400 KiB.", body = ErrorBody),
-        (status = 500, description = "An error that has been logged.", body = ErrorBody),
-        (status = 503, description = "The database is not available.", body = ErrorBody),
+        Troubles,
     )
 )]
 pub(super) async fn running_jobs(

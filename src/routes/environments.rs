@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
 use super::params::Params;
-use crate::error::{ApiError, ErrorBody};
+use crate::error::{ApiError, ErrorBody, Troubles};
 use crate::job::environment;
 use crate::store::Store;
 
@@ -53,10 +53,7 @@ struct EnvironmentsParams {
     responses(
         (status = 200, description = "The environments.", body = Vec<Environment>),
         (status = 400, description = "A parameter cannot be read.", body = ErrorBody),
-        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The body is larger than 400 KiB.", body = ErrorBody),
-        (status = 500, description = "An error that has been logged.", body = ErrorBody),
-        (status = 503, description = "The database is not available.", body = ErrorBody),
+        Troubles,
     )
 )]
 pub(super) async fn environments(
