@@ -336,11 +336,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_does_not_outlive_its_credentials() {
+        static LATER: AtomicU64 = AtomicU64::new(0);
         let asked = Arc::default();
-        let source =
-            TokenSource::new(account(&asked, Some(SystemTime::now() + Duration::from_millis(300))), "compute", None);
+        let begin = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_308_254);
+        let account = account(&asked, Some(begin + Duration::from_secs(120)));
+        let source = TokenSource::with_clock(account, "compute", None, || {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_308_254 + LATER.load(Ordering::SeqCst))
+        });
         let first = source.token().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        LATER.store(119, Ordering::SeqCst);
+        assert_eq!(source.token().await.unwrap().0.serial, first.0.serial);
+        LATER.store(120, Ordering::SeqCst);
         assert_ne!(source.token().await.unwrap().0.serial, first.0.serial);
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::given::job_ids;
-use crate::support::{App, Call, Database, Key, agreement_id, caller, nonce, owner, workflow};
+use crate::support::{App, Call, Database, Key, agreement_id, caller, eventually, nonce, owner, workflow};
 
 const MILLION: u32 = 1_000_000;
 
@@ -114,7 +114,13 @@ async fn while_somebody_reads_and_writes_it() {
         let store = database.store();
         async move { store.migrate().await }
     });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    eventually("the migration waits for the transaction, or has ended", Duration::from_secs(60), async || {
+        const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
+                               WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let waiting: i64 = sqlx::query_scalar(WAITING).fetch_one(&database.pool).await.unwrap();
+        (waiting > 0 || migrating.is_finished()).then_some(())
+    })
+    .await;
     busy.commit().await.unwrap();
     // It either got its turn or gave up, in bounded time, and can be repeated.
     let _ = in_time(migrating).await.unwrap();

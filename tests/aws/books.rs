@@ -6,9 +6,10 @@ use devstack::postgres::{Options, Postgres};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
+use crate::LIMIT;
 use crate::moto::Moto;
 use crate::process::{Directory, Env, OPERATOR_SERVICE, Service, run, stderr};
-use crate::support::{client, left_out};
+use crate::support::{client, eventually, left_out};
 
 struct Books {
     server: Postgres,
@@ -33,6 +34,20 @@ impl Books {
         let mut connection = PgConnection::connect_with(&self.server.connect_options("postgres")).await.unwrap();
         connection.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
         connection.close().await.unwrap();
+    }
+
+    /// Has the server read its configuration again. It does so before its sessions do, and a session tells when.
+    async fn reload(&self) {
+        let mut session = PgConnection::connect_with(&self.server.connect_options("postgres")).await.unwrap();
+        let loaded = async |session: &mut PgConnection| -> String {
+            sqlx::query_scalar("SELECT pg_conf_load_time()::text").fetch_one(session).await.unwrap()
+        };
+        let before = loaded(&mut session).await;
+        session.execute("SELECT pg_reload_conf()").await.unwrap();
+        eventually("the server reads its configuration again", LIMIT, async || {
+            (loaded(&mut session).await != before).then_some(())
+        })
+        .await;
     }
 
     async fn password(&self, password: &str) {
@@ -144,11 +159,10 @@ async fn the_servers_certificate_is_checked_and_a_function_demands_one() {
         "ALTER SYSTEM SET ssl_cert_file = 'server.pem'",
         "ALTER SYSTEM SET ssl_key_file = 'server.key'",
         "ALTER SYSTEM SET ssl = on",
-        "SELECT pg_reload_conf()",
     ] {
         books.execute(statement).await;
     }
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    books.reload().await;
 
     let env = books.env().with("POSTGRES_USER", "operator_test").with("POSTGRES_PASSWORD", "first");
     let ca = ca.to_str().unwrap();
@@ -173,8 +187,7 @@ async fn the_servers_certificate_is_checked_and_a_function_demands_one() {
     let rules = std::fs::read_to_string(&hba).unwrap();
     std::fs::write(&hba, format!("hostssl all operator_iam all trust\n{rules}")).unwrap();
     books.execute("CREATE ROLE operator_iam LOGIN SUPERUSER").await;
-    books.execute("SELECT pg_reload_conf()").await;
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    books.reload().await;
     let iam = right.without("POSTGRES_PASSWORD").with("POSTGRES_IAM_AUTH", "1").without("POSTGRES_SSLMODE");
     // Nobody is there to be asked: the password is made here.
     let iam = iam.and(&[

@@ -62,14 +62,6 @@ impl Proxy {
     pub fn open(&self) {
         self.mode.send_replace(Mode::Open);
     }
-
-    /// Cuts the connections that are open; new ones are passed on.
-    pub async fn cut_open_ones(&self) {
-        self.cut();
-        // Those who wait for a change of mode have to have seen this one.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        self.open();
-    }
 }
 
 async fn pass(client: TcpStream, target: SocketAddr, mode: watch::Sender<Mode>) {
