@@ -386,8 +386,8 @@ impl Variables<'_> {
         if matches!(login, Login::Iam) && in_clear {
             self.wrong("POSTGRES_SSLMODE", "require, verify-ca or verify-full where POSTGRES_IAM_AUTH is 1");
         }
+        let pool_size: Option<NonZeroU32> = self.optional("POSTGRES_POOL_SIZE", "a number above 0");
         let default_size = if self.on_lambda() { 1 } else { 10 };
-        let default_size = NonZeroU32::MIN.saturating_add(default_size - 1);
         Some(Postgres {
             host,
             port: self.optional("POSTGRES_PORT", "a port number"),
@@ -396,7 +396,7 @@ impl Variables<'_> {
             login,
             ssl_mode,
             ca_file: self.readable_file("POSTGRES_CA_FILE"),
-            pool_size: self.parsed("POSTGRES_POOL_SIZE", default_size, "a number above 0").get(),
+            pool_size: pool_size.map_or(default_size, NonZeroU32::get),
         })
     }
 

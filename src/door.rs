@@ -63,11 +63,7 @@ pub async fn lambda(
     let config = Arc::new(Config::from_env(books)?);
     telemetry::init(&config.log, Format::Json)?;
     let router = Router::new().fallback_service(routes::finish([group(config)?]).map_request(without_stage));
-    if streaming {
-        crate::streaming::run(Router::new().fallback_service(router)).await
-    } else {
-        lambda_http::run(router).await
-    }
+    if streaming { crate::streaming::run(router).await } else { lambda_http::run(router).await }
 }
 
 /// The path as the event has it: `lambda_http` puts the stage in front, and sometimes does not, where the path
