@@ -61,6 +61,8 @@ pub struct Config {
     pub storage_expiry: Option<String>,
     /// Where results may be fetched from, and how.
     pub results: Results,
+    /// What the reaper goes by.
+    pub reaper: Reaper,
     /// What is logged, and where to.
     pub log: Log,
 }
@@ -106,6 +108,33 @@ pub struct Eks {
     pub endpoint: Option<Endpoint>,
     /// EKS_ROLE_ARN: the role that the cluster knows, if it is not the process's own.
     pub role_arn: Option<String>,
+}
+
+/// What the reaper goes by. All times are in seconds.
+#[derive(Debug, Clone)]
+pub struct Reaper {
+    /// How long an algorithm may run, whatever else is said; `None` for no limit (ALGO_POD_TIMEOUT).
+    pub algorithm_limit: Option<u64>,
+    /// How long outputs are kept whose job does not say; `None` for ever (STORAGE_EXPIRY).
+    pub storage_expiry: Option<u64>,
+    /// After how long a job that an engine was given and has not begun is offered again (REAP_HANDOUT_GRACE).
+    pub hand_out_grace: f64,
+    /// How long trouble may last that the cluster tries to overcome (REAP_RETRY_GRACE).
+    pub retry_grace: f64,
+    /// How long a step may wait for room (REAP_SCHEDULE_GRACE).
+    pub schedule_grace: f64,
+    /// For how long the cluster has to hold nothing of a running job (REAP_ABSENT_GRACE).
+    pub absent_grace: f64,
+    /// How long beyond its limit a job may stand still (REAP_LIMIT_GRACE).
+    pub limit_grace: f64,
+    /// How long a WorkFlow object may be in no book (REAP_STRAY_GRACE).
+    pub stray_grace: f64,
+    /// How long a WorkFlow object stays after its job's end; `None` for ever (WORKFLOW_TTL).
+    pub workflow_ttl: Option<f64>,
+    /// How far below its signer's highest a used nonce is kept: far enough that it cannot pass again.
+    pub nonces_kept: f64,
+    /// The most requests that are made of the cluster (REAP_RATE).
+    pub requests_per_second: NonZeroU32,
 }
 
 /// Who may ask for what.
@@ -240,6 +269,7 @@ impl Config {
             algo_time_limit: vars.text("ALGO_POD_TIMEOUT"),
             storage_expiry: vars.text("STORAGE_EXPIRY"),
             results: vars.results(),
+            reaper: vars.reaper(),
             log: vars.log(),
         };
         vars.finish(config)
@@ -290,7 +320,11 @@ impl Variables<'_> {
     }
 
     fn wrong(&mut self, name: &str, expected: &str) {
-        self.wrong.push(format!("{name} must be {expected}"));
+        let wrong = format!("{name} must be {expected}");
+        // Some are read for more than one purpose.
+        if !self.wrong.contains(&wrong) {
+            self.wrong.push(wrong);
+        }
     }
 
     fn optional<T: FromStr>(&mut self, name: &str, expected: &str) -> Option<T> {
@@ -489,6 +523,23 @@ impl Variables<'_> {
             output_buckets: self.list("OUTPUT_BUCKETS").unwrap_or_default(),
             s3_endpoint: endpoint.and_then(|name| self.optional(name, "a URL")),
             stream_limit,
+        }
+    }
+
+    fn reaper(&mut self) -> Reaper {
+        let mut seconds = |name, default| self.number(name, default) as f64;
+        Reaper {
+            hand_out_grace: seconds("REAP_HANDOUT_GRACE", 300),
+            retry_grace: seconds("REAP_RETRY_GRACE", 300),
+            schedule_grace: seconds("REAP_SCHEDULE_GRACE", 900),
+            absent_grace: seconds("REAP_ABSENT_GRACE", 60),
+            limit_grace: seconds("REAP_LIMIT_GRACE", 3600),
+            stray_grace: seconds("REAP_STRAY_GRACE", 3600),
+            workflow_ttl: Some(seconds("WORKFLOW_TTL", 7 * 24 * 3600)).filter(|seconds| *seconds > 0.0),
+            nonces_kept: (2.0 * seconds("NONCE_WINDOW", 300)).max(24.0 * 3600.0),
+            algorithm_limit: Some(self.number("ALGO_POD_TIMEOUT", 0)).filter(|seconds| *seconds > 0),
+            storage_expiry: Some(self.number("STORAGE_EXPIRY", 0)).filter(|seconds| *seconds > 0),
+            requests_per_second: self.parsed("REAP_RATE", const { NonZeroU32::new(20).unwrap() }, "a number above 0"),
         }
     }
 

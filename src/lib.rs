@@ -9,6 +9,7 @@ pub mod door;
 pub mod error;
 pub mod job;
 pub mod origin;
+pub mod reaper;
 pub mod routes;
 pub mod signature;
 pub mod store;

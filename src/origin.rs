@@ -106,7 +106,7 @@ impl Origins {
     /// gives it; `None` if it does not lie in one of OUTPUT_BUCKETS. Made without a call.
     pub async fn presigned(&self, url: &str, disposition: &str) -> Result<Option<String>, OriginError> {
         match self.object(url) {
-            Some(object) => Ok(Some(self.presign(&object, Some(disposition)).await?)),
+            Some(object) => Ok(Some(self.presign("GET", &object, Some(disposition)).await?)),
             None => Ok(None),
         }
     }
@@ -116,22 +116,34 @@ impl Origins {
         Object::of_url(url, output_buckets, s3_endpoint.as_ref())
     }
 
-    async fn presign(&self, object: &Object, disposition: Option<&str>) -> Result<String, OriginError> {
+    /// Removes a file, if it lies in one of OUTPUT_BUCKETS; false if it does not. One that is not there is removed.
+    pub async fn remove(&self, url: &str) -> Result<bool, OriginError> {
+        let Some(object) = self.object(url) else { return Ok(false) };
+        let removed = async {
+            let url = self.presign("DELETE", &object, None).await?;
+            let response = self.s3.delete(url).send().await.map_err(unreachable)?;
+            match response.status() {
+                status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(true),
+                status => Err(OriginError::Status(status)),
+            }
+        };
+        tokio::time::timeout(self.config.timeout, removed).await.unwrap_or(Err(OriginError::TimedOut))
+    }
+
+    async fn presign(&self, method: &str, object: &Object, disposition: Option<&str>) -> Result<String, OriginError> {
         let (region, credentials) = (self.account.region().await?, self.account.credentials().await?);
         let endpoint = self.config.s3_endpoint.as_ref();
-        Ok(object.presigned(endpoint, region, disposition, PRESIGNED, &credentials, SystemTime::now())?)
+        Ok(object.presigned(method, endpoint, region, disposition, PRESIGNED, &credentials, SystemTime::now())?)
     }
 
     /// Reads an object with the process's own credentials: the URL that the engine stored is not signed.
     async fn read(&self, object: &Object, range: Option<&HeaderValue>) -> Result<Response, OriginError> {
-        let url = self.presign(object, None).await?;
+        let url = self.presign("GET", object, None).await?;
         let mut request = self.s3.get(url).header(ACCEPT_ENCODING, "identity");
         if let Some(range) = range {
             request = request.header(RANGE, range);
         }
-        let response = request.send().await.map_err(|error| {
-            if error.is_timeout() { OriginError::TimedOut } else { OriginError::Unreachable(error.without_url()) }
-        })?;
+        let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
         if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(response);
@@ -188,13 +200,7 @@ impl Origins {
             }
         }
         self.client.get(url.clone()).headers(headers).send().await.map_err(|error| {
-            if is_forbidden(&error) {
-                OriginError::Forbidden
-            } else if error.is_timeout() {
-                OriginError::TimedOut
-            } else {
-                OriginError::Unreachable(error.without_url())
-            }
+            if is_forbidden(&error) { OriginError::Forbidden } else { unreachable(error) }
         })
     }
 
@@ -220,6 +226,10 @@ impl Origins {
 
 fn names(patterns: &[HostPattern], url: &Url) -> bool {
     patterns.iter().any(|pattern| pattern.matches(url))
+}
+
+fn unreachable(error: reqwest::Error) -> OriginError {
+    if error.is_timeout() { OriginError::TimedOut } else { OriginError::Unreachable(error.without_url()) }
 }
 
 fn is_forbidden(error: &reqwest::Error) -> bool {

@@ -29,7 +29,7 @@ pub fn password(
 ) -> Result<SecretString, AwsError> {
     let user = utf8_percent_encode(user, ENCODED);
     let url = format!("https://{host}:{port}/?Action=connect&DBUser={user}");
-    let request = Unsigned { url: &url, headers: &[], service: Service::RdsDb, region, expires: LIFE };
+    let request = Unsigned { method: "GET", url: &url, headers: &[], service: Service::RdsDb, region, expires: LIFE };
     let url = presign(request, credentials, at)?;
     Ok(url.trim_start_matches("https://").into())
 }

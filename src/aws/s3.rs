@@ -55,10 +55,12 @@ impl Object {
         Some(Self { bucket, region, key })
     }
 
-    /// A URL by which whoever has it can GET the object for a while. `disposition` is what S3 is to send as
-    /// `Content-Disposition`. `home` is the region of buckets whose URL names none.
+    /// A URL by which whoever has it can GET (or whatever the method is) the object for a while. `disposition` is what
+    /// S3 is to send as `Content-Disposition`. `home` is the region of buckets whose URL names none.
+    #[allow(clippy::too_many_arguments, reason = "each is one thing that a signature depends on")]
     pub fn presigned(
         &self,
+        method: &str,
         endpoint: Option<&Url>,
         home: &str,
         disposition: Option<&str>,
@@ -79,7 +81,7 @@ impl Object {
             url.push_str("?response-content-disposition=");
             url.extend(utf8_percent_encode(disposition, ENCODED));
         }
-        presign(Unsigned { url: &url, headers: &[], service: Service::S3, region, expires }, credentials, at)
+        presign(Unsigned { method, url: &url, headers: &[], service: Service::S3, region, expires }, credentials, at)
     }
 }
 
@@ -123,7 +125,7 @@ mod tests {
             let unsigned = theirs.split("&X-Amz-").next().unwrap();
             let region = vectors::text(&vector, "region");
             let expires = Duration::from_secs(300);
-            let request = Unsigned { url: unsigned, headers: &[], service: Service::S3, region, expires };
+            let request = Unsigned { method: "GET", url: unsigned, headers: &[], service: Service::S3, region, expires };
             let ours = presign(request, &vectors::credentials(&vector), vectors::clock(&vector)).unwrap();
             assert_eq!(vectors::taken_apart(&ours), vectors::taken_apart(theirs));
         }
@@ -140,6 +142,7 @@ mod tests {
             let object = Object { bucket: text("bucket").to_owned(), region: None, key: text("key").to_owned() };
             let ours = object
                 .presigned(
+                    "GET",
                     None,
                     text("region"),
                     Some("attachment;filename=\"a b.txt\""),

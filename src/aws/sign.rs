@@ -34,9 +34,11 @@ impl Service {
     }
 }
 
-/// A GET that is to be signed.
+/// A request without a body that is to be signed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unsigned<'a> {
+    /// `GET`, `DELETE`, …
+    pub(super) method: &'a str,
     /// As it is to be sent: encoded, without a fragment.
     pub(super) url: &'a str,
     /// Headers that whoever sends it has to send with it.
@@ -69,7 +71,7 @@ pub(super) fn presign(request: Unsigned<'_>, credentials: &Credentials, at: Syst
         .map_err(|error| AwsError::Signing(Cause::of(error)))?;
     let headers = request.headers.iter().copied();
     let signable =
-        SignableRequest::new("GET", request.url, headers, body).map_err(|error| AwsError::Signing(Cause::of(error)))?;
+        SignableRequest::new(request.method, request.url, headers, body).map_err(|error| AwsError::Signing(Cause::of(error)))?;
     let signed = sign(signable, &params.into()).map_err(|error| AwsError::Signing(Cause::of(error)))?;
 
     let (instructions, _) = signed.into_parts();

@@ -4,8 +4,12 @@
 
 mod authorized;
 mod objects;
+mod pace;
+mod steps;
+mod sweep;
 mod workflow;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +25,11 @@ use crate::aws::{self, Account, AwsError};
 use crate::config::{Config, Eks};
 use crate::telemetry;
 use authorized::AuthorizedLayer;
+use pace::{Pace, PacedLayer};
 
 pub use objects::Component;
+pub use steps::{Hope, Step, StepState, Trouble};
+pub use sweep::{Deleted, Listed, Page};
 pub use workflow::{WorkFlow, WorkFlowSpec, WorkFlowStatus, definition};
 
 /// How long the API server may take to accept a connection.
@@ -68,23 +75,32 @@ impl From<kube::Error> for ClusterError {
 }
 
 /// The cluster. Cheap to clone; connects on first use.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Cluster {
     client: Arc<OnceCell<Client>>,
-    eks: Option<Arc<(Eks, Account)>>,
+    place: Place,
+    pace: Option<Pace>,
+}
+
+/// Where a cluster is.
+#[derive(Clone)]
+enum Place {
+    /// Where the usual rules say: KUBECONFIG, else ~/.kube/config, else the pod's own.
+    Inferred,
+    /// An EKS cluster, reached with this account's tokens.
+    Eks(Arc<(Eks, Account)>),
+    /// Known already.
+    Known(Box<kube::Config>),
 }
 
 impl Cluster {
-    /// The cluster that the usual rules name: KUBECONFIG, else ~/.kube/config, else the pod's own.
-    pub fn inferred() -> Self {
-        Self::default()
-    }
-
     /// The cluster that the configuration names: an EKS cluster, reached with this account's tokens, else what the
     /// usual rules name.
     pub fn configured(config: &Config, account: Account) -> Self {
-        let eks = config.eks.clone().map(|eks| Arc::new((eks, account)));
-        Self { client: Arc::default(), eks }
+        Self::at(match config.eks.clone() {
+            Some(eks) => Place::Eks(Arc::new((eks, account))),
+            None => Place::Inferred,
+        })
     }
 
     /// The cluster that a kubeconfig's text names.
@@ -94,20 +110,44 @@ impl Cluster {
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
             .await
             .map_err(|error| configuration(error.into()))?;
-        Ok(Self { client: Arc::new(OnceCell::new_with(Some(builder(config)?.build()))), eks: None })
+        Ok(Self::at(Place::Known(Box::new(config))))
+    }
+
+    fn at(place: Place) -> Self {
+        Self { client: Arc::default(), place, pace: None }
+    }
+
+    /// The same for a sweep: at most so many requests a second, and as many more as nobody but the cluster asks for.
+    pub fn paced(&self, requests_per_second: NonZeroU32) -> Self {
+        Self { client: Arc::default(), place: self.place.clone(), pace: Some(Pace::of(requests_per_second)) }
     }
 
     async fn client(&self) -> Result<Client, ClusterError> {
-        self.client
-            .get_or_try_init(|| async {
-                if let Some((eks, account)) = self.eks.as_deref() {
-                    return eks_client(eks, account).await;
-                }
+        self.client.get_or_try_init(|| self.connect()).await.cloned()
+    }
+
+    async fn connect(&self) -> Result<Client, ClusterError> {
+        let (config, tokens) = match &self.place {
+            Place::Inferred => {
                 let config = kube::Config::infer().await.map_err(|error| ClusterError::Configuration(error.into()))?;
-                Ok(builder(config)?.build())
-            })
-            .await
-            .cloned()
+                (config, None)
+            }
+            Place::Known(config) => (kube::Config::clone(config), None),
+            Place::Eks(eks) => {
+                let (eks, account) = &**eks;
+                let tokens = TokenSource::new(account.clone(), &eks.name, eks.role_arn.as_deref());
+                (eks_config(eks, account).await?, Some(tokens))
+            }
+        };
+        let builder = builder(config, self.pace.is_none())?;
+        Ok(match (tokens, self.pace.clone()) {
+            (None, None) => builder.build(),
+            (None, Some(pace)) => builder.with_layer(&PacedLayer(pace)).build(),
+            (Some(tokens), None) => builder.with_layer(&AuthorizedLayer(tokens)).build(),
+            (Some(tokens), Some(pace)) => {
+                builder.with_layer(&AuthorizedLayer(tokens)).with_layer(&PacedLayer(pace)).build()
+            }
+        })
     }
 }
 
@@ -117,7 +157,7 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
-async fn eks_client(eks: &Eks, account: &Account) -> Result<Client, ClusterError> {
+async fn eks_config(eks: &Eks, account: &Account) -> Result<kube::Config, ClusterError> {
     let endpoint = match &eks.endpoint {
         Some(endpoint) => endpoint.clone(),
         None => aws::eks::describe(account, &eks.name).await?,
@@ -125,14 +165,14 @@ async fn eks_client(eks: &Eks, account: &Account) -> Result<Client, ClusterError
     let url = endpoint.url.parse().map_err(|error| ClusterError::Configuration(Box::new(error)))?;
     let mut config = kube::Config::new(url);
     config.root_cert = Some(endpoint.authority).filter(|authority| !authority.is_empty());
-    let tokens = TokenSource::new(account.clone(), &eks.name, eks.role_arn.as_deref());
-    Ok(builder(config)?.with_layer(&AuthorizedLayer(tokens)).build())
+    Ok(config)
 }
 
 /// What kube makes of a configuration.
 type Plain = BoxService<Request<Body>, Response<Box<DynBody>>, BoxError>;
 
-fn builder(mut config: kube::Config) -> Result<ClientBuilder<Plain>, ClusterError> {
+fn builder(mut config: kube::Config, retry: bool) -> Result<ClientBuilder<Plain>, ClusterError> {
+    config.default_retry = retry;
     // The defaults, 30 and 295 s, outlast the gateway in front of a Lambda function.
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);

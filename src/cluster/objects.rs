@@ -55,7 +55,12 @@ impl Component {
         }
     }
 
-    fn job_name(self, job_id: &JobId) -> String {
+    /// The step of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == name)
+    }
+
+    pub(super) fn job_name(self, job_id: &JobId) -> String {
         format!("{job_id}-{}-job", self.as_str())
     }
 }
@@ -77,7 +82,9 @@ impl Cluster {
     /// Registers a job: creates its WorkFlow object, unless that is there already.
     pub async fn register(&self, job_id: &JobId, namespace: &str, spec: WorkFlowSpec) -> Result<(), ClusterError> {
         let mut object = WorkFlow::new(job_id.as_str(), spec);
-        object.metadata.labels = Some(BTreeMap::from([("workflow".to_owned(), job_id.to_string())]));
+        let labels = [("workflow", job_id.as_str()), super::sweep::MANAGED_BY];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        object.metadata.labels = Some(BTreeMap::from(labels));
         within(WRITE_LIMIT, async {
             let api: Api<WorkFlow> = self.namespaced(namespace).await?;
             match api.create(&PostParams::default(), &object).await {
@@ -112,9 +119,8 @@ impl Cluster {
             for component in Component::ALL {
                 result = result.and(delete(&jobs, &component.job_name(job_id)).await);
             }
-            // The engine of 2020 had claims for input and output.
-            for claim in ["data", "adminlogs", "input", "output"] {
-                result = result.and(delete(&claims, &format!("{job_id}-{claim}")).await);
+            for claim in self::claims(job_id) {
+                result = result.and(delete(&claims, &claim).await);
             }
             result = result.and(delete(&config_maps, job_id.as_str()).await);
             result.and(delete(&workflows, job_id.as_str()).await)
@@ -185,6 +191,11 @@ impl Cluster {
         })
         .await
     }
+}
+
+/// The names of a job's claims. The engine of 2020 had one each for input and output, too.
+pub(super) fn claims(job_id: &JobId) -> [String; 4] {
+    ["data", "adminlogs", "input", "output"].map(|claim| format!("{job_id}-{claim}"))
 }
 
 async fn names_in(api: &Api<WorkFlow>, names: &mut Vec<String>) -> Result<(), kube::Error> {

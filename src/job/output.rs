@@ -24,5 +24,10 @@ pub fn without_urls(outputs: Vec<Value>) -> Vec<Value> {
 
 /// The URL of one output; `None` if there is no such output or it has no URL.
 pub fn url(outputs: &[Value], index: usize) -> Option<&str> {
-    outputs.get(index)?.get("url")?.as_str()
+    url_of(outputs.get(index)?)
+}
+
+/// The URL of an output, if it has one.
+pub fn url_of(output: &Value) -> Option<&str> {
+    output.get("url")?.as_str()
 }

@@ -83,7 +83,7 @@ impl Workflow {
     /// Adds what the service decides: each stage's limits, resources and namespace, and the chain.
     pub fn complete(&mut self, completion: &Completion, namespace: &str, chain_id: Option<Value>) {
         for compute in self.stages().filter_map(|stage| stage.get_mut("compute")?.as_object_mut()) {
-            let asked = compute.get("maxtime").and_then(max_time).filter(|asked| *asked > 0);
+            let asked = compute.get("maxtime").and_then(seconds).filter(|asked| *asked > 0);
             let granted = match (asked, completion.max_time) {
                 (asked, 0) => asked,
                 (None, limit) => Some(limit),
@@ -147,7 +147,7 @@ fn check_stage(stage: &mut Object) -> Result<(), Invalid> {
     check_container(algorithm)?;
 
     let compute = object(stage, "compute")?;
-    if compute.get("maxtime").is_some_and(|asked| !asked.is_null() && max_time(asked).is_none()) {
+    if compute.get("maxtime").is_some_and(|asked| !asked.is_null() && seconds(asked).is_none()) {
         return Err(invalid("`stages[0].compute.maxtime` must be a number of seconds"));
     }
 
@@ -207,8 +207,8 @@ fn object<'a>(stage: &'a mut Object, name: &str) -> Result<&'a mut Object, Inval
     value.ok_or_else(|| invalid(format!("`stages[0].{name}` must be an object")))
 }
 
-/// A `maxtime` as whole seconds, 0 where it is not above that; `None` if it is no number.
-fn max_time(value: &Value) -> Option<u64> {
+/// A number of seconds, such as a `maxtime`, as whole seconds, 0 where it is not above that; `None` if it is no number.
+fn seconds(value: &Value) -> Option<u64> {
     let seconds = match value {
         Value::Number(number) => number.as_f64()?,
         Value::String(text) => text.trim().parse().ok().filter(|seconds: &f64| seconds.is_finite())?,
@@ -250,6 +250,30 @@ pub fn summarize(document: Option<&str>) -> Summary {
         chain_id: workflow.and_then(|workflow| workflow.get("chainId")).filter(|chain| !chain.is_null()).cloned(),
         readable: stage.is_some(),
     }
+}
+
+/// The `maxtime` of a stored workflow, in seconds, if there is one above 0.
+pub fn stored_max_time(document: &str) -> Option<f64> {
+    let seconds = stored_compute(document)?.get("maxtime").and_then(seconds)?;
+    Some(seconds as f64).filter(|seconds| *seconds > 0.0)
+}
+
+/// The `storageExpiry` of a stored workflow, in seconds, if there is one; 0 for never.
+pub fn stored_expiry(document: &str) -> Option<u64> {
+    stored_compute(document)?.get("storageExpiry").and_then(seconds)
+}
+
+/// The workflow of a stored document, as it was completed.
+pub fn stored(document: &str) -> Option<Object> {
+    match serde_json::from_str::<Value>(document).ok()?.pointer_mut("/spec/metadata")?.take() {
+        Value::Object(workflow) => Some(workflow),
+        _ => None,
+    }
+}
+
+fn stored_compute(document: &str) -> Option<Value> {
+    let mut document: Value = serde_json::from_str(document).ok()?;
+    Some(document.pointer_mut("/spec/metadata/stages/0/compute")?.take())
 }
 
 /// JSON text with every character beyond ASCII escaped: the engine reads the database as LATIN9

@@ -262,13 +262,20 @@ pub(super) async fn logs(State(admin): State<Admin>, params: Params) -> Result<R
     const CALL: &str = "GET:/logs";
     let asked = params.text("jobId")?.ok_or_else(|| auth::required("jobId", CALL))?;
     let component = params.text("component")?.ok_or_else(|| auth::required("component", CALL))?;
-    let component = Component::ALL.into_iter().find(|known| known.as_str() == component).ok_or_else(|| {
+    let component = Component::parse(component).ok_or_else(|| {
         ApiError::bad_request("\"component\" must be one of configure, algorithm, filter and publish")
     })?;
     let log = match JobId::parse(asked) {
         Some(job_id) => {
             let namespace = admin.namespace(&job_id).await?;
-            admin.cluster.log(&job_id, component, &namespace).await?
+            match admin.cluster.log(&job_id, component, &namespace).await? {
+                // The reaper keeps the end of a log whose pod it has to delete.
+                None => {
+                    let kept = admin.store.kept_log(&job_id, component.as_str()).await?;
+                    kept.map(|log| String::from_utf8_lossy(&log).into_owned())
+                }
+                log => log,
+            }
         }
         None => None,
     };

@@ -4,6 +4,7 @@ mod environments;
 mod jobs;
 mod login;
 mod nonces;
+mod reaper;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use login::Logins;
 pub use environments::Announcement;
 pub use jobs::{Change, Changed, NewJob, Page, RequestedBy, ResultRow, Started, TouchedJob, Which};
 pub use nonces::{NonceUse, Refused};
+pub use reaper::{After, FinishedJob, Known, LiveJob, Mirrored, SETTLING, SweptEnvironment, UnregisteredJob};
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 

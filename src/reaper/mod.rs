@@ -1,0 +1,710 @@
+//! The reaper: what was left lying is cleaned up, and book and cluster meet again.
+//!
+//! A sweep first decides what is due ([`decide`], pure), then does it. It may be killed at any line, run twice and
+//! run beside itself: what it finds due it finds due again until it is done, whatever it changes it changes only if it
+//! still is as it was looked at, and what it does it does in such an order that half of it is found due again.
+//! docs/reaper.md has the rules and the invariants.
+
+pub mod decide;
+mod report;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use tokio::time::{Instant, MissedTickBehavior};
+use uuid::Uuid;
+
+use crate::cluster::{Cluster, ClusterError, Deleted, Listed, Step, StepState, WorkFlowSpec, WorkFlowStatus};
+use crate::config::Reaper as Rules;
+use crate::job::{JobId, output, workflow};
+use crate::origin::{OriginError, Origins};
+use crate::store::{After, FinishedJob, LiveJob, Mirrored, Store, StoreError, SweptEnvironment, UnregisteredJob};
+use decide::{Action, Duty, Seen};
+use report::Notes;
+
+pub use report::{Count, Entry, Kind, Outcome, Report};
+
+/// For how long a sweep keeps others from beginning, unless it renews that.
+const LEASE: f64 = 60.0;
+/// How often it does, and how often in a row that may fail.
+const RENEWALS: (Duration, u32) = (Duration::from_secs(15), 3);
+/// After its time is up, a sweep may end what it has begun for so long.
+const GRACE: Duration = Duration::from_secs(4);
+/// As many things are done side by side.
+const AT_ONCE: u32 = 8;
+/// As often in a row the cluster may not be reached until it counts as gone for the rest of a run.
+const MISSES: u32 = 5;
+/// At least so often everything is gone through that is not due each time, in seconds.
+const CHORES: f64 = 3600.0;
+
+/// Cleans up.
+#[derive(Clone)]
+pub struct Reaper {
+    store: Store,
+    cluster: Cluster,
+    outputs: Origins,
+    rules: Rules,
+}
+
+/// Why something about a job failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error("an output could not be removed: {0}")]
+    Output(#[from] OriginError),
+    #[error("{0}")]
+    Job(&'static str),
+}
+
+/// How a piece of work ended, and what is to be said of it.
+type Ended = Result<(Outcome, Option<String>), Failure>;
+
+impl Reaper {
+    /// A reaper of this book, this cluster and these outputs.
+    pub fn new(store: Store, cluster: &Cluster, outputs: Origins, rules: Rules) -> Self {
+        let cluster = cluster.paced(rules.requests_per_second);
+        Self { store, cluster, outputs, rules }
+    }
+
+    /// Does what is due, for so long at most; with `dry_run`, only says what is. Does nothing if another sweep is
+    /// under way.
+    ///
+    /// # Errors
+    /// If the books cannot be read. Whatever else fails is in the report.
+    pub async fn sweep(&self, dry_run: bool, time: Duration) -> Result<Report, StoreError> {
+        let until = Instant::now() + time;
+        let holder = Uuid::new_v4();
+        let sweep = Sweep {
+            reaper: self,
+            dry_run,
+            until,
+            notes: Notes::of(dry_run),
+            misses: AtomicU32::new(0),
+            refusing: Mutex::default(),
+        };
+        if dry_run {
+            return sweep.to_its_end().await;
+        }
+        if !self.store.take_sweep(holder, LEASE).await? {
+            let skipped = Some("another sweep is under way".to_owned());
+            return Ok(Report { skipped, ..sweep.notes.finished(false) });
+        }
+        let result = tokio::select! {
+            result = sweep.to_its_end() => result,
+            () = self.until_lost(holder) => {
+                sweep.notes.trouble("another sweep has begun: this one's lease ran out".to_owned());
+                Ok(sweep.notes.finished(false))
+            }
+        };
+        // It runs out anyway.
+        if let Err(error) = self.store.leave_sweep(holder).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the sweep's lease could not be given back");
+        }
+        result
+    }
+
+    /// Renews the lease, until that is not possible any more.
+    async fn until_lost(&self, holder: Uuid) {
+        let mut tick = tokio::time::interval_at(Instant::now() + RENEWALS.0, RENEWALS.0);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures = 0;
+        while failures < RENEWALS.1 {
+            tick.tick().await;
+            match self.store.take_sweep(holder, LEASE).await {
+                Ok(true) => failures = 0,
+                Ok(false) => return,
+                Err(_) => failures += 1,
+            }
+        }
+    }
+}
+
+/// One run.
+struct Sweep<'a> {
+    reaper: &'a Reaper,
+    dry_run: bool,
+    until: Instant,
+    notes: Notes,
+    /// How often in a row the cluster could not be reached.
+    misses: AtomicU32,
+    /// The namespaces that refuse what is asked of them.
+    refusing: Mutex<BTreeSet<String>>,
+}
+
+impl Sweep<'_> {
+    async fn to_its_end(&self) -> Result<Report, StoreError> {
+        let complete = match tokio::time::timeout_at(self.until + GRACE, self.everything()).await {
+            Ok(result) => result? && Instant::now() < self.until,
+            Err(_) => false,
+        };
+        self.notes.lock().oldest_unregistered = self.store().oldest_unregistered().await?.max(0.0) as u64;
+        Ok(self.notes.finished(complete))
+    }
+
+    fn store(&self) -> &Store {
+        &self.reaper.store
+    }
+
+    fn cluster(&self) -> &Cluster {
+        &self.reaper.cluster
+    }
+
+    fn rules(&self) -> &Rules {
+        &self.reaper.rules
+    }
+
+    /// What is most urgent comes first, but may take no more than half of the time that is left, so that everything
+    /// has its turn in each run. Says whether there was time for all.
+    async fn everything(&self) -> Result<bool, StoreError> {
+        let environments = self.store().swept_environments().await?;
+        let mut enough = self.environments(&environments, self.half()).await?;
+        enough &= self.registrations(self.half()).await?;
+        enough &= self.mirrors(self.half()).await?;
+        enough &= self.finished(self.half()).await?;
+        enough &= self.searches(&environments, self.half()).await?;
+        enough &= self.nonces(self.until).await?;
+        Ok(enough)
+    }
+
+    fn half(&self) -> Instant {
+        let now = Instant::now();
+        now + self.until.saturating_duration_since(now) / 2
+    }
+
+    /// Whether the cluster has not been there for so long that it is not asked any more in this run.
+    fn cluster_is_gone(&self) -> bool {
+        self.misses.load(Ordering::Relaxed) >= MISSES
+    }
+
+    fn refuses(&self, namespace: &str) -> bool {
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace)
+    }
+
+    /// Notes how the cluster answered.
+    fn heard<T>(&self, namespace: &str, answer: Result<T, ClusterError>) -> Result<T, ClusterError> {
+        match &answer {
+            Err(ClusterError::Unavailable(_) | ClusterError::TimedOut | ClusterError::Aws(_)) => {
+                self.misses.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                self.misses.store(0, Ordering::Relaxed);
+                if matches!(error, ClusterError::NoNamespace | ClusterError::Refused { code: 401 | 403, .. }) {
+                    self.refusing.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned());
+                    self.notes.trouble(format!("{namespace}: {error}"));
+                }
+            }
+            Ok(_) => self.misses.store(0, Ordering::Relaxed),
+        }
+        answer
+    }
+
+    /// Does things side by side, until there is no more time. Says whether there was enough.
+    async fn side_by_side<T, F>(&self, things: Vec<T>, until: Instant, does: impl Fn(T) -> F) -> bool
+    where
+        F: Future<Output = ()>,
+    {
+        let at_once = AT_ONCE.min(self.rules().requests_per_second.get()) as usize;
+        let mut enough = true;
+        let in_time = things.into_iter().take_while(|_| {
+            enough &= Instant::now() < until;
+            enough
+        });
+        stream::iter(in_time.map(does)).buffer_unordered(at_once).collect::<()>().await;
+        enough
+    }
+
+    /// Notes how a piece of work for a job ended. One that the cluster, a bucket or its own row keeps failing is left
+    /// alone for a while; one that nobody could do at the moment is not.
+    async fn note(&self, job_id: &str, kind: Kind, ended: Ended) {
+        let pause = match ended {
+            Ok((outcome, reason)) => {
+                self.notes.job(job_id, kind, outcome, reason);
+                return;
+            }
+            Err(error) => {
+                self.notes.job(job_id, kind, Outcome::Failed, Some(error.to_string()));
+                !matches!(
+                    error,
+                    Failure::Store(_)
+                        | Failure::Cluster(
+                            ClusterError::Unavailable(_) | ClusterError::TimedOut | ClusterError::Aws(_)
+                        )
+                )
+            }
+        };
+        if pause && let Err(error) = self.store().job_failed(job_id).await {
+            self.notes.trouble(error.to_string());
+        }
+    }
+
+    // The unfinished jobs
+
+    async fn environments(&self, environments: &[SweptEnvironment], until: Instant) -> Result<bool, StoreError> {
+        let mut enough = self.live_jobs(None, Seen::Unknown, None, until).await?;
+        for environment in environments {
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            enough &= self.environment(environment, until).await?;
+        }
+        Ok(enough)
+    }
+
+    async fn environment(&self, environment: &SweptEnvironment, until: Instant) -> Result<bool, StoreError> {
+        let namespace = environment.namespace.as_str();
+        let announced = decide::announced_limit(environment.announcement.as_deref());
+        let steps = match environment.pausing || self.cluster_is_gone() {
+            true => None,
+            false => match self.heard(namespace, self.cluster().steps(namespace).await) {
+                Ok(steps) => Some(steps),
+                Err(error) => {
+                    self.notes.trouble(format!("{namespace}: {error}"));
+                    if matches!(error, ClusterError::Refused { .. } | ClusterError::NoNamespace) && !self.dry_run {
+                        self.store().environment_failed(namespace).await?;
+                    }
+                    None
+                }
+            },
+        };
+        let Some(steps) = steps else {
+            return self.live_jobs(Some(namespace), Seen::Unknown, announced, until).await;
+        };
+        let none = Vec::new();
+        let of_job = |job_id: &str| Seen::Steps(steps.get(job_id).unwrap_or(&none));
+        let mut enough = self.live_jobs_seen(Some(namespace), &of_job, announced, until).await?;
+        let names = steps.iter().filter(|(_, steps)| !steps.iter().all(is_going)).map(|(name, _)| name.clone());
+        enough &= self.leftovers(namespace, names.collect(), until).await?;
+        if !self.dry_run {
+            self.store().environment_swept(namespace, false).await?;
+        }
+        Ok(enough)
+    }
+
+    async fn live_jobs(
+        &self,
+        namespace: Option<&str>,
+        seen: Seen<'_>,
+        announced: Option<f64>,
+        until: Instant,
+    ) -> Result<bool, StoreError> {
+        self.live_jobs_seen(namespace, &|_| seen, announced, until).await
+    }
+
+    async fn live_jobs_seen<'s>(
+        &self,
+        namespace: Option<&str>,
+        seen: &(dyn Fn(&str) -> Seen<'s> + Sync),
+        announced: Option<f64>,
+        until: Instant,
+    ) -> Result<bool, StoreError> {
+        let mut after = Some(After::default());
+        while let Some(from) = after {
+            let (jobs, next) = self.store().live_jobs(namespace, &from).await?;
+            let due: Vec<(LiveJob, Action)> = jobs
+                .into_iter()
+                .filter_map(|job| {
+                    let action = decide::live(&job, seen(&job.job_id), announced, self.rules())?;
+                    Some((job, action))
+                })
+                .collect();
+            for kind in due.iter().filter_map(|(_, action)| kind_of(action)) {
+                self.notes.found(kind, 1);
+            }
+            if !self.side_by_side(due, until, |(job, action)| self.act(job, action)).await {
+                return Ok(false);
+            }
+            after = next;
+        }
+        Ok(true)
+    }
+
+    async fn act(&self, job: LiveJob, action: Action) {
+        let Some(kind) = kind_of(&action) else {
+            if let Action::NoteAbsence(absent) = action
+                && !self.dry_run
+                && let Err(error) = self.store().note_absence(&job.job_id, absent).await
+            {
+                self.notes.trouble(error.to_string());
+            }
+            return;
+        };
+        let ended = match self.dry_run {
+            true => Ok((Outcome::Would, reason_of(&action))),
+            false => self.carry_out(&job, action).await,
+        };
+        self.note(&job.job_id, kind, ended).await;
+    }
+
+    async fn carry_out(&self, job: &LiveJob, action: Action) -> Ended {
+        let overtaken = || (Outcome::Left, Some("it went on meanwhile".to_owned()));
+        match action {
+            Action::NoteAbsence(_) => Ok((Outcome::Done, None)),
+            Action::HandBack => {
+                let grace = self.rules().hand_out_grace;
+                let handed_back = self.store().hand_back(&job.job_id, job.status, grace).await?;
+                Ok(if handed_back { (Outcome::Done, None) } else { overtaken() })
+            }
+            Action::Finish { status, reason, .. } => {
+                let finished = self.store().finish(&job.job_id, job.status, status, &reason).await?;
+                Ok(if finished { (Outcome::Done, Some(reason)) } else { overtaken() })
+            }
+            Action::End { step, reason, timed_out, .. } => {
+                let Some(namespace) = job.namespace.as_deref() else { return Ok(overtaken()) };
+                self.keep_log(&step, namespace).await?;
+                // Before the step ends: from then on the engine may finish the job at any moment.
+                let mut new = false;
+                if let Some(reason) = &reason {
+                    match self.store().note_reason(&job.job_id, reason, timed_out).await? {
+                        Some(is_new) => new = is_new,
+                        None => return Ok(overtaken()),
+                    }
+                }
+                let ended = self.heard(namespace, self.cluster().end_step(&step, namespace).await);
+                if let (Ok(Deleted::Changed) | Err(ClusterError::Refused { .. }), Some(reason), true) =
+                    (&ended, &reason, new)
+                {
+                    self.store().withdraw_reason(&job.job_id, reason).await?;
+                }
+                let ended = ended?;
+                self.store().job_worked(&job.job_id).await?;
+                Ok(match ended {
+                    Deleted::Gone => (Outcome::Done, reason),
+                    Deleted::Held(by) => (Outcome::Done, Some(format!("its Job is held by {}", by.join(", ")))),
+                    Deleted::Changed => overtaken(),
+                })
+            }
+        }
+    }
+
+    /// Keeps the end of a log whose pod is going to go. A node that does not hand it out keeps nobody waiting.
+    async fn keep_log(&self, step: &Step, namespace: &str) -> Result<(), Failure> {
+        match self.heard(namespace, self.cluster().end_of_log(step, namespace).await) {
+            Ok(None) => Ok(()),
+            Ok(Some(log)) => Ok(self.store().keep_log(&step.job_id, step.component.as_str(), log).await?),
+            Err(ClusterError::Refused { code, .. }) => {
+                tracing::warn!(job = %step.job_id, code, "the log of a step that is ended could not be kept");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What engines left of finished jobs: their Jobs were seen.
+    async fn leftovers(&self, namespace: &str, names: Vec<String>, until: Instant) -> Result<bool, StoreError> {
+        let known = self.store().known(names).await?;
+        let due: Vec<_> = known.into_iter().filter(|job| job.settled && !job.pausing).collect();
+        self.notes.found(Kind::Leftovers, due.len() as u64);
+        let tidy = |job: crate::store::Known| async move {
+            let ended = match self.dry_run {
+                true => Ok((Outcome::Would, None)),
+                false => self.tidy(&job.job_id, Some(namespace)).await,
+            };
+            self.note(&job.job_id, Kind::Leftovers, ended).await;
+        };
+        Ok(self.side_by_side(due, until, tidy).await)
+    }
+
+    /// Removes what the engine made for a job. What cannot have had objects has none.
+    async fn tidy(&self, job_id: &str, namespace: Option<&str>) -> Ended {
+        let (Some(id), Some(namespace)) = (JobId::parse(job_id), namespace) else { return Ok((Outcome::Done, None)) };
+        if self.refuses(namespace) {
+            return Err(Failure::Job("its namespace refuses what is asked of it"));
+        }
+        let held = self.heard(namespace, self.cluster().tidy(&id, namespace).await)?;
+        let reason = (!held.is_empty()).then(|| format!("held by others' finalizers: {}", held.join("; ")));
+        Ok((Outcome::Done, reason))
+    }
+
+    // Book and cluster
+
+    async fn registrations(&self, until: Instant) -> Result<bool, StoreError> {
+        let mut after = Some(After::default());
+        while let Some(from) = after {
+            let (jobs, next) = self.store().unregistered_jobs(&from).await?;
+            self.notes.found(Kind::Registrations, jobs.len() as u64);
+            if self.cluster_is_gone() {
+                return Ok(false);
+            }
+            let register = |job: UnregisteredJob| async move {
+                let ended = match self.dry_run {
+                    true => Ok((Outcome::Would, None)),
+                    false => self.register(&job).await,
+                };
+                self.note(&job.job_id, Kind::Registrations, ended).await;
+            };
+            if !self.side_by_side(jobs, until, register).await {
+                return Ok(false);
+            }
+            after = next;
+        }
+        Ok(true)
+    }
+
+    async fn register(&self, job: &UnregisteredJob) -> Ended {
+        let id = JobId::parse(&job.job_id).ok_or(Failure::Job("its id can name no object"))?;
+        let namespace = job.namespace.as_deref().ok_or(Failure::Job("it has no namespace"))?;
+        let metadata = job.workflow.as_deref().and_then(workflow::stored);
+        let metadata = metadata.ok_or(Failure::Job("its workflow cannot be read"))?;
+        let spec = WorkFlowSpec { owner: job.owner.clone(), agreement_id: Some(job.agreement_id.clone()), metadata };
+        self.heard(namespace, self.cluster().register(&id, namespace, spec).await)?;
+        self.store().registered(&id).await?;
+        self.store().job_worked(&job.job_id).await?;
+        Ok((Outcome::Done, None))
+    }
+
+    async fn mirrors(&self, until: Instant) -> Result<bool, StoreError> {
+        let mut last = String::new();
+        loop {
+            let jobs = self.store().unmirrored_jobs(&last).await?;
+            let Some(job) = jobs.last() else { return Ok(true) };
+            last = job.job_id.clone();
+            self.notes.found(Kind::Mirrors, jobs.len() as u64);
+            if self.cluster_is_gone() {
+                return Ok(false);
+            }
+            let mirror = |job: Mirrored| async move {
+                if self.dry_run || job.namespace.as_deref().is_some_and(|namespace| self.refuses(namespace)) {
+                    return;
+                }
+                match self.mirror(&job).await {
+                    Ok(()) => self.notes.ended(Kind::Mirrors, 1, Outcome::Done),
+                    Err(error) => self.notes.job(&job.job_id, Kind::Mirrors, Outcome::Failed, Some(error.to_string())),
+                }
+            };
+            if !self.side_by_side(jobs, until, mirror).await {
+                return Ok(false);
+            }
+        }
+    }
+
+    async fn mirror(&self, job: &Mirrored) -> Result<(), Failure> {
+        if let (Some(id), Some(namespace)) = (JobId::parse(&job.job_id), job.namespace.as_deref()) {
+            let status = WorkFlowStatus {
+                status: job.status,
+                status_text: job.status_text.clone(),
+                reason: job.reason.clone(),
+                date_finished: job.date_finished.clone(),
+            };
+            // Whether there is one or not: nothing is said that is not so.
+            self.heard(namespace, self.cluster().mirror(id.as_str(), namespace, &status).await)?;
+        }
+        Ok(self.store().mirrored(job.clone()).await?)
+    }
+
+    // The finished jobs
+
+    async fn finished(&self, until: Instant) -> Result<bool, StoreError> {
+        while !self.dry_run {
+            let jobs = self.store().unscheduled_jobs().await?;
+            if jobs.is_empty() {
+                break;
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            let expiries = jobs.into_iter().map(|(id, document)| {
+                let expiry = decide::own_expiry(document.as_deref());
+                (id, expiry)
+            });
+            self.store().schedule(expiries.collect()).await?;
+        }
+        let shared = self.rules().storage_expiry.map(|seconds| seconds.min(i64::MAX as u64 / 2) as i64);
+        let mut after = Some(After::default());
+        while let Some(from) = after {
+            let (jobs, next) = self.store().due_jobs(shared, self.dry_run, &from).await?;
+            let due: Vec<_> = jobs
+                .into_iter()
+                .map(|job| {
+                    let (duty, seconds) = decide::finished(&job, self.rules());
+                    (job, duty, seconds)
+                })
+                .collect();
+            for duty in due.iter().filter_map(|(_, duty, _)| *duty) {
+                self.notes.found(kind_of_duty(duty), 1);
+            }
+            if self.cluster_is_gone() {
+                return Ok(false);
+            }
+            let does = |(job, duty, seconds): (FinishedJob, Option<Duty>, Option<f64>)| async move {
+                self.do_duty(&job, duty, seconds).await;
+            };
+            if !self.side_by_side(due, until, does).await {
+                return Ok(false);
+            }
+            after = next;
+        }
+        Ok(true)
+    }
+
+    async fn do_duty(&self, job: &FinishedJob, duty: Option<Duty>, seconds: Option<f64>) {
+        let ended = match (duty, self.dry_run) {
+            (Some(_), true) => Ok((Outcome::Would, None)),
+            (None, true) => return,
+            (Some(Duty::Tidy), false) => self.tidy_away(job, seconds).await,
+            (Some(Duty::Purge), false) => self.purge(job).await,
+            (None, false) => {
+                let waits = job.removed && seconds.is_some();
+                if let Err(error) = self.store().look_again(&job.job_id, seconds, waits).await {
+                    self.notes.trouble(error.to_string());
+                }
+                return;
+            }
+        };
+        if let Some(duty) = duty {
+            self.note(&job.job_id, kind_of_duty(duty), ended).await;
+        }
+    }
+
+    async fn tidy_away(&self, job: &FinishedJob, seconds: Option<f64>) -> Ended {
+        let ended = self.tidy(&job.job_id, job.namespace.as_deref()).await?;
+        self.store().tidied(&job.job_id).await?;
+        self.store().look_again(&job.job_id, seconds, false).await?;
+        Ok(ended)
+    }
+
+    /// Objects first, then files, then the book: whoever dies in between leaves a job that is due again.
+    async fn purge(&self, job: &FinishedJob) -> Ended {
+        let ended = self.tidy(&job.job_id, job.namespace.as_deref()).await?;
+        if job.removed
+            && let (Some(id), Some(namespace)) = (JobId::parse(&job.job_id), job.namespace.as_deref())
+        {
+            self.heard(namespace, self.cluster().delete_workflow(id.as_str(), namespace, None).await)?;
+        }
+        let outputs = job.outputs.as_deref().and_then(output::parse);
+        for url in outputs.iter().flatten().filter_map(output::url_of) {
+            self.reaper.outputs.remove(url).await?;
+        }
+        let without_urls = outputs.map(|outputs| workflow::to_ascii_json(&output::without_urls(outputs).into()));
+        self.store().purged(&job.job_id, job.outputs.clone(), without_urls).await?;
+        self.store().look_again(&job.job_id, None, false).await?;
+        Ok(ended)
+    }
+
+    // Chores
+
+    async fn searches(&self, environments: &[SweptEnvironment], until: Instant) -> Result<bool, StoreError> {
+        let rules = self.rules();
+        let often = rules.workflow_ttl.unwrap_or(CHORES).min(rules.stray_grace).min(CHORES);
+        for environment in environments.iter().filter(|it| it.searched_age >= often && !it.pausing) {
+            if Instant::now() >= until || self.cluster_is_gone() {
+                return Ok(false);
+            }
+            if self.refuses(&environment.namespace) {
+                continue;
+            }
+            if !self.search(&environment.namespace, until).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Goes through the WorkFlow objects of a namespace.
+    async fn search(&self, namespace: &str, until: Instant) -> Result<bool, StoreError> {
+        let mut from = None;
+        loop {
+            let page = match self.heard(namespace, self.cluster().workflows(namespace, from).await) {
+                Ok(page) => page,
+                Err(error) => {
+                    self.notes.trouble(format!("{namespace}: {error}"));
+                    return Ok(true);
+                }
+            };
+            let known = self.store().known(page.items.iter().map(|item| item.name.clone()).collect()).await?;
+            let due: Vec<(Listed, Kind)> = page
+                .items
+                .into_iter()
+                .filter_map(|item| {
+                    let known = known.iter().find(|known| known.job_id == item.name);
+                    decide::object(&item, known, self.rules()).map(|kind| (item, kind))
+                })
+                .collect();
+            for (_, kind) in &due {
+                self.notes.found(*kind, 1);
+            }
+            let remove = |(item, kind): (Listed, Kind)| async move {
+                let ended = match self.dry_run {
+                    true => Ok((Outcome::Would, None)),
+                    false => self.remove_object(&item, namespace).await,
+                };
+                self.note(&item.name, kind, ended).await;
+            };
+            if !self.side_by_side(due, until, remove).await {
+                return Ok(false);
+            }
+            from = page.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        if !self.dry_run {
+            self.store().environment_swept(namespace, true).await?;
+        }
+        Ok(true)
+    }
+
+    async fn remove_object(&self, item: &Listed, namespace: &str) -> Ended {
+        let deleted = self.cluster().delete_workflow(&item.name, namespace, Some(item)).await;
+        Ok(match self.heard(namespace, deleted)? {
+            Deleted::Gone => (Outcome::Done, None),
+            Deleted::Changed => (Outcome::Left, Some("it was changed meanwhile".to_owned())),
+            Deleted::Held(by) => {
+                (Outcome::Done, Some(format!("held by others' finalizers: WorkFlow {} ({})", item.name, by.join(", "))))
+            }
+        })
+    }
+
+    async fn nonces(&self, until: Instant) -> Result<bool, StoreError> {
+        if !self.store().nonces_due(CHORES).await? {
+            return Ok(true);
+        }
+        loop {
+            let count = self.store().forget_nonces(self.rules().nonces_kept, self.dry_run).await? as u64;
+            self.notes.found(Kind::Nonces, count);
+            if self.dry_run {
+                return Ok(true);
+            }
+            self.notes.ended(Kind::Nonces, count, Outcome::Done);
+            if count == 0 {
+                self.store().nonces_forgotten().await?;
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+        }
+    }
+}
+
+fn is_going(step: &Step) -> bool {
+    step.state == StepState::Going
+}
+
+fn kind_of(action: &Action) -> Option<Kind> {
+    match action {
+        Action::Finish { kind, .. } | Action::End { kind, .. } => Some(*kind),
+        Action::HandBack => Some(Kind::HandBacks),
+        Action::NoteAbsence(_) => None,
+    }
+}
+
+fn reason_of(action: &Action) -> Option<String> {
+    match action {
+        Action::Finish { reason, .. } => Some(reason.clone()),
+        Action::End { reason, .. } => reason.clone(),
+        Action::HandBack | Action::NoteAbsence(_) => None,
+    }
+}
+
+fn kind_of_duty(duty: Duty) -> Kind {
+    match duty {
+        Duty::Tidy => Kind::Leftovers,
+        Duty::Purge => Kind::Expired,
+    }
+}
