@@ -1,6 +1,6 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint fmt sqlx crd validate bump clean
+.PHONY: help demo run test lint fmt sqlx crd validate build deploy logs bump clean
 
 help: ## List what one can do
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,6 +36,15 @@ crd: ## Write infra/kubernetes/crd.yaml, after a change to the WorkFlow type
 
 validate: ## Check template.yaml and infra/
 	@scripts/validate-infra
+
+build: ## Build the functions for AWS Lambda
+	@scripts/aws-tools sam build
+
+deploy: ## Deploy what was built to AWS; asks for the parameters the first time
+	@scripts/aws-tools scripts/deploy
+
+logs: ## Follow the functions' logs on AWS
+	@scripts/aws-tools sam logs
 
 bump: ## Raise the version: make bump PART=major|minor|patch
 	@scripts/bump $(PART)

@@ -9,7 +9,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::Uri;
-use lambda_http::RequestExt;
+use lambda_http::lambda_runtime::{self, Diagnostic};
+use lambda_http::{LambdaEvent, RequestExt, service_fn};
+use serde_json::Value;
 use tower::ServiceExt;
 
 use crate::aws::Account;
@@ -29,6 +31,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why a door does not open, or had to close.
 pub type DoorError = Box<dyn Error + Send + Sync>;
 
+/// What a function that is no HTTP function is invoked with, and the context, which knows the deadline.
+pub type Event = LambdaEvent<Value>;
+
 /// Runs a door to its end, and says on standard error why, if that is not a good one.
 pub fn run(door: impl Future<Output = Result<(), DoorError>>) -> ExitCode {
     // Every TLS connection of the process, to whomever, is made by this one. Only a second call could fail.
@@ -43,12 +48,16 @@ pub fn run(door: impl Future<Output = Result<(), DoorError>>) -> ExitCode {
     }
 }
 
-/// An error together with what lies behind it, for whoever sits at the terminal.
+/// An error together with what lies behind it, for whoever sits at the terminal or reads what a deployment says.
 pub fn with_causes(error: impl Error) -> DoorError {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
+        let why = error.to_string();
+        // Some errors repeat what lies behind them.
+        if !text.ends_with(&why) {
+            text.push_str(&format!(": {why}"));
+        }
         cause = error.source();
     }
     text.into()
@@ -64,6 +73,27 @@ pub async fn lambda(
     telemetry::init(&config.log, Format::Json)?;
     let router = Router::new().fallback_service(routes::finish([group(config)?]).map_request(without_stage));
     if streaming { crate::streaming::run(router).await } else { lambda_http::run(router).await }
+}
+
+/// Opens a Lambda function that no caller reaches by HTTP. `open` makes what answers an event, in JSON. An error fails the
+/// invocation, with its text as `errorMessage`.
+pub async fn on_events<Answering>(
+    books: Books,
+    open: impl FnOnce(Arc<Config>) -> Result<Answering, DoorError>,
+) -> Result<(), DoorError>
+where
+    Answering: AsyncFn(Event) -> Result<Value, DoorError>,
+{
+    let config = Arc::new(Config::from_env(books)?);
+    telemetry::init(&config.log, Format::Json)?;
+    let answering = &open(config)?;
+    lambda_runtime::run(service_fn(async |event: Event| {
+        let context = event.context.clone();
+        // On the heap, or the compiler loses count of what is nested here.
+        let answered = telemetry::log_invocation(&context, Box::pin(answering(event))).await;
+        answered.map_err(|error| Diagnostic { error_type: "Failed".to_owned(), error_message: error.to_string() })
+    }))
+    .await
 }
 
 /// The path as the event has it: `lambda_http` puts the stage in front, and sometimes does not, where the path

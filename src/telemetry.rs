@@ -1,6 +1,7 @@
 //! Logs. What is logged of a request is its method, route, status and duration: never its query, body or
 //! headers, which hold signatures, data URLs and code.
 
+use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -157,43 +158,80 @@ pub async fn log_requests(request: Request, next: Next) -> Response {
     let span = tracing::error_span!("request", request_id, function, route, xray);
     let story = Arc::new(Story::default());
     let response = STORY.scope(story.clone(), next.run(request)).instrument(span).await;
-    let mut line = metrics(&story, function, response.status().as_u16(), SystemTime::now());
-    let about = serde_json::json!({
-        "level": "INFO",
-        "message": "answered",
-        "request_id": request_id,
-        "xray": xray,
-        "method": method.as_str(),
-        "route": route,
-        "job": *story.job.lock().unwrap_or_else(PoisonError::into_inner),
-        "status": response.status().as_u16(),
-        "milliseconds": begun.elapsed().as_millis() as u64,
-    });
-    if let (Some(line), serde_json::Value::Object(about)) = (line.as_object_mut(), about) {
-        line.extend(about);
-    }
-    print(&line);
+    let status = response.status().as_u16();
+    print(
+        metrics(function, &of_request(&story, status), SystemTime::now()),
+        serde_json::json!({
+            "level": "INFO",
+            "message": "answered",
+            "request_id": request_id,
+            "xray": xray,
+            "method": method.as_str(),
+            "route": route,
+            "job": *story.job.lock().unwrap_or_else(PoisonError::into_inner),
+            "status": status,
+            "milliseconds": begun.elapsed().as_millis() as u64,
+        }),
+    );
     response
+}
+
+/// Logs an invocation that is no request once it has come to its end, and its error.
+pub async fn log_invocation<T, E: Display>(
+    context: &lambda_http::Context,
+    invocation: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let begun = Instant::now();
+    let (request_id, function) = (&context.request_id, &context.env_config.function_name);
+    let xray = context.xray_trace_id.as_deref();
+    let span = tracing::error_span!("invocation", request_id, function, xray);
+    let story = Arc::new(Story::default());
+    let result = STORY.scope(story.clone(), invocation).instrument(span).await;
+    print(
+        metrics(function, &of_any(&story), SystemTime::now()),
+        serde_json::json!({
+            "level": if result.is_ok() { "INFO" } else { "ERROR" },
+            "message": if result.is_ok() { "done" } else { "failed" },
+            "error": result.as_ref().err().map(E::to_string),
+            "request_id": request_id,
+            "xray": xray,
+            "milliseconds": begun.elapsed().as_millis() as u64,
+        }),
+    );
+    result
+}
+
+/// A metric's name, its unit and its value.
+type Metric = (&'static str, &'static str, f64);
+
+/// What is counted of every invocation. Latencies are there only if somebody was waited for.
+fn of_any(story: &Story) -> Vec<Metric> {
+    static WARM: AtomicBool = AtomicBool::new(false);
+    let cold = !WARM.swap(true, Ordering::Relaxed);
+    let latencies = [("ClusterLatency", &story.cluster), ("DatabaseLatency", &story.database)];
+    let latencies =
+        latencies.into_iter().filter_map(|(name, waited)| Some((name, "Milliseconds", waited.milliseconds()?)));
+    latencies.chain([("ColdStarts", "Count", f64::from(u8::from(cold)))]).collect()
+}
+
+/// What is counted of a request.
+fn of_request(story: &Story, status: u16) -> Vec<Metric> {
+    let count = |number: &AtomicU64| number.load(Ordering::Relaxed) as f64;
+    let mut metrics = vec![
+        ("Requests", "Count", 1.0),
+        ("Errors", "Count", f64::from(u8::from(status >= 500))),
+        ("Starts", "Count", count(&story.starts)),
+        ("Stops", "Count", count(&story.stops)),
+    ];
+    metrics.extend(of_any(story));
+    metrics
 }
 
 /// What CloudWatch reads as metrics
 /// (<https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>).
-/// Latencies are there only if somebody was waited for.
-fn metrics(story: &Story, function: &str, status: u16, at: SystemTime) -> serde_json::Value {
-    static WARM: AtomicBool = AtomicBool::new(false);
-    let count = |number: &AtomicU64| number.load(Ordering::Relaxed) as f64;
-    let values = [
-        ("Requests", "Count", Some(1.0)),
-        ("Errors", "Count", Some(f64::from(u8::from(status >= 500)))),
-        ("Starts", "Count", Some(count(&story.starts))),
-        ("Stops", "Count", Some(count(&story.stops))),
-        ("ClusterLatency", "Milliseconds", story.cluster.milliseconds()),
-        ("DatabaseLatency", "Milliseconds", story.database.milliseconds()),
-        ("ColdStarts", "Count", Some(f64::from(u8::from(!WARM.swap(true, Ordering::Relaxed))))),
-    ];
-    let known = || values.iter().filter_map(|(name, unit, value)| Some((*name, *unit, (*value)?)));
+fn metrics(function: &str, metrics: &[Metric], at: SystemTime) -> serde_json::Value {
     let definitions: Vec<_> =
-        known().map(|(name, unit, _)| serde_json::json!({ "Name": name, "Unit": unit })).collect();
+        metrics.iter().map(|(name, unit, _)| serde_json::json!({ "Name": name, "Unit": unit })).collect();
     let milliseconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
     let mut line = serde_json::json!({
         "_aws": {
@@ -204,15 +242,19 @@ fn metrics(story: &Story, function: &str, status: u16, at: SystemTime) -> serde_
         },
         "FunctionName": function,
     });
-    for (name, _, value) in known() {
-        line[name] = value.into();
+    for (name, _, value) in metrics {
+        line[*name] = (*value).into();
     }
     line
 }
 
-/// Metrics are metrics whatever LOG_LEVEL says, so they go past the log's filter.
-fn print(line: &serde_json::Value) {
+/// Prints metrics in one line with what they are about. They are metrics whatever LOG_LEVEL says, so they go past the log's
+/// filter.
+fn print(mut line: serde_json::Value, about: serde_json::Value) {
     use std::io::Write;
+    if let (Some(line), serde_json::Value::Object(about)) = (line.as_object_mut(), about) {
+        line.extend(about);
+    }
     // In one write, since others write too. Nobody can be told that it failed.
     io::stdout().write_all(format!("{line}\n").as_bytes()).ok();
 }
@@ -232,7 +274,8 @@ mod tests {
                 waiting_for_cluster(tokio::time::sleep(std::time::Duration::from_millis(3))).await;
             })
             .await;
-        let line = metrics(&story, "compute", 503, SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(7));
+        let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(7);
+        let line = metrics("compute", &of_request(&story, 503), at);
         assert_eq!(line["_aws"]["Timestamp"], 7);
         let found = |name: &str| line[name].as_f64();
         assert_eq!((found("Requests"), found("Errors")), (Some(1.0), Some(1.0)));

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
 async fn migrate() -> Result<(), DoorError> {
     let config = Config::from_env(Books::Needed)?;
     telemetry::init(&config.log, Format::Text)?;
-    door::store(&config)?.migrate().await?;
+    door::store(&config)?.migrate().await.map_err(door::with_causes)?;
     tracing::info!("the schema is up to date");
     Ok(())
 }

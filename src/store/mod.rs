@@ -6,11 +6,11 @@ mod login;
 mod nonces;
 mod reaper;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection};
@@ -26,7 +26,12 @@ pub use jobs::{Change, Changed, NewJob, Page, RequestedBy, ResultRow, Started, T
 pub use nonces::{NonceUse, Refused};
 pub use reaper::{After, FinishedJob, Known, LiveJob, Mirrored, SETTLING, SweptEnvironment, UnregisteredJob};
 
-static MIGRATOR: Migrator = sqlx::migrate!();
+static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrator = sqlx::migrate!();
+    // A deployment that is rolled back finds the schema of the newer version. The lock is ours: it holds for longer.
+    migrator.set_ignore_missing(true).set_locking(false);
+    migrator
+});
 
 /// How long a request waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -65,6 +70,13 @@ pub enum StoreError {
     /// Something that should not happen.
     #[error("An internal error occurred; it has been logged")]
     Bug(#[source] sqlx::Error),
+}
+
+impl StoreError {
+    /// Whether the same may succeed a little later. Rights that were given a moment ago count among what passes.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::NoLogin(_) | Self::TimedOut)
+    }
 }
 
 impl From<sqlx::Error> for StoreError {
@@ -177,17 +189,17 @@ impl Store {
     }
 
     /// Brings the schema up to date: of an empty database, of one that the old service made, of an earlier
-    /// version of this one. Idempotent; of two at once, one waits for the other.
+    /// version of this one. What a newer version made stays. Idempotent; of two at once, one waits for the other.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let migrate = async {
             // A connection of its own: it waits longer than others may, and holds the migrator's lock.
             let mut connection = self.connect().await?;
-            let result = MIGRATOR.run_direct(None, &mut connection, false).await.map_err(|error| match error {
+            let result = bring_up_to_date(&mut connection).await;
+            connection.close().await.ok();
+            result.map_err(|error| match error {
                 MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => StoreError::from(error),
                 error => StoreError::Migration(error),
-            });
-            connection.close().await.ok();
-            result
+            })
         };
         tokio::time::timeout(MIGRATION_TIMEOUT, migrate).await.unwrap_or(Err(StoreError::TimedOut))
     }
@@ -212,4 +224,16 @@ impl Store {
         })
         .await
     }
+}
+
+/// Runs the migrations that are missing, and makes announce() the one that they made. A lock that is left behind by an
+/// error goes with the connection.
+async fn bring_up_to_date(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    connection.lock().await?;
+    MIGRATOR.run_direct(None, connection, false).await?;
+    let applied = connection.list_applied_migrations(&MIGRATOR.table_name).await?;
+    if applied.iter().all(|migration| MIGRATOR.version_exists(migration.version)) {
+        sqlx::raw_sql(include_str!("announce.sql")).execute(&mut *connection).await?;
+    }
+    connection.unlock().await
 }

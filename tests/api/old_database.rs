@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::Executor;
 
 use crate::given::job_ids;
 use crate::support::{App, Call, Database, Key, agreement_id, caller, eventually, nonce, owner, workflow};
@@ -357,4 +358,54 @@ async fn the_old_services_own_pgsqlinit_still_works() {
     }
     in_time(app.database.store().migrate()).await.unwrap();
     assert_eq!(app.send(Call::get("compute").with("agreementId", "0xdouble")).await.ok().as_array().unwrap().len(), 2);
+}
+
+/// What the database holds as announce().
+async fn announce(database: &Database) -> String {
+    const DEFINITION: &str = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'announce'";
+    sqlx::query_scalar(DEFINITION).fetch_one(&database.pool).await.unwrap()
+}
+
+/// Puts the old service's announce() in the place of what is there, as its POST /pgsqlinit does.
+async fn replace_announce(database: &Database) -> String {
+    let old = include_str!("../old_service.sql");
+    let begin = old.find("CREATE FUNCTION announce(").unwrap();
+    let end = begin + old[begin..].find("$$;").unwrap() + "$$;".len();
+    let statement = old[begin..end].replacen("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1);
+    database.pool.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(statement))).await.unwrap();
+    announce(database).await
+}
+
+#[tokio::test]
+async fn its_announce_gives_way_whenever_the_schema_is_brought_up_to_date() {
+    // As the migrations alone make it.
+    let database = Database::empty().await;
+    sqlx::migrate!().run(&database.pool).await.unwrap();
+    let ours = announce(&database).await;
+    for _ in 0..2 {
+        in_time(database.store().migrate()).await.unwrap();
+        assert_eq!(announce(&database).await, ours);
+    }
+    assert_ne!(replace_announce(&database).await, ours);
+    in_time(database.store().migrate()).await.unwrap();
+    assert_eq!(announce(&database).await, ours);
+
+    let job = crate::support::Stored::default().insert(&database).await;
+    assert_eq!(database.engine("ocean-compute", "{}", 10).await, [job.job_id]);
+    assert!(database.engine("ocean-compute", "{}", 10).await.is_empty());
+}
+
+/// A deployment that is rolled back leaves the schema of the newer version.
+#[tokio::test]
+async fn what_a_newer_version_made_is_left_alone() {
+    let database = Database::migrated().await;
+    let newer = replace_announce(&database).await;
+    database
+        .execute(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+             VALUES (99991231000001, 'of a newer version', true, '', 0)",
+        )
+        .await;
+    in_time(database.store().migrate()).await.unwrap();
+    assert_eq!(announce(&database).await, newer);
 }

@@ -1,9 +1,12 @@
 //! Each Lambda binary behind a runtime API, with the events of a REST API.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use operator_service::config::Books;
+use operator_service::door;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::child::{Directory, Env, run_program, stderr};
@@ -11,13 +14,14 @@ use crate::origin::{Answer as File, Origin, PatternCheck};
 use crate::runtime_api::{Event, Function, Outcome, Part, lambda};
 use crate::scene::{OWNER, finished, hosts, output, parts};
 use crate::support::caller::{brizo, ocean_node, provider};
-use crate::support::{Call, Cluster, Database, Key, agreement_id, nonce, workflow};
+use crate::support::{Call, Cluster, Database, Key, Proxy, agreement_id, nonce, workflow};
 
 const COMPUTE: &str = env!("CARGO_BIN_EXE_compute");
 const RESULTS: &str = env!("CARGO_BIN_EXE_results");
 const ENVIRONMENTS: &str = env!("CARGO_BIN_EXE_environments");
 const ADMIN: &str = env!("CARGO_BIN_EXE_admin");
 const DOCS: &str = env!("CARGO_BIN_EXE_docs");
+const MIGRATE: &str = env!("CARGO_BIN_EXE_migrate");
 
 /// A cluster, and the variables by which a process finds it. The directory holds the kubeconfig.
 async fn cluster(env: Env) -> (Cluster, Directory, Env) {
@@ -417,13 +421,13 @@ async fn results_do_not_wait_for_the_end_of_the_file() {
 #[tokio::test]
 async fn results_of_more_than_a_buffered_answer_can_hold() {
     let (database, key, origin, function) = results(&[]).await;
-    origin.answer("/large.bin", File::pattern(20_000_000));
+    origin.answer("/large.bin", File::pattern(50_000_000));
     let job = finished(&key, &output(&origin.url("/large.bin"))).insert(&database).await.job_id;
     let answer = function.call(&provider(&key).result(OWNER, &job, 0)).await;
-    assert_eq!((answer.status, answer.header("content-length")), (200, "20000000"));
+    assert_eq!((answer.status, answer.header("content-length")), (200, "50000000"));
     let mut check = PatternCheck::default();
     check.take(&answer.body);
-    assert_eq!(check.length(), 20_000_000);
+    assert_eq!(check.length(), 50_000_000);
 }
 
 #[tokio::test]
@@ -488,7 +492,99 @@ async fn results_that_break_off_are_told_from_whole_ones() {
     assert!(function.process.is_running());
 }
 
+// migrate
+
+/// What a deployment invokes it with.
+fn deployment() -> Value {
+    json!({ "source": "operator-service.deployment" })
+}
+
+#[tokio::test]
+async fn migrate_brings_the_schema_up_to_date_and_finds_it_so() {
+    let database = Database::empty().await;
+    let function = Function::start(MIGRATE, &Env::of(database.variables())).await;
+    for event in [deployment(), deployment(), json!({})] {
+        assert_eq!(function.invoke(event).json().await, Ok(json!({ "schema": "up to date" })));
+        assert_eq!(database.count("jobs").await, 0);
+    }
+    let output = function.process.output();
+    let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let done: Vec<&Value> = lines.iter().filter(|line| line["message"] == "done").collect();
+    assert_eq!(done.iter().map(|line| &line["ColdStarts"]).collect::<Vec<_>>(), [1.0, 0.0, 0.0], "{output}");
+    assert!(done.iter().all(|line| line["request_id"].is_string() && line["FunctionName"] == "function"), "{output}");
+}
+
+#[tokio::test]
+async fn migrate_says_what_a_deployment_fails_of() {
+    let database = Database::empty().await;
+    let port = devstack::local::free_port().unwrap().to_string();
+    let unreachable =
+        Env::of(database.variables()).with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
+    let refused =
+        Env::of(database.variables()).with("POSTGRES_USER", "nobody").with("POSTGRES_PASSWORD", "the-password");
+    // Not for ever: there is no time for a second try.
+    for (env, why) in [(unreachable, "Connection refused"), (refused, "\"nobody\"")] {
+        let mut function = Function::start(MIGRATE, &env).await;
+        for _ in 0..2 {
+            let failed = function.invoke(deployment()).json().await.unwrap_err();
+            let message = failed["errorMessage"].as_str().unwrap();
+            assert!(message.starts_with("The database is not available") && message.contains(why), "{message}");
+            assert_eq!(message.matches(why).count(), 1, "{message}");
+            assert!(failed["errorType"].is_string(), "{failed}");
+        }
+        assert!(function.process.is_running());
+        let output = function.process.output();
+        assert!(output.contains(r#""message":"failed""#) && !output.contains("the-password"), "{output}");
+    }
+}
+
+/// What was made a moment ago by the same deployment is not open at once.
+#[tokio::test]
+async fn migrate_waits_a_while_for_the_way_to_the_database() {
+    let database = Database::empty().await;
+    let proxy = Proxy::to(database.address().await).await;
+    proxy.cut();
+    let env =
+        Env::of(database.variables()).with("POSTGRES_HOST", "127.0.0.1").with("POSTGRES_PORT", proxy.port.to_string());
+    let mut function = Function::start_with(MIGRATE, &[], &env, Duration::from_secs(300)).await;
+    let reply = function.invoke(deployment());
+    function.process.line("trying again").await;
+    proxy.open();
+    assert_eq!(reply.json().await, Ok(json!({ "schema": "up to date" })));
+}
+
 // All
+
+/// The test is the function as well: no route of the real ones panics.
+#[test]
+fn a_panic_is_a_500_and_the_function_lives_on() {
+    const NAME: &str = "lambda::a_panic_is_a_500_and_the_function_lives_on";
+    if std::env::var_os("AWS_LAMBDA_RUNTIME_API").is_some() {
+        let routes = |_| {
+            let panics = axum::routing::get(async || -> &'static str { panic!("the-reason") });
+            let lives = axum::routing::get(async || "hello");
+            Ok(axum::Router::new().route("/api/v1/panics", panics).route("/api/v1/lives", lives))
+        };
+        let streaming = std::env::var_os("STREAMING").is_some();
+        door::run(door::lambda(Books::NotNeeded, streaming, routes));
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let this = std::env::current_exe().unwrap();
+        for env in [Env::default(), Env::default().with("STREAMING", "1")] {
+            let arguments = ["--exact", NAME, "--nocapture"];
+            let mut function = Function::start_with(&this, &arguments, &env, crate::LIMIT).await;
+            for _ in 0..2 {
+                let answer = function.call(&Call::to_path(Method::GET, "/api/v1/panics")).await;
+                answer.is_error(500, "An internal error occurred; it has been logged");
+            }
+            assert_eq!(function.call(&Call::to_path(Method::GET, "/api/v1/lives")).await.text(), "hello");
+            assert!(function.process.is_running());
+            assert!(function.process.output().contains("a handler panicked"), "{}", function.process.output());
+        }
+    });
+}
 
 #[tokio::test]
 async fn a_wrong_configuration_ends_the_function_with_one_message_that_names_it_all() {
@@ -506,7 +602,7 @@ async fn a_wrong_configuration_ends_the_function_with_one_message_that_names_it_
     );
     let everywhere = ["SIGNATURE_REQUIRED", "NONCE_WINDOW", "ALGO_POD_TIMEOUT", "RESULT_HOSTS_ALLOWED", "LOG_LEVEL"];
     let of_books = ["POSTGRES_HOST", "POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PORT"];
-    for binary in [COMPUTE, RESULTS, ENVIRONMENTS, ADMIN, DOCS] {
+    for binary in [COMPUTE, RESULTS, ENVIRONMENTS, ADMIN, DOCS, MIGRATE] {
         let output = run_program(binary, &[], &env).await;
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{binary}: {said}");

@@ -6,6 +6,7 @@
 //! <https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-lambda-proxy-integrations.html>
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,6 +29,8 @@ use crate::LIMIT;
 use crate::child::{Env, Process};
 use crate::support::{Answer, Call, client};
 
+/// How long an invocation may take, unless the test says otherwise: the gateway's limit.
+const TIMEOUT: Duration = Duration::from_secs(29);
 /// The most that a buffered answer may hold, in bytes.
 pub const BUFFERED_LIMIT: usize = 6 * 1024 * 1024;
 
@@ -43,6 +46,7 @@ struct Shared {
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<(String, Value)>>,
     /// Where the answers to invocations go that have none yet, by the request's id.
     waiting: Mutex<HashMap<String, mpsc::UnboundedSender<Part>>>,
+    timeout: Duration,
 }
 
 /// What a function sends, as it comes.
@@ -58,17 +62,22 @@ pub enum Part {
 
 impl Function {
     pub async fn start(binary: &str, env: &Env) -> Self {
+        Self::start_with(binary, &[], env, TIMEOUT).await
+    }
+
+    /// With arguments, which functions have none, and another timeout.
+    pub async fn start_with(binary: impl AsRef<OsStr>, arguments: &[&str], env: &Env, timeout: Duration) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (events, receiver) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared { events: tokio::sync::Mutex::new(receiver), waiting: Mutex::default() });
+        let shared = Arc::new(Shared { events: tokio::sync::Mutex::new(receiver), waiting: Mutex::default(), timeout });
         let router = Router::new()
             .route("/2018-06-01/runtime/invocation/next", get(next))
             .route("/2018-06-01/runtime/invocation/{id}/response", post(response))
             .route("/2018-06-01/runtime/invocation/{id}/error", post(error))
             .with_state(Arc::clone(&shared));
         let server = tokio::spawn(async move { axum::serve(listener, router.into_make_service()).await.unwrap() });
-        Self { process: Process::start(binary, &[], &lambda(env, address)), events, shared, server }
+        Self { process: Process::start(binary, arguments, &lambda(env, address)), events, shared, server }
     }
 
     /// Invokes it and hands out what it sends, as it comes.
@@ -118,7 +127,7 @@ async fn next(State(shared): State<Arc<Shared>>) -> Response {
     let Some((id, event)) = shared.events.lock().await.recv().await else {
         return StatusCode::GONE.into_response();
     };
-    let deadline = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(29);
+    let deadline = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + shared.timeout;
     let headers = [
         ("lambda-runtime-aws-request-id", id),
         ("lambda-runtime-deadline-ms", deadline.as_millis().to_string()),
@@ -183,8 +192,8 @@ impl Reply {
         tokio::time::timeout(LIMIT, self.parts.recv()).await.expect("the function does not answer")
     }
 
-    /// Takes all parts, and reads them as API Gateway does.
-    pub async fn whole(mut self) -> Outcome {
+    /// Takes all parts: where they were sent, the headers, the content, and whether it broke off.
+    async fn parts(mut self) -> (&'static str, HeaderMap, Vec<u8>, bool) {
         let Some(Part::Head(endpoint, headers)) = self.part().await else { panic!("no answer") };
         let (mut body, mut broken) = (Vec::new(), false);
         while let Some(part) = self.part().await {
@@ -195,6 +204,20 @@ impl Reply {
                 Part::Head(..) => unreachable!(),
             }
         }
+        (endpoint, headers, body, broken)
+    }
+
+    /// What whoever invoked it gets: JSON, or as an error why it failed.
+    pub async fn json(self) -> Result<Value, Value> {
+        let (endpoint, _, body, broken) = self.parts().await;
+        assert!(!broken, "it broke off");
+        let body = serde_json::from_slice(&body).unwrap();
+        if endpoint == "error" { Err(body) } else { Ok(body) }
+    }
+
+    /// Takes all parts, and reads them as API Gateway does.
+    pub async fn whole(self) -> Outcome {
+        let (endpoint, headers, body, broken) = self.parts().await;
         if endpoint == "error" {
             return Outcome::Failed(serde_json::from_slice(&body).unwrap());
         }

@@ -1,0 +1,39 @@
+-- announce() as it is now. Run whenever the schema is brought up to date: the old service's POST /pgsqlinit puts its own in
+-- this one's place, and a migration runs but once. A migration that changes announce() changes it here too; a test compares.
+
+-- The engine's call, every five seconds: files its announcement and takes up to lmt jobs. A job is handed out
+-- once: it leaves status 1 in the statement that returns it, and SKIP LOCKED keeps two engines of one
+-- namespace from waiting for, or getting, the same job.
+CREATE OR REPLACE FUNCTION announce(environment varchar(255), fullstatus text, lmt int)
+    RETURNS TABLE (workflow varchar(255))
+    LANGUAGE plpgsql AS
+$function$
+#variable_conflict use_column
+BEGIN
+    INSERT INTO envs (namespace, status, lastping)
+    VALUES (environment, fullstatus, now())
+    ON CONFLICT (namespace) DO UPDATE SET status = EXCLUDED.status, lastping = EXCLUDED.lastping;
+
+    RETURN QUERY
+        WITH pending AS (
+            SELECT agreementid, workflowid
+            FROM jobs
+            WHERE namespace = environment
+              AND status = 1
+              AND datefinished IS NULL
+              AND coalesce(stopreq, 0) = 0
+              AND coalesce(removed, 0) = 0
+              AND (validuntil IS NULL OR validuntil > extract(epoch FROM now()))
+            ORDER BY datecreated
+            LIMIT greatest(lmt, 0)
+            FOR UPDATE SKIP LOCKED
+        ), handed_out AS (
+            UPDATE jobs AS job
+            SET status = 10, statustext = 'Job started', handedout = now() AT TIME ZONE 'UTC'
+            FROM pending
+            WHERE job.agreementid = pending.agreementid AND job.workflowid = pending.workflowid
+            RETURNING job.workflowid, job.datecreated
+        )
+        SELECT handed_out.workflowid FROM handed_out ORDER BY handed_out.datecreated;
+END
+$function$;
