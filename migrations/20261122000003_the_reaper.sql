@@ -87,7 +87,7 @@ CREATE TABLE IF NOT EXISTS keptlogs (
 -- One row: who sweeps, until when nobody else may, and when the chores were last done that are not due each time.
 CREATE TABLE IF NOT EXISTS sweeps (
     one          boolean     PRIMARY KEY DEFAULT true CHECK (one),
-    holder       uuid,
+    holder       text,
     helduntil    timestamptz NOT NULL DEFAULT '-infinity',
     nonceschored timestamptz NOT NULL DEFAULT '-infinity'
 );

@@ -4,11 +4,12 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::Request;
 use axum::http::Uri;
+use futures_util::FutureExt;
 use lambda_http::lambda_runtime::{self, Diagnostic};
 use lambda_http::{LambdaEvent, RequestExt, service_fn};
 use serde_json::Value;
@@ -18,6 +19,7 @@ use crate::aws::Account;
 use crate::cluster::Cluster;
 use crate::config::{Books, Config, Listen};
 use crate::origin::Origins;
+use crate::reaper::Reaper;
 use crate::routes::admin::Admins;
 use crate::routes::{self, admin, compute, docs, environments, results, with_cors};
 use crate::store::Store;
@@ -27,6 +29,9 @@ use crate::telemetry::{self, Format};
 const GRACE: Duration = Duration::from_secs(30);
 /// How long a client may take to send a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long before an invocation's end a sweep stops.
+const SWEEP_MARGIN: Duration = Duration::from_secs(10);
 
 /// Why a door does not open, or had to close.
 pub type DoorError = Box<dyn Error + Send + Sync>;
@@ -123,6 +128,31 @@ pub fn origins(config: &Config) -> Result<Origins, DoorError> {
         tracing::warn!("X-API-KEY and CLIENT-ID go to no host: set RESULT_API_KEY_HOSTS to those that are to get them");
     }
     Ok(Origins::new(results)?)
+}
+
+/// What cleans up, with the books and the cluster that the configuration names.
+pub fn reaper(config: &Config) -> Result<Reaper, DoorError> {
+    Ok(Reaper::new(store(config)?, &cluster(config), origins(config)?, config.reaper.clone()))
+}
+
+/// A sweep that a schedule asked for; with `{"dryRun": true}` in the event it changes nothing. Ends in time to tell how
+/// far it came.
+pub async fn sweep(reaper: &Reaper, event: Event) -> Result<Value, DoorError> {
+    let left = event.context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
+    let dry_run = event.payload.get("dryRun").and_then(Value::as_bool).unwrap_or(false);
+    // On the heap, or the compiler loses count of what is nested here.
+    let report = reaper.sweep(dry_run, left.saturating_sub(SWEEP_MARGIN)).boxed().await.map_err(with_causes)?;
+    let total = report.total();
+    if !dry_run {
+        telemetry::counted([
+            ("ReaperRuns", "Count", 1.0),
+            ("ReaperDone", "Count", total.done as f64),
+            ("ReaperFailed", "Count", total.failed as f64),
+            ("ReaperLeft", "Count", total.left as f64),
+            ("OldestUnregistered", "Seconds", report.oldest_unregistered as f64),
+        ]);
+    }
+    Ok(serde_json::to_value(report)?)
 }
 
 /// All groups in one process, as one router.

@@ -72,6 +72,7 @@ struct Story {
     stops: AtomicU64,
     cluster: Waited,
     database: Waited,
+    others: Mutex<Vec<Metric>>,
 }
 
 /// How long was waited for somebody, and whether at all.
@@ -110,6 +111,11 @@ pub fn stopped(jobs: usize) {
     tell(|story| {
         story.stops.fetch_add(jobs as u64, Ordering::Relaxed);
     });
+}
+
+/// What else is to be counted of this invocation.
+pub fn counted(metrics: impl IntoIterator<Item = Metric>) {
+    tell(|story| story.others.lock().unwrap_or_else(PoisonError::into_inner).extend(metrics));
 }
 
 /// Counts how long the cluster is waited for.
@@ -202,7 +208,7 @@ pub async fn log_invocation<T, E: Display>(
 }
 
 /// A metric's name, its unit and its value.
-type Metric = (&'static str, &'static str, f64);
+pub type Metric = (&'static str, &'static str, f64);
 
 /// What is counted of every invocation. Latencies are there only if somebody was waited for.
 fn of_any(story: &Story) -> Vec<Metric> {
@@ -211,7 +217,8 @@ fn of_any(story: &Story) -> Vec<Metric> {
     let latencies = [("ClusterLatency", &story.cluster), ("DatabaseLatency", &story.database)];
     let latencies =
         latencies.into_iter().filter_map(|(name, waited)| Some((name, "Milliseconds", waited.milliseconds()?)));
-    latencies.chain([("ColdStarts", "Count", f64::from(u8::from(cold)))]).collect()
+    let others = story.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    latencies.chain([("ColdStarts", "Count", f64::from(u8::from(cold)))]).chain(others).collect()
 }
 
 /// What is counted of a request.

@@ -1,6 +1,7 @@
 //! The service in one process, and the operator's tools.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use operator_service::aws::{Account, eks};
@@ -25,6 +26,15 @@ enum Command {
     Serve,
     /// Bring the database's schema up to date
     Migrate,
+    /// Clean up once, and print what was found and done as JSON
+    Reap {
+        /// Say what would be done, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Stop after so many seconds, and say what is left
+        #[arg(long, default_value_t = 240, value_name = "SECONDS")]
+        limit: u64,
+    },
     /// Print the definition of the WorkFlow resource, for kubectl apply
     Crd,
     /// Print the OpenAPI document
@@ -49,6 +59,7 @@ fn main() -> ExitCode {
         match arguments.command {
             Command::Serve => door::serve().await,
             Command::Migrate => migrate().await,
+            Command::Reap { dry_run, limit } => reap(dry_run, limit).await,
             Command::Crd => print(serde_yaml_ng::to_string(&cluster::definition())?),
             Command::Openapi => print(routes::docs::openapi().to_pretty_json()? + "\n"),
             Command::EksToken { cluster_name, region, role_arn } => {
@@ -64,6 +75,13 @@ async fn migrate() -> Result<(), DoorError> {
     door::store(&config)?.migrate().await.map_err(door::with_causes)?;
     tracing::info!("the schema is up to date");
     Ok(())
+}
+
+async fn reap(dry_run: bool, limit: u64) -> Result<(), DoorError> {
+    let config = Config::from_env(Books::Needed)?;
+    telemetry::init(&config.log, Format::Text)?;
+    let report = door::reaper(&config)?.sweep(dry_run, Duration::from_secs(limit)).await.map_err(door::with_causes)?;
+    print(serde_json::to_string_pretty(&report)? + "\n")
 }
 
 async fn eks_token(cluster: &str, region: Option<&str>, role_arn: Option<&str>) -> Result<(), DoorError> {

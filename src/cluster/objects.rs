@@ -67,7 +67,7 @@ impl Component {
 
 impl Cluster {
     /// The objects of a kind in a namespace. The only way to them: names come from outside, and become part of paths.
-    async fn namespaced<K>(&self, namespace: &str) -> Result<Api<K>, ClusterError>
+    pub(super) async fn namespaced<K>(&self, namespace: &str) -> Result<Api<K>, ClusterError>
     where
         K: Resource<Scope = NamespaceResourceScope>,
         K::DynamicType: Default,

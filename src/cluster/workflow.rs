@@ -24,6 +24,7 @@ use crate::job::workflow::Object;
     status = "WorkFlowStatus",
     doc = "A compute job of Ocean Protocol, as it was asked for.",
     printcolumn = r#"{"name": "Status", "type": "string", "jsonPath": ".status.statusText"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.reason"}"#,
     printcolumn = r#"{"name": "Owner", "type": "string", "jsonPath": ".spec.owner"}"#,
     printcolumn = r#"{"name": "Agreement", "type": "string", "jsonPath": ".spec.agreementId"}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#

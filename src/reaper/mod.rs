@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
@@ -79,7 +79,7 @@ impl Reaper {
     /// If the books cannot be read. Whatever else fails is in the report.
     pub async fn sweep(&self, dry_run: bool, time: Duration) -> Result<Report, StoreError> {
         let until = Instant::now() + time;
-        let holder = Uuid::new_v4();
+        let holder = Uuid::new_v4().to_string();
         let sweep = Sweep {
             reaper: self,
             dry_run,
@@ -91,26 +91,26 @@ impl Reaper {
         if dry_run {
             return sweep.to_its_end().await;
         }
-        if !self.store.take_sweep(holder, LEASE).await? {
+        if !self.store.take_sweep(&holder, LEASE).await? {
             let skipped = Some("another sweep is under way".to_owned());
             return Ok(Report { skipped, ..sweep.notes.finished(false) });
         }
         let result = tokio::select! {
             result = sweep.to_its_end() => result,
-            () = self.until_lost(holder) => {
+            () = self.until_lost(&holder) => {
                 sweep.notes.trouble("another sweep has begun: this one's lease ran out".to_owned());
                 Ok(sweep.notes.finished(false))
             }
         };
         // It runs out anyway.
-        if let Err(error) = self.store.leave_sweep(holder).await {
+        if let Err(error) = self.store.leave_sweep(&holder).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the sweep's lease could not be given back");
         }
         result
     }
 
     /// Renews the lease, until that is not possible any more.
-    async fn until_lost(&self, holder: Uuid) {
+    async fn until_lost(&self, holder: &str) {
         let mut tick = tokio::time::interval_at(Instant::now() + RENEWALS.0, RENEWALS.0);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failures = 0;
@@ -139,7 +139,8 @@ struct Sweep<'a> {
 
 impl Sweep<'_> {
     async fn to_its_end(&self) -> Result<Report, StoreError> {
-        let complete = match tokio::time::timeout_at(self.until + GRACE, self.everything()).await {
+        // On the heap, here and below, or the compiler loses count of what is nested.
+        let complete = match tokio::time::timeout_at(self.until + GRACE, self.everything().boxed()).await {
             Ok(result) => result? && Instant::now() < self.until,
             Err(_) => false,
         };
@@ -207,7 +208,7 @@ impl Sweep<'_> {
     /// Does things side by side, until there is no more time. Says whether there was enough.
     async fn side_by_side<T, F>(&self, things: Vec<T>, until: Instant, does: impl Fn(T) -> F) -> bool
     where
-        F: Future<Output = ()>,
+        F: Future<Output = ()> + Send,
     {
         let at_once = AT_ONCE.min(self.rules().requests_per_second.get()) as usize;
         let mut enough = true;
@@ -215,7 +216,7 @@ impl Sweep<'_> {
             enough &= Instant::now() < until;
             enough
         });
-        stream::iter(in_time.map(does)).buffer_unordered(at_once).collect::<()>().await;
+        stream::iter(in_time.map(|thing| does(thing).boxed())).buffer_unordered(at_once).collect::<()>().await;
         enough
     }
 

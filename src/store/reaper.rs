@@ -4,7 +4,6 @@
 //! Ages are told by the database's clock alone: whoever asks may have another.
 
 use sqlx::Acquire;
-use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::job::{self, JobId};
@@ -136,7 +135,8 @@ pub const PAGE: usize = 200;
 impl Store {
     /// Becomes the one that sweeps, for so many seconds; false if somebody else is. The lease is a row that runs out:
     /// whoever holds it may die, and no session is bound to it.
-    pub async fn take_sweep(&self, holder: Uuid, seconds: f64) -> Result<bool, StoreError> {
+    pub async fn take_sweep(&self, holder: &str, seconds: f64) -> Result<bool, StoreError> {
+        let holder = holder.to_owned();
         self.run(move |connection| {
             Box::pin(async move {
                 let taken = sqlx::query!(
@@ -154,7 +154,8 @@ impl Store {
     }
 
     /// Lets others sweep.
-    pub async fn leave_sweep(&self, holder: Uuid) -> Result<(), StoreError> {
+    pub async fn leave_sweep(&self, holder: &str) -> Result<(), StoreError> {
+        let holder = holder.to_owned();
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!("UPDATE sweeps SET holder = NULL, helduntil = '-infinity' WHERE holder = $1", holder)

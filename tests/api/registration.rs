@@ -26,7 +26,7 @@ async fn the_object_holds_the_completed_workflow_and_no_secret() {
     let expected = json!({
         "apiVersion": "oceanprotocol.com/v1alpha",
         "kind": "WorkFlow",
-        "metadata": { "name": job.job_id, "namespace": app.namespace, "labels": { "workflow": job.job_id } },
+        "metadata": { "name": job.job_id, "namespace": app.namespace, "labels": { "workflow": job.job_id, "app.kubernetes.io/managed-by": "operator-service" } },
         "spec": { "owner": job.owner, "agreementId": job.agreement_id, "metadata": document["spec"]["metadata"] }
     });
     assert_eq!(object, expected);

@@ -116,6 +116,14 @@ impl Cluster {
     /// Makes what the engine makes for a job: ConfigMap, claims, Jobs with pods. `None` for the pods where no
     /// controller makes them.
     pub async fn engine_objects(&self, namespace: &str, job_id: &str) {
+        self.engine_volumes(namespace, job_id).await;
+        for component in ["configure", "algorithm", "publish"] {
+            self.engine_job(namespace, job_id, component).await;
+        }
+    }
+
+    /// Makes the ConfigMap and the claims of a job.
+    pub async fn engine_volumes(&self, namespace: &str, job_id: &str) {
         let post = PostParams::default();
         let config_map: ConfigMap = serde_json::from_value(json!({
             "metadata": { "name": job_id }, "data": { "workflow.yml": "{}" }
@@ -129,9 +137,6 @@ impl Cluster {
             }))
             .unwrap();
             Api::namespaced(self.client.clone(), namespace).create(&post, &claim).await.unwrap();
-        }
-        for component in ["configure", "algorithm", "publish"] {
-            self.engine_job(namespace, job_id, component).await;
         }
     }
 
@@ -207,7 +212,9 @@ impl Cluster {
 
     /// Makes a pod with a log, as a kubelet would have run it; false where that would take a real one.
     pub async fn make_pod_with_log(&self, namespace: &str, job_id: &str, component: &str, log: &[u8]) -> bool {
-        let Some(embedded) = &self.embedded else { return false };
+        if !self.is_embedded() {
+            return false;
+        }
         let name = unique(job_id);
         let pod: Pod = serde_json::from_value(json!({
             "metadata": { "name": name, "labels": { "workflow": job_id, "component": component } },
@@ -215,10 +222,15 @@ impl Cluster {
         }))
         .unwrap();
         Api::namespaced(self.client.clone(), namespace).create(&PostParams::default(), &pod).await.unwrap();
-        let url = format!("{}/api/v1/namespaces/{namespace}/pods/{name}/log", embedded.url());
+        self.write_log(namespace, &name, log).await;
+        true
+    }
+
+    /// Writes a pod's log, as its kubelet does; only in an embedded cluster.
+    pub async fn write_log(&self, namespace: &str, pod: &str, log: &[u8]) {
+        let url = format!("{}/api/v1/namespaces/{namespace}/pods/{pod}/log", self.stand_in().url());
         let answer = super::client().put(url).body(log.to_vec()).send().await.unwrap();
         assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
-        true
     }
 }
 

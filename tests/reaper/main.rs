@@ -1,0 +1,11 @@
+//! The reaper: sweeps over real books and a cluster's API, told apart from what callers see over HTTP.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod scene;
+
+mod finished;
+mod unfinished;

@@ -1,0 +1,422 @@
+//! Jobs that are not finished: time limits, steps that cannot finish, stops, engines that are gone.
+
+use serde_json::{Value, json};
+
+use crate::scene::{Scene, ago, container, count, of_job};
+use crate::support::{Call, Key, Stored, caller, left_out, workflow};
+
+fn entry(kind: &str, outcome: &str) -> Vec<(String, String)> {
+    vec![(kind.to_owned(), outcome.to_owned())]
+}
+
+#[tokio::test]
+async fn an_algorithm_over_its_limit_is_ended_and_nothing_else() {
+    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
+    let over = scene.running(3700).await;
+    let under = scene.running(3500).await;
+    let report = scene.sweep().await;
+    assert_eq!(count(&report, "timeLimits"), [1, 1, 0, 0], "{report:#}");
+    assert_eq!(of_job(&report, &over), entry("timeLimits", "done"));
+    assert_eq!(of_job(&report, &under), []);
+
+    let status = scene.status(&over).await;
+    assert_eq!((&status["status"], &status["stopreq"]), (&json!(40), &json!(2)));
+    assert_eq!(status["reason"], "The algorithm was stopped at its time limit of 3600 seconds.");
+    assert_eq!(status["dateFinished"], Value::Null);
+    // The engine still needs the volumes for publishing.
+    let left = ["ConfigMap", "PersistentVolumeClaim/adminlogs", "PersistentVolumeClaim/data", "WorkFlow"];
+    assert_eq!(scene.objects(&over).await, left);
+    assert!(scene.objects(&under).await.contains(&"Job/algorithm-job".to_owned()));
+    assert_eq!(scene.status(&under).await.get("reason"), None);
+
+    let again = scene.sweep().await;
+    assert_eq!(count(&again, "timeLimits"), [0; 4], "{again:#}");
+}
+
+#[tokio::test]
+async fn the_least_limit_counts_and_maxtime_only_if_there_is_no_other() {
+    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 5000).start().await;
+    let namespace = scene.app.namespace.clone();
+    let long = scene.running(4500).await;
+    // All callers hard-code a maxtime of 3600, which the environment may well exceed.
+    scene.sweep().await;
+    assert_eq!(scene.status(&long).await["stopreq"], 0);
+    scene.app.database.announce(&namespace, r#"{"maxJobDuration": "4000"}"#).await;
+    scene.sweep().await;
+    assert_eq!(scene.status(&long).await["reason"], "The algorithm was stopped at its time limit of 4000 seconds.");
+
+    let scene = Scene::start().await;
+    let long = scene.running(3700).await;
+    scene.sweep().await;
+    assert_eq!(scene.status(&long).await["reason"], "The algorithm was stopped at its time limit of 3600 seconds.");
+
+    let scene = Scene::start().await;
+    let valid = scene.running(99_999).await;
+    let later = Stored { valid_until: Some(now() + 500), ..Stored::running() };
+    let later = scene.job(later).await;
+    scene.step(&later.job_id, "algorithm", 99_999).await;
+    let passed = Stored { valid_until: Some(now() - 5), ..Stored::running() };
+    let passed = scene.job(passed).await;
+    scene.step(&passed.job_id, "algorithm", 10).await;
+    scene.sweep().await;
+    assert_eq!(scene.status(&valid).await["stopreq"], 2);
+    // Its maxtime does not count, since it has another limit.
+    assert_eq!(scene.status(&later).await["stopreq"], 0);
+    assert_eq!(
+        scene.status(&passed).await["reason"],
+        "The algorithm was stopped because the job's validUntil has passed."
+    );
+}
+
+fn now() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64
+}
+
+#[tokio::test]
+async fn a_stop_that_was_not_carried_out_is_and_stays_a_stop() {
+    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 60).start().await;
+    let stopped = scene.job(Stored { stopreq: Some(1), ..Stored::running() }).await;
+    scene.step(&stopped.job_id, "algorithm", 100).await;
+    let deleted = scene.job(Stored { removed: Some(1), stopreq: Some(1), ..Stored::running() }).await;
+    scene.step(&deleted.job_id, "algorithm", 1).await;
+    let configuring = Stored { status: Some(20), stopreq: Some(1), ..Stored::default() };
+    let configuring = scene.job(configuring).await;
+    scene.step(&configuring.job_id, "configure", 1).await;
+    let report = scene.sweep().await;
+    assert_eq!(count(&report, "stops"), [2, 2, 0, 0], "{report:#}");
+    for job in [&stopped, &deleted] {
+        assert_eq!(scene.objects(job).await, ["WorkFlow"]);
+        let status = scene.status(job).await;
+        assert_eq!((&status["stopreq"], status.get("reason")), (&json!(1), None));
+    }
+    // A living engine looks for stops itself once the algorithm is to run.
+    assert_eq!(scene.objects(&configuring).await, ["Job/configure-job", "WorkFlow"]);
+}
+
+/// A step that is stuck in some way, and what its owner is told.
+struct Stuck {
+    component: &'static str,
+    pod: Value,
+    /// Whether the Job has failed for good.
+    failed: bool,
+    /// For how many seconds it may last.
+    grace: i64,
+    reason: &'static str,
+}
+
+fn waiting(component: &'static str, why: &str, seconds: i64) -> Value {
+    json!({
+        "phase": "Pending", "startTime": ago(seconds),
+        "conditions": [
+            { "type": "PodScheduled", "status": "True", "lastTransitionTime": ago(seconds) },
+            { "type": "ContainersReady", "status": "False", "lastTransitionTime": ago(seconds) },
+        ],
+        "containerStatuses": [container(component, json!({ "waiting": { "reason": why, "message": "…" } }))]
+    })
+}
+
+fn terminated(component: &'static str, why: &str, code: i32, seconds: i64) -> Value {
+    json!({
+        "phase": "Failed", "startTime": ago(seconds + 10),
+        "containerStatuses": [container(component, json!({ "terminated": {
+            "reason": why, "exitCode": code, "startedAt": ago(seconds + 10), "finishedAt": ago(seconds)
+        }}))]
+    })
+}
+
+fn stuck(seconds: i64) -> Vec<Stuck> {
+    let unschedulable = json!({
+        "phase": "Pending",
+        "conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "lastTransitionTime": ago(seconds),
+            "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available."
+        }]
+    });
+    let evicted = json!({
+        "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory.",
+        "startTime": ago(seconds)
+    });
+    vec![
+        Stuck {
+            component: "algorithm",
+            pod: waiting("algorithm", "ImagePullBackOff", seconds),
+            failed: false,
+            grace: 300,
+            reason: "The algorithm could not begin: its image cannot be pulled.",
+        },
+        Stuck {
+            component: "algorithm",
+            pod: waiting("algorithm", "InvalidImageName", seconds),
+            failed: false,
+            grace: 0,
+            reason: "The algorithm could not begin: its image has no valid name.",
+        },
+        Stuck {
+            component: "algorithm",
+            pod: unschedulable,
+            failed: false,
+            grace: 900,
+            reason: "The algorithm could not begin: no node has enough nvidia.com/gpu for it.",
+        },
+        Stuck {
+            component: "algorithm",
+            pod: terminated("algorithm", "OOMKilled", 137, seconds),
+            failed: true,
+            grace: 0,
+            reason: "The algorithm ran out of memory.",
+        },
+        Stuck {
+            component: "publish",
+            pod: terminated("publish", "Error", 3, seconds),
+            failed: true,
+            grace: 0,
+            reason: "Publishing the results failed with exit code 3.",
+        },
+        Stuck {
+            component: "configure",
+            pod: evicted,
+            failed: true,
+            grace: 0,
+            reason: "Fetching the job's data was thrown out by a node that ran short of resources.",
+        },
+    ]
+}
+
+async fn set(scene: &Scene, stuck: &Stuck) -> Stored {
+    let status = match stuck.component {
+        "configure" => 20,
+        "algorithm" => 40,
+        _ => 60,
+    };
+    let job = scene.job(Stored { status: Some(status), ..Stored::running() }).await;
+    scene.volumes(&job.job_id).await;
+    scene.app.cluster.engine_job(&scene.app.namespace, &job.job_id, stuck.component).await;
+    let pod = scene.pod(&job.job_id, stuck.component).await;
+    scene.pod_status(&pod, stuck.pod.clone()).await;
+    if stuck.failed {
+        scene.job_failed(&job.job_id, stuck.component).await;
+    }
+    job
+}
+
+#[tokio::test]
+async fn a_step_that_can_never_finish_is_ended_alone_and_its_owner_told_why() {
+    let scene = Scene::start().await;
+    let mut jobs = Vec::new();
+    for stuck in stuck(1000) {
+        jobs.push((set(&scene, &stuck).await, stuck));
+    }
+    let report = scene.sweep().await;
+    assert_eq!(count(&report, "stuckSteps"), [6, 6, 0, 0], "{report:#}");
+    let left = ["ConfigMap", "PersistentVolumeClaim/adminlogs", "PersistentVolumeClaim/data", "WorkFlow"];
+    for (job, stuck) in &jobs {
+        assert_eq!(scene.status(job).await["reason"], stuck.reason);
+        assert_eq!(scene.objects(job).await, left, "{}", stuck.reason);
+        let object = scene.app.cluster.workflow(&scene.app.namespace, &job.job_id).await.unwrap();
+        assert_eq!(object["status"]["reason"], stuck.reason);
+        assert_eq!(scene.status(job).await["dateFinished"], Value::Null, "the engine lives, and finishes it");
+    }
+}
+
+#[tokio::test]
+async fn what_may_recover_has_time_to() {
+    let scene = Scene::start().await;
+    for stuck in stuck(100).into_iter().filter(|stuck| stuck.grace > 100) {
+        let job = set(&scene, &stuck).await;
+        scene.sweep().await;
+        assert_eq!(scene.status(&job).await.get("reason"), None, "{}", stuck.reason);
+        assert!(scene.objects(&job).await.contains(&"Job/algorithm-job".to_owned()), "{}", stuck.reason);
+    }
+    let quick = scene.another_reaper(&[("REAP_RETRY_GRACE", "50"), ("REAP_SCHEDULE_GRACE", "50")]).await;
+    let report = quick.sweep(false, std::time::Duration::from_secs(60)).await.unwrap();
+    assert_eq!(report.total().done, 2 + 2, "two steps, and their objects that say so: {report:#?}");
+}
+
+#[tokio::test]
+async fn the_end_of_a_log_outlives_its_pod() {
+    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
+    if !scene.app.cluster.is_embedded() {
+        return left_out("there is no kubelet that would have a log");
+    }
+    let job = scene.running(4000).await;
+    let pod = scene.pod(&job.job_id, "algorithm").await;
+    let lines: String = (0..20_000).map(|line| format!("line {line:08}\n")).collect();
+    scene.app.cluster.write_log(&scene.app.namespace, &pod, lines.as_bytes()).await;
+    scene.sweep().await;
+    assert_eq!(scene.app.cluster.pods_of(&scene.app.namespace, &job.job_id, "algorithm").await.len(), 0);
+    let (status, log) = scene.log(&job, "algorithm").await;
+    assert_eq!((status, log.len()), (200, 64 * 1024));
+    assert!(log.ends_with("line 00019999\n"));
+    assert_eq!(scene.log(&job, "publish").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_job_that_was_handed_out_and_not_begun_is_offered_again() {
+    let scene = Scene::start().await;
+    let namespace = scene.app.namespace.clone();
+    let job = scene.job(Stored::default()).await;
+    assert_eq!(scene.app.database.engine(&namespace, "{}", 5).await, [job.job_id.clone()]);
+    scene.sweep().await;
+    assert_eq!(scene.status(&job).await["status"], 10, "the engine has time to begin it");
+    for time in 1..=5 {
+        scene.passed(&job.job_id, "handedout", 301).await;
+        let report = scene.sweep().await;
+        assert_eq!(count(&report, "handBacks"), [1, 1, 0, 0], "{report:#}");
+        assert_eq!(scene.status(&job).await["statusText"], "Warming up");
+        assert_eq!(scene.app.database.engine(&namespace, "{}", 5).await, [job.job_id.clone()], "{time}");
+    }
+    // Nobody can begin it: it would cost one slot after the other.
+    scene.passed(&job.job_id, "handedout", 301).await;
+    scene.sweep().await;
+    let status = scene.status(&job).await;
+    assert_eq!(status["status"], 41);
+    assert_eq!(status["reason"], "The job could not be started: its environment did not begin it.");
+    assert_ne!(status["dateFinished"], Value::Null);
+
+    let damaged = Stored { workflow: Some("{".to_owned()), status: Some(10), ..Stored::default() };
+    let damaged = scene.row(damaged).await;
+    scene.passed(&damaged.job_id, "statussince", 301).await;
+    scene.sweep().await;
+    assert_eq!(scene.status(&damaged).await["status"], 41);
+}
+
+#[tokio::test]
+async fn what_waits_is_left_alone_but_what_was_called_off_is_finished_at_once() {
+    let scene = Scene::start().await;
+    let waits = scene.job(Stored::default()).await;
+    let stopped = scene.job(Stored { stopreq: Some(1), ..Stored::default() }).await;
+    let deleted = scene.job(Stored { stopreq: Some(1), removed: Some(1), ..Stored::default() }).await;
+    let late = scene.job(Stored { valid_until: Some(now() - 1), ..Stored::default() }).await;
+    let in_time = scene.job(Stored { valid_until: Some(now() + 1000), ..Stored::default() }).await;
+    for job in [&waits, &in_time] {
+        scene.passed(&job.job_id, "statussince", 9_999_999).await;
+    }
+    let report = scene.sweep().await;
+    assert_eq!(count(&report, "neverStarted"), [3, 3, 0, 0], "{report:#}");
+    for (job, status, reason) in [
+        (&stopped, 70, "The job was stopped before it was started."),
+        (&deleted, 70, "The job was stopped before it was started."),
+        (&late, 41, "No environment had room for the job before its validUntil."),
+    ] {
+        let found = scene.status(job).await;
+        assert_eq!((&found["status"], &found["reason"]), (&json!(status), &json!(reason)));
+        assert_ne!(found["dateFinished"], Value::Null);
+    }
+    assert_eq!(scene.objects(&deleted).await, Vec::<String>::new());
+    for job in [&waits, &in_time] {
+        assert_eq!(scene.status(job).await["status"], 1);
+    }
+    let mut handed_out = scene.app.database.engine(&scene.app.namespace, "{}", 9).await;
+    handed_out.sort();
+    let mut expected = [waits.job_id.clone(), in_time.job_id.clone()];
+    expected.sort();
+    assert_eq!(handed_out, expected);
+}
+
+#[tokio::test]
+async fn a_job_of_which_nothing_is_left_is_finished_after_two_sweeps() {
+    let scene = Scene::start().await;
+    let orphan = scene.job(Stored::running()).await;
+    scene.volumes(&orphan.job_id).await;
+    let published = Stored { outputs: Some(r#"[{"filename": "a", "url": "https://a/"}]"#.into()), ..Stored::running() };
+    let published = scene.job(published).await;
+    let not_provisioned = scene.job(Stored { status: Some(31), ..Stored::running() }).await;
+    let jobs = [&orphan, &published, &not_provisioned];
+    scene.sweep().await;
+    scene.sweep().await;
+    for job in jobs {
+        assert_eq!(scene.status(job).await["dateFinished"], Value::Null, "the second sweep came too soon");
+        scene.passed(&job.job_id, "absentsince", 61).await;
+    }
+    // Between two steps there is nothing for a moment.
+    let alive = scene.job(Stored::running()).await;
+    scene.sweep().await;
+    scene.passed(&alive.job_id, "absentsince", 61).await;
+    scene.step(&alive.job_id, "publish", 1).await;
+    scene.sweep().await;
+    assert_eq!(scene.row_of(&alive).await["absentsince"], Value::Null);
+
+    for (job, status, reason) in [
+        (&orphan, 41, "The environment lost the job while it ran."),
+        (&published, 70, "The environment lost the job while it ran. Its results had been published."),
+        (&not_provisioned, 31, "The environment lost the job while it ran."),
+    ] {
+        let found = scene.status(job).await;
+        assert_eq!((&found["status"], &found["reason"]), (&json!(status), &json!(reason)));
+        assert_ne!(found["dateFinished"], Value::Null);
+    }
+    // The agreement is free again.
+    let key = Key::new();
+    let start = caller::provider(&key).start(
+        &scene.app.namespace,
+        &orphan.agreement_id,
+        orphan.owner.as_deref().unwrap(),
+        workflow::sample(),
+    );
+    assert_eq!(scene.app.send(start).await.ok()[0]["status"], 1);
+}
+
+#[tokio::test]
+async fn an_engine_that_comes_back_to_a_finished_job_changes_nothing() {
+    let scene = Scene::start().await;
+    let orphan = scene.job(Stored::running()).await;
+    scene.sweep().await;
+    scene.passed(&orphan.job_id, "absentsince", 61).await;
+    scene.sweep().await;
+    let finished = scene.status(&orphan).await;
+    assert_eq!(finished["status"], 41);
+    for statement in [
+        "UPDATE jobs SET status = 60, statusText = 'Publishing results' WHERE workflowId = $1",
+        "UPDATE jobs SET status = 70, statusText = 'Job finished' WHERE workflowId = $1",
+        "UPDATE jobs SET dateFinished = NOW() + interval '1 day' WHERE workflowId = $1",
+        "UPDATE jobs SET dateFinished = NULL WHERE workflowId = $1",
+    ] {
+        sqlx::query(statement).bind(&orphan.job_id).execute(&scene.app.database.pool).await.unwrap();
+    }
+    assert_eq!(scene.status(&orphan).await, finished);
+}
+
+#[tokio::test]
+async fn a_job_that_stands_still_beyond_every_limit_is_finished() {
+    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
+    let publishing = scene.job(Stored { status: Some(60), ..Stored::running() }).await;
+    scene.step(&publishing.job_id, "publish", 10_000).await;
+    scene.passed(&publishing.job_id, "statussince", 7100).await;
+    scene.sweep().await;
+    assert_eq!(scene.status(&publishing).await["dateFinished"], Value::Null);
+    scene.passed(&publishing.job_id, "statussince", 101).await;
+    scene.sweep().await;
+    let status = scene.status(&publishing).await;
+    assert_eq!((&status["status"], &status["stopreq"]), (&json!(41), &json!(0)));
+    assert_eq!(status["reason"], "The environment did not go on with the job.");
+    // Whoever publishes after all has an hour for that.
+    assert_eq!(scene.objects(&publishing).await, ["Job/publish-job", "WorkFlow"]);
+    scene.passed(&publishing.job_id, "datefinished", 3601).await;
+    scene.passed(&publishing.job_id, "reapat", 3601).await;
+    scene.sweep().await;
+    assert_eq!(scene.objects(&publishing).await, ["WorkFlow"]);
+}
+
+#[tokio::test]
+async fn a_stop_over_http_while_the_cluster_is_down_is_carried_out_later() {
+    let scene = Scene::builder().app(|app| app.kubeconfig(NOBODY)).start().await;
+    let job = scene.running(10).await;
+    let key = Key::new();
+    let call = caller::provider(&key).stop(job.owner.as_deref().unwrap(), Some(&job.job_id));
+    assert_eq!(scene.app.send(call).await.ok()[0]["stopreq"], 1);
+    assert!(scene.objects(&job).await.contains(&"Job/algorithm-job".to_owned()));
+    scene.sweep().await;
+    assert!(!scene.objects(&job).await.contains(&"Job/algorithm-job".to_owned()));
+    let stopped = scene.app.send(Call::get("compute").with("jobId", job.job_id.as_str())).await.ok();
+    assert_eq!(stopped[0]["stopreq"], 1);
+}
+
+/// A cluster where nobody listens.
+const NOBODY: &str = r#"
+apiVersion: v1
+kind: Config
+clusters: [{name: nobody, cluster: {server: "http://127.0.0.1:9"}}]
+users: [{name: nobody, user: {}}]
+contexts: [{name: nobody, context: {cluster: nobody, user: nobody}}]
+current-context: nobody
+"#;
