@@ -248,6 +248,14 @@ impl Child {
         }
     }
 
+    /// Bytes of memory that the processes of its group hold at the moment; what several of them share counts once for
+    /// each. 0 where /proc does not tell.
+    #[must_use]
+    pub fn resident_memory(&self) -> u64 {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.map(|entry| resident_memory(&entry.path(), self.group).unwrap_or_default()).sum()
+    }
+
     /// Asks it to end, waits for up to `limit`, then kills what is left of its group.
     ///
     /// # Errors
@@ -322,6 +330,22 @@ fn watchdog(message: &str) -> io::Result<()> {
     };
     let stdin = child.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
     stdin.write_all(format!("{message}\n").as_bytes())
+}
+
+/// What the process of a directory below /proc holds, if it is of that group.
+fn resident_memory(process: &Path, group: Pid) -> Option<u64> {
+    if !process.file_name()?.to_str()?.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    // proc_pid_stat(5): after the name in brackets come state, parent and group.
+    let stat = std::fs::read_to_string(process.join("stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    if fields.split_whitespace().nth(2)?.parse() != Ok(group.as_raw()) {
+        return None;
+    }
+    let status = std::fs::read_to_string(process.join("status")).ok()?;
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(kibibytes.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
 }
 
 /// Opens a log file for appending, readable by its owner only.

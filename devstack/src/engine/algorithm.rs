@@ -1,20 +1,29 @@
 //! The algorithm step: runs the entrypoint for real, as a process of this machine.
 
-use std::{os::unix::process::ExitStatusExt, path::Path};
+use std::{os::unix::process::ExitStatusExt, path::Path, process::ExitStatus, time::Duration};
 
 use nix::sys::signal::Signal;
 
-use super::{chain::Chain, pod::Exit};
+use super::{chain::Chain, objects, pod::Exit};
 use crate::process::{self, Program};
+
+/// How often the algorithm's memory is looked at.
+const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The step's work. Dropping it kills the algorithm's process group.
 pub(super) async fn run(chain: &Chain<'_>, log: &Path) -> Exit {
     match start(chain, log) {
-        Ok(mut child) => match child.wait().await {
-            Ok(_) if chain.shared.options.ignore_exit_code => Exit::Done,
-            Ok(status) if status.success() => Exit::Done,
-            Ok(status) => Exit::Failed(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())),
-            Err(error) => {
+        Ok(mut child) => match within_memory(&mut child, objects::memory_limit(&chain.workflow)).await {
+            None => {
+                tracing::info!(job = chain.id, "the algorithm takes more memory than it may");
+                Exit::OutOfMemory
+            }
+            Some(Ok(_)) if chain.shared.options.ignore_exit_code => Exit::Done,
+            Some(Ok(status)) if status.success() => Exit::Done,
+            Some(Ok(status)) => {
+                Exit::Failed(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
+            }
+            Some(Err(error)) => {
                 tracing::error!(job = chain.id, %error, "lost sight of the algorithm");
                 Exit::Failed(1)
             }
@@ -22,6 +31,24 @@ pub(super) async fn run(chain: &Chain<'_>, log: &Path) -> Exit {
         Err(problem) => {
             tracing::error!(job = chain.id, problem, "could not start the algorithm");
             Exit::Failed(127)
+        }
+    }
+}
+
+/// Waits for the algorithm's end. Where its whole process group comes to hold more than it may, it is killed as a whole, as
+/// a kubelet since 1.28 has the kernel do it, and there is no status: `tee` could not say anything any more.
+async fn within_memory(child: &mut process::Child, limit: Option<u64>) -> Option<Result<ExitStatus, process::Error>> {
+    let mut tick = tokio::time::interval(MEMORY_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            ended = child.wait() => return Some(ended),
+            _ = tick.tick(), if limit.is_some() => {}
+        }
+        if limit.is_some_and(|limit| child.resident_memory() > limit) {
+            child.signal(Signal::SIGKILL);
+            let _ = child.wait().await;
+            return None;
         }
     }
 }

@@ -9,7 +9,11 @@ use k8s_openapi::{
 };
 use serde_json::{Value, json};
 
-use super::chain::{Died, Workflow};
+use super::{
+    chain::{Died, Workflow},
+    pod::CONTAINER,
+};
+use crate::quantity;
 
 /// A step of the chain, which is a Job of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +65,42 @@ pub(super) fn claim(name: &str, size: &str) -> Result<PersistentVolumeClaim, Die
     }))
 }
 
-/// A step's Job. The pods of the real configure and publish steps also get the database's password and the engine's key: not here.
+/// What the algorithm asks for and may use: what its stage says. The real engine, since 2021, writes what its environment announces
+/// over that; here the announced amounts only fill in, so that one job alone can have too little, or ask for too much.
+fn resources(workflow: &Workflow) -> Result<Value, Died> {
+    let said = &workflow.stage()?["compute"]["resources"];
+    let amount = |name: &str, announced: &str| match &said[name] {
+        Value::String(text) if !text.is_empty() => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => announced.to_owned(),
+    };
+    Ok(json!({
+        "requests": {"memory": amount("requests_memory", "1Gi"), "cpu": amount("requests_cpu", "1")},
+        "limits": {"memory": amount("limits_memory", "1Gi"), "cpu": amount("limits_cpu", "1")},
+    }))
+}
+
+/// The algorithm's memory limit in bytes, if there is one.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a limit beyond 64 bits is none")]
+pub(super) fn memory_limit(workflow: &Workflow) -> Option<u64> {
+    let resources = resources(workflow).ok()?;
+    let bytes = quantity::parse(resources["limits"]["memory"].as_str()?)?;
+    (bytes > 0.0).then_some(bytes as u64)
+}
+
+/// Why a machine with so many cores and so much memory (bytes) can't take the pod, in the scheduler's words; nothing if it can.
+pub(super) fn insufficient(pod: &Pod, cores: f64, memory: f64) -> Option<String> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let requests: Vec<_> = containers.filter_map(|container| container.resources.as_ref()?.requests.as_ref()).collect();
+    let short = |name: &str, there: f64| {
+        let asked: f64 = requests.iter().filter_map(|requests| quantity::parse(&requests.get(name)?.0)).sum();
+        (asked > there).then(|| format!("1 Insufficient {name}"))
+    };
+    let reasons: Vec<String> = short("cpu", cores).into_iter().chain(short("memory", memory)).collect();
+    (!reasons.is_empty()).then(|| format!("0/1 nodes are available: {}.", reasons.join(", ")))
+}
+
+/// A step's Job. As the real ones, it leaves backoffLimit to the cluster, which is 6. The pods of the real configure and publish steps also get the database's password and the engine's key: not here.
 pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: bool) -> Result<Job, Died> {
     let labels = json!({
         "app": id,
@@ -70,7 +109,7 @@ pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: 
     });
     let pod_labels = json!({"workflow": workflow.label()?, "component": component.as_str()});
     let mut container = json!({
-        "name": "workflow-executor",
+        "name": CONTAINER,
         "imagePullPolicy": "Always",
         "securityContext": {"allowPrivilegeEscalation": false},
     });
@@ -104,10 +143,7 @@ pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: 
                 .map(|(name, value)| json!({"name": name, "value": value}))
                 .collect();
             container["env"] = env.into();
-            container["resources"] = json!({
-                "requests": {"memory": "1Gi", "cpu": "1"},
-                "limits": {"memory": "1Gi", "cpu": "1"},
-            });
+            container["resources"] = resources(workflow)?;
         }
     }
     let mut mounts = vec![json!({"mountPath": "/data/", "name": "data"})];
