@@ -64,6 +64,7 @@ pub struct Program {
     directory: Option<PathBuf>,
     account: Option<Account>,
     log: Option<File>,
+    log_output: bool,
     stop_signal: Signal,
 }
 
@@ -78,6 +79,7 @@ impl Program {
             directory: None,
             account: None,
             log: None,
+            log_output: true,
             stop_signal: Signal::SIGTERM,
         }
     }
@@ -131,6 +133,12 @@ impl Program {
         self
     }
 
+    /// The file that takes its standard error; its standard output is thrown away.
+    #[must_use]
+    pub fn log_errors(self, log: File) -> Self {
+        Self { log_output: false, ..self.log(log) }
+    }
+
     /// The signal that asks it to end; `SIGTERM` unless said otherwise.
     #[must_use]
     pub fn stop_with(mut self, signal: Signal) -> Self {
@@ -173,7 +181,8 @@ impl Program {
             command.uid(account.uid).gid(account.gid);
         }
         let (stdout, stderr) = match self.log {
-            Some(log) => (Stdio::from(log.try_clone().map_err(failed)?), Stdio::from(log)),
+            Some(log) if self.log_output => (Stdio::from(log.try_clone().map_err(failed)?), Stdio::from(log)),
+            Some(log) => (Stdio::null(), Stdio::from(log)),
             None => (Stdio::null(), Stdio::null()),
         };
         command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);

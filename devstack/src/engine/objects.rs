@@ -81,7 +81,6 @@ fn resources(workflow: &Workflow) -> Result<Value, Died> {
 }
 
 /// The algorithm's memory limit in bytes, if there is one.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a limit beyond 64 bits is none")]
 pub(super) fn memory_limit(workflow: &Workflow) -> Option<u64> {
     let resources = resources(workflow).ok()?;
     let bytes = quantity::parse(resources["limits"]["memory"].as_str()?)?;
