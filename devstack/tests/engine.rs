@@ -713,6 +713,46 @@ async fn a_pod_that_asks_for_more_than_there_is_stays_pending() {
 }
 
 #[tokio::test]
+async fn a_step_whose_volumes_were_taken_away_waits_for_them() {
+    let bench = Bench::embedded("volumes").await;
+    let id = bench.submit(&bench.stage(ENDLESS)).await;
+    let other = bench.submit(&bench.stage(ENDLESS)).await;
+    for id in [&id, &other] {
+        bench.sign(id, "child").await;
+    }
+    let claims = bench.api::<PersistentVolumeClaim>();
+    let data = claims.get(&format!("{id}-data")).await.unwrap();
+    assert_eq!(data.status.unwrap().phase.as_deref(), Some("Bound"));
+    // The algorithm does not use this one, the next step does.
+    claims.delete(&format!("{id}-adminlogs"), &DeleteParams::foreground()).await.unwrap();
+    bench.api::<ConfigMap>().delete(&other, &DeleteParams::foreground()).await.unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while claims.get_opt(&format!("{id}-adminlogs")).await.unwrap().is_some() {
+        assert!(Instant::now() < deadline, "the claim stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for id in [&id, &other] {
+        bench.delete_in_foreground(id, "algorithm").await;
+    }
+    let message = bench
+        .pod_with(&id, "publish", |pod| {
+            let condition = &pod["status"]["conditions"][0];
+            (condition["reason"] == "Unschedulable").then(|| condition["message"].as_str().unwrap().to_owned())
+        })
+        .await;
+    assert_eq!(message, format!("0/1 nodes are available: persistentvolumeclaim \"{id}-adminlogs\" not found."));
+    let waits =
+        |pod: &Value| pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ContainerCreating";
+    bench.pod_with(&other, "publish", |pod| waits(pod).then_some(())).await;
+    for id in [&id, &other] {
+        assert_eq!(bench.status(id).await, 60);
+        bench.delete_in_foreground(id, "publish").await;
+        assert_eq!(bench.finished(id).await, (70, vec![]));
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn an_evicted_pod_is_replaced_until_there_were_too_many() {
     let bench = Bench::embedded("evicted").await;
     let id = bench.submit(&bench.stage(ENDLESS)).await;

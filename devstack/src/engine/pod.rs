@@ -72,12 +72,20 @@ pub(super) struct Pod<'a> {
 }
 
 impl Pod<'_> {
-    fn jobs(&self) -> Api<Job> {
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
         Api::namespaced(self.chain.shared.client.clone(), &self.chain.shared.options.namespace)
     }
 
+    fn jobs(&self) -> Api<Job> {
+        self.api()
+    }
+
     fn pods(&self) -> Api<v1::Pod> {
-        Api::namespaced(self.chain.shared.client.clone(), &self.chain.shared.options.namespace)
+        self.api()
     }
 
     fn cluster(&self) -> Cluster {
@@ -105,7 +113,7 @@ impl Pod<'_> {
 
     /// One pod's life.
     async fn live(&self, pod: &v1::Pod) -> Result<Exit, Disturbance> {
-        if let Some(message) = self.unschedulable(pod) {
+        if let Some(message) = self.unschedulable(pod).await {
             let condition = json!({
                 "type": "PodScheduled", "status": "False", "lastTransitionTime": now(),
                 "reason": "Unschedulable", "message": message,
@@ -114,9 +122,8 @@ impl Pod<'_> {
             return self.undisturbed(pod, &mut 0, future::pending()).await;
         }
         let mut container = Container { started: now(), restarts: 0, last: None };
-        if self.image_missing() {
-            let message = format!("Back-off pulling image \"{}\"", image(pod));
-            let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": message}});
+        if let Some(waiting) = self.not_ready(pod).await {
+            let waiting = json!({"waiting": waiting});
             self.report(pod, "Pending", &waiting, &container).await;
             return self.undisturbed(pod, &mut 0, future::pending()).await;
         }
@@ -196,8 +203,20 @@ impl Pod<'_> {
         }
     }
 
-    /// Why no node can take the pod.
-    fn unschedulable(&self, pod: &v1::Pod) -> Option<String> {
+    /// Why no node can take the pod, in the scheduler's words.
+    async fn unschedulable(&self, pod: &v1::Pod) -> Option<String> {
+        let claims: Api<v1::PersistentVolumeClaim> = self.api();
+        for volume in volumes(pod) {
+            let Some(name) = volume.persistent_volume_claim.as_ref().map(|source| &source.claim_name) else {
+                continue;
+            };
+            let problem = match claims.get_metadata_opt(name).await {
+                Ok(None) => "not found",
+                Ok(Some(claim)) if claim.metadata.deletion_timestamp.is_some() => "is being deleted",
+                _ => continue,
+            };
+            return Some(format!("0/1 nodes are available: persistentvolumeclaim \"{name}\" {problem}."));
+        }
         let cores = std::thread::available_parallelism().ok()?.get();
         let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
         let memory = memory.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim();
@@ -205,14 +224,19 @@ impl Pod<'_> {
         objects::insufficient(pod, f64::from(u32::try_from(cores).ok()?), memory)
     }
 
-    /// Whether the image is one of those that are never found.
-    fn image_missing(&self) -> bool {
-        self.component == Component::Algorithm
-            && self
-                .chain
-                .workflow
-                .image()
-                .is_ok_and(|image| image.split([':', '@']).next().is_some_and(|name| name.ends_with("does-not-exist")))
+    /// What the container waits for on its node: a volume that can't be mounted, or an image that is one of those that are
+    /// never found.
+    async fn not_ready(&self, pod: &v1::Pod) -> Option<Value> {
+        let maps: Api<v1::ConfigMap> = self.api();
+        for map in volumes(pod).filter_map(|volume| volume.config_map.as_ref()) {
+            if let Ok(None) = maps.get_metadata_opt(&map.name).await {
+                return Some(json!({"reason": "ContainerCreating"}));
+            }
+        }
+        let image = self.chain.workflow.image().ok().filter(|_| self.component == Component::Algorithm)?;
+        let missing = image.split([':', '@']).next().is_some_and(|name| name.ends_with("does-not-exist"));
+        let message = format!("Back-off pulling image \"{image}\"");
+        missing.then(|| json!({"reason": "ImagePullBackOff", "message": message}))
     }
 
     /// Waits for the Job's pod, or makes it where there is no controller that does.
@@ -425,6 +449,10 @@ fn has_ended(pod: &v1::Pod) -> bool {
 fn has_failed(job: &Job) -> bool {
     let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|condition| condition.type_ == "Failed" && condition.status == "True")
+}
+
+fn volumes(pod: &v1::Pod) -> impl Iterator<Item = &v1::Volume> {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
 }
 
 fn image(pod: &v1::Pod) -> String {
