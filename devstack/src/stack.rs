@@ -48,7 +48,8 @@ const DEFINITION_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How long a job rests in each state at least, so that one who asks every 100 ms sees them all.
 const PACE: Duration = Duration::from_millis(200);
-/// How old the definition of a resource has to be for kube-apiserver to take its objects at once. Its clock has no fractions.
+/// How old the definition of a resource has to be for kube-apiserver to take its objects at once. Its clock has no
+/// fractions.
 const SETTLE: Duration = Duration::from_secs(3);
 /// Seconds between the sweeps of the reaper.
 const SWEEPS: &str = "5";
@@ -145,7 +146,8 @@ pub enum Error {
 pub struct Options {
     /// Where state, keys and logs are.
     pub directory: PathBuf,
-    /// Whether it is for one demo: a free port, a service that knows nothing of the environment's settings, no state from before.
+    /// Whether it is for one demo: a free port, a service that knows nothing of the environment's settings, no state
+    /// from before.
     pub demo: bool,
 }
 
@@ -635,8 +637,8 @@ async fn install_definition(service: &Service, client: &kube::Client, kind: Clus
     }
 }
 
-/// Time between two sweeps, if there are to be any: unasked only where database and cluster are ours. In somebody else's, a reaper that sees
-/// one of the two only would take what runs there for dead.
+/// Time between two sweeps, if there are to be any: unasked only where database and cluster are ours. In somebody
+/// else's, a reaper that sees one of the two only would take what runs there for dead.
 fn sweeps(ours: bool) -> Result<Option<Duration>, Error> {
     let Some(text) = variable("REAP_EVERY").or_else(|| ours.then(|| SWEEPS.to_owned())) else {
         return Ok(None);
@@ -645,7 +647,8 @@ fn sweeps(ours: bool) -> Result<Option<Duration>, Error> {
     Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
-/// Runs the reaper, one sweep after the other. A sweep that fails does no harm, and is told once until one succeeds again.
+/// Runs the reaper, one sweep after the other. A sweep that fails does no harm, and is told once until one succeeds
+/// again.
 async fn sweep(service: Service, logs: PathBuf, every: Duration) {
     let mut failing = false;
     let mut tick = tokio::time::interval(every);

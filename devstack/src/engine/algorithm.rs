@@ -35,8 +35,8 @@ pub(super) async fn run(chain: &Chain<'_>, log: &Path) -> Exit {
     }
 }
 
-/// Waits for the algorithm's end. Where its whole process group comes to hold more than it may, it is killed as a whole, as
-/// a kubelet since 1.28 has the kernel do it, and there is no status: `tee` could not say anything any more.
+/// Waits for the algorithm's end. Where its whole process group comes to hold more than it may, it is killed as a
+/// whole, as a kubelet since 1.28 has the kernel do it, and there is no status: `tee` could not say anything any more.
 async fn within_memory(child: &mut process::Child, limit: Option<u64>) -> Option<Result<ExitStatus, process::Error>> {
     let mut tick = tokio::time::interval(MEMORY_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

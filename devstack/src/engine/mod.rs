@@ -65,13 +65,13 @@ pub struct Options {
     pub storage_expiry: u64,
     /// Announced: the account that consumers order from.
     pub consumer_address: String,
-    /// Whether an algorithm that exits with a code other than 0 counts as done. (The real engine pipes it into `tee`, whose
-    /// exit code is the one that the cluster sees.)
+    /// Whether an algorithm that exits with a code other than 0 counts as done. (The real engine pipes it into `tee`,
+    /// whose exit code is the one that the cluster sees.)
     pub ignore_exit_code: bool,
-    /// How long a container that has failed for the second time waits until it is started again. The first restart is at once,
-    /// each further pause is twice the one before, for five minutes at most, and with the sixth restart the Job fails and takes its
-    /// pod along. A kubelet's is 10 s. Without one all this is brought forward: with the first failure the Job has failed, and
-    /// its pod stays, as Failed.
+    /// How long a container that has failed for the second time waits until it is started again. The first restart is
+    /// at once, each further pause is twice the one before, for five minutes at most, and with the sixth restart the
+    /// Job fails and takes its pod along. A kubelet's is 10 s. Without one all this is brought forward: with the first
+    /// failure the Job has failed, and its pod stays, as Failed.
     pub restart_pause: Option<Duration>,
 }
 

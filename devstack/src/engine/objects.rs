@@ -65,8 +65,9 @@ pub(super) fn claim(name: &str, size: &str) -> Result<PersistentVolumeClaim, Die
     }))
 }
 
-/// What the algorithm asks for and may use: what its stage says. The real engine, since 2021, writes what its environment announces
-/// over that; here the announced amounts only fill in, so that one job alone can have too little, or ask for too much.
+/// What the algorithm asks for and may use: what its stage says. The real engine, since 2021, writes what its
+/// environment announces over that; here the announced amounts only fill in, so that one job alone can have too little,
+/// or ask for too much.
 fn resources(workflow: &Workflow) -> Result<Value, Died> {
     let said = &workflow.stage()?["compute"]["resources"];
     let amount = |name: &str, announced: &str| match &said[name] {
@@ -87,7 +88,8 @@ pub(super) fn memory_limit(workflow: &Workflow) -> Option<u64> {
     (bytes > 0.0).then_some(bytes as u64)
 }
 
-/// Why a machine with so many cores and so much memory (bytes) can't take the pod, in the scheduler's words; nothing if it can.
+/// Why a machine with so many cores and so much memory (bytes) can't take the pod, in the scheduler's words; nothing if
+/// it can.
 pub(super) fn insufficient(pod: &Pod, cores: f64, memory: f64) -> Option<String> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let requests: Vec<_> = containers.filter_map(|container| container.resources.as_ref()?.requests.as_ref()).collect();
@@ -99,7 +101,8 @@ pub(super) fn insufficient(pod: &Pod, cores: f64, memory: f64) -> Option<String>
     (!reasons.is_empty()).then(|| format!("0/1 nodes are available: {}.", reasons.join(", ")))
 }
 
-/// A step's Job. As the real ones, it leaves backoffLimit to the cluster, which is 6. The pods of the real configure and publish steps also get the database's password and the engine's key: not here.
+/// A step's Job. As the real ones, it leaves backoffLimit to the cluster, which is 6. The pods of the real configure
+/// and publish steps also get the database's password and the engine's key: not here.
 pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: bool) -> Result<Job, Died> {
     let labels = json!({
         "app": id,

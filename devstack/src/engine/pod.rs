@@ -92,9 +92,9 @@ impl Pod<'_> {
         self.chain.shared.options.cluster
     }
 
-    /// Does the work within the Job's pod, again after a failure if failed containers are restarted, and in another pod if
-    /// this one is evicted or deleted. Ends when the work has ended, or when the Job is about to go or gone: then the work is
-    /// dropped, and with it its processes.
+    /// Does the work within the Job's pod, again after a failure if failed containers are restarted, and in another pod
+    /// if this one is evicted or deleted. Ends when the work has ended, or when the Job is about to go or gone: then
+    /// the work is dropped, and with it its processes.
     pub(super) async fn play(self) -> Exit {
         loop {
             let pod = match self.appear().await {
@@ -224,8 +224,8 @@ impl Pod<'_> {
         objects::insufficient(pod, f64::from(u32::try_from(cores).ok()?), memory)
     }
 
-    /// What the container waits for on its node: a volume that can't be mounted, or an image that is one of those that are
-    /// never found.
+    /// What the container waits for on its node: a volume that can't be mounted, or an image that is one of those that
+    /// are never found.
     async fn not_ready(&self, pod: &v1::Pod) -> Option<Value> {
         let maps: Api<v1::ConfigMap> = self.api();
         for map in volumes(pod).filter_map(|volume| volume.config_map.as_ref()) {
@@ -314,29 +314,32 @@ impl Pod<'_> {
     /// Writes the status of a pod that has a node, as a kubelet does.
     async fn report(&self, pod: &v1::Pod, phase: &str, state: &Value, container: &Container) {
         let running = state.get("running").is_some();
-        let unready = match phase {
-            "Succeeded" => json!({"reason": "PodCompleted"}),
-            "Failed" => json!({"reason": "PodFailed"}),
+        let readiness = match phase {
+            _ if running => json!({"status": "True"}),
+            "Succeeded" => json!({"status": "False", "reason": "PodCompleted"}),
+            "Failed" => json!({"status": "False", "reason": "PodFailed"}),
             _ => json!({
-                "reason": "ContainersNotReady", "message": format!("containers with unready status: [{CONTAINER}]"),
+                "status": "False",
+                "reason": "ContainersNotReady",
+                "message": format!("containers with unready status: [{CONTAINER}]"),
             }),
         };
-        let condition = |kind: &str, holds: bool| {
-            let mut condition =
-                json!({"type": kind, "status": if holds { "True" } else { "False" }, "lastTransitionTime": now()});
-            if let (false, Value::Object(condition), Value::Object(unready)) = (holds, &mut condition, &unready) {
-                condition.extend(unready.clone());
-            }
+        let ready = |kind: &str| {
+            let mut condition = readiness.clone();
+            condition["type"] = kind.into();
+            condition["lastTransitionTime"] = now().into();
             condition
         };
+        // These hold from the start.
+        let holds = |kind: &str| json!({"type": kind, "status": "True", "lastTransitionTime": container.started});
         let status = json!({
             "phase": phase,
             "startTime": container.started,
             "conditions": [
-                condition("Initialized", true),
-                condition("Ready", running),
-                condition("ContainersReady", running),
-                condition("PodScheduled", true),
+                holds("Initialized"),
+                ready("Ready"),
+                ready("ContainersReady"),
+                holds("PodScheduled"),
             ],
             "containerStatuses": [{
                 "name": CONTAINER,
@@ -403,8 +406,8 @@ impl Pod<'_> {
         }
     }
 
-    /// Hands on what the log has gained; says whether there may be more. A real kubelet answers for logs itself; the embedded
-    /// cluster has a door of its own for them.
+    /// Hands on what the log has gained; says whether there may be more. A real kubelet answers for logs itself; the
+    /// embedded cluster has a door of its own for them.
     async fn send_log(&self, pod: &v1::Pod, sent: &mut u64) -> bool {
         if self.cluster() != Cluster::Embedded || *sent >= LOG_LIMIT {
             return false;

@@ -1,7 +1,7 @@
 //! A claim is bound by the first pod that runs with it, and stays as long as a pod uses it.
 //!
-//! Source: Kubernetes documentation, "Storage Classes", "Volume Binding Mode", and "Persistent Volumes", "Storage Object in Use
-//! Protection". The volumes themselves are no objects here.
+//! Source: Kubernetes documentation, "Storage Classes", "Volume Binding Mode", and "Persistent Volumes", "Storage
+//! Object in Use Protection". The volumes themselves are no objects here.
 
 use serde_json::{Value, json};
 
