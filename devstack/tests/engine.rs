@@ -541,6 +541,33 @@ async fn a_stop_request_ends_the_algorithm_and_publishes_what_there_is() {
 }
 
 #[tokio::test]
+async fn a_filter_comes_between_algorithm_and_publishing() {
+    let command = "echo filtering; rm $OUTPUTS/secret.txt; echo $$ > $VOLUME/filter; [ -e $VOLUME/quick ] || sleep 300";
+    let bench = Bench::start("filter", false, |options| options.filter = Some(command.to_owned())).await;
+    let code = "echo a > $OUTPUTS/secret.txt; echo b > $OUTPUTS/open.txt\n";
+    let quick = bench.submit(&bench.stage(&format!("{code} touch $VOLUME/quick\n"))).await;
+    let slow = bench.submit(&bench.stage(code)).await;
+    let mut stage = bench.stage(code);
+    stage["input"][0]["url"] = json!([format!("{}/broken", bench.files)]);
+    let broken = bench.submit(&stage).await;
+
+    let (status, outputs) = bench.finished(&quick).await;
+    let names: Vec<&str> = outputs.iter().map(|file| file["filename"].as_str().unwrap()).collect();
+    assert_eq!((status, names), (70, vec!["open.txt", "algorithm.log", "configure.log", "filter.log", "publish.log"]));
+    assert_eq!(outputs[3]["type"], "filteringLog");
+
+    // A filter that hangs goes on when its Job is deleted, and where the configuring step failed the status stays at 50.
+    for (id, end) in [(&slow, 70), (&broken, 50)] {
+        let process = bench.sign(id, "filter").await;
+        assert_eq!(bench.status(id).await, 50);
+        bench.delete_in_foreground(id, "filter").await;
+        ends(&process).await;
+        assert_eq!(bench.finished(id).await.0, end);
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn the_announced_limit_ends_the_algorithm() {
     let bench = Bench::start("limit", false, |options| options.max_job_duration = Duration::from_secs(1)).await;
     let id = bench.submit(&bench.stage(ENDLESS)).await;

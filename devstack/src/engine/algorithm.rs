@@ -12,25 +12,31 @@ const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The step's work. Dropping it kills the algorithm's process group.
 pub(super) async fn run(chain: &Chain<'_>, log: &Path) -> Exit {
-    match start(chain, log) {
+    let child = entrypoint(chain).and_then(|entrypoint| start(chain, &entrypoint, log));
+    match child {
         Ok(mut child) => match within_memory(&mut child, objects::memory_limit(&chain.workflow)).await {
             None => {
                 tracing::info!(job = chain.id, "the algorithm takes more memory than it may");
                 Exit::OutOfMemory
             }
             Some(Ok(_)) if chain.shared.options.ignore_exit_code => Exit::Done,
-            Some(Ok(status)) if status.success() => Exit::Done,
-            Some(Ok(status)) => {
-                Exit::Failed(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
-            }
-            Some(Err(error)) => {
-                tracing::error!(job = chain.id, %error, "lost sight of the algorithm");
-                Exit::Failed(1)
-            }
+            Some(ended) => exit(chain, ended),
         },
         Err(problem) => {
             tracing::error!(job = chain.id, problem, "could not start the algorithm");
             Exit::Failed(127)
+        }
+    }
+}
+
+/// How a container's process ended.
+pub(super) fn exit(chain: &Chain<'_>, ended: Result<ExitStatus, process::Error>) -> Exit {
+    match ended {
+        Ok(status) if status.success() => Exit::Done,
+        Ok(status) => Exit::Failed(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())),
+        Err(error) => {
+            tracing::error!(job = chain.id, %error, "lost sight of a process");
+            Exit::Failed(1)
         }
     }
 }
@@ -53,12 +59,9 @@ async fn within_memory(child: &mut process::Child, limit: Option<u64>) -> Option
     }
 }
 
-fn start(chain: &Chain<'_>, log: &Path) -> Result<process::Child, String> {
-    let volume = chain.volume.data();
-    for folder in ["outputs", "logs"] {
-        std::fs::create_dir_all(volume.join(folder)).map_err(|error| error.to_string())?;
-    }
-    let path = volume.display().to_string();
+/// What the algorithm's shell is told.
+fn entrypoint(chain: &Chain<'_>) -> Result<String, String> {
+    let path = chain.volume.data().display().to_string();
     // The path goes into a shell's command line as it is. In a checkout whose own path would not survive that, the
     // algorithm, which starts in its volume, is named from there.
     let harmless = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c);
@@ -67,9 +70,18 @@ fn start(chain: &Chain<'_>, log: &Path) -> Result<process::Child, String> {
     } else {
         "transformations/algorithm".to_owned()
     };
-    let entrypoint = chain.workflow.entrypoint().map_err(|error| error.to_string())?.replace("$ALGO", &algorithm);
+    Ok(chain.workflow.entrypoint().map_err(|error| error.to_string())?.replace("$ALGO", &algorithm))
+}
+
+/// Starts a shell with that command line in the job's volume, with what algorithms are promised.
+pub(super) fn start(chain: &Chain<'_>, command: &str, log: &Path) -> Result<process::Child, String> {
+    let volume = chain.volume.data();
+    for folder in ["outputs", "logs"] {
+        std::fs::create_dir_all(volume.join(folder)).map_err(|error| error.to_string())?;
+    }
+    let path = volume.display().to_string();
     let mut program = Program::new("/bin/sh")
-        .args(["-c", &entrypoint])
+        .args(["-c", command])
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .directory(&volume)

@@ -18,7 +18,7 @@ use kube::{
 use serde_json::Value;
 
 use super::{
-    Cluster, Shared, algorithm,
+    Cluster, Shared, algorithm, filter,
     objects::{self, Component},
     pod::{self, Exit, Pod},
     provision, publish,
@@ -198,10 +198,20 @@ pub(super) async fn run(shared: &Shared, id: &str) -> Result<(), Died> {
         books.set_status(id, 40).await;
         let log = chain.volume.data().join("logs/algorithm.log");
         chain.step(Component::Algorithm, &log).await?;
+    }
+    chain.delete_job(Component::Algorithm).await;
+
+    // As in the real engine, also where nothing was provisioned, which then only shows in that it ends with 50.
+    if shared.options.filter.is_some() {
+        books.set_status(id, 50).await;
+        let log = chain.volume.data().join("logs/filter.log");
+        chain.step(Component::Filter, &log).await?;
+        chain.delete_job(Component::Filter).await;
+    }
+    if provisioned {
         books.set_status(id, 60).await;
         chain.rest().await;
     }
-    chain.delete_job(Component::Algorithm).await;
 
     let log = chain.volume.adminlogs().join("publish.log");
     chain.step(Component::Publish, &log).await?;
@@ -320,6 +330,7 @@ impl Chain<'_> {
         match component {
             Component::Configure => provision::run(self, log).await,
             Component::Algorithm => algorithm::run(self, log).await,
+            Component::Filter => filter::run(self, log).await,
             Component::Publish => publish::run(self, log).await,
         }
     }

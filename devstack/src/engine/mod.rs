@@ -8,6 +8,7 @@ mod algorithm;
 mod books;
 mod chain;
 mod files;
+mod filter;
 mod objects;
 mod pod;
 mod provision;
@@ -73,6 +74,9 @@ pub struct Options {
     /// Job fails and takes its pod along. A kubelet's is 10 s. Without one all this is brought forward: with the first
     /// failure the Job has failed, and its pod stays, as Failed.
     pub restart_pause: Option<Duration>,
+    /// What a filtering step does with the outputs before they are published: a command line for the shell, which starts
+    /// in the job's volume with the algorithm's environment. Without one there is no such step.
+    pub filter: Option<String>,
 }
 
 impl Options {
@@ -91,6 +95,7 @@ impl Options {
             consumer_address: "0x0000000000000000000000000000000000000000".to_owned(),
             ignore_exit_code: false,
             restart_pause: None,
+            filter: None,
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::quantity;
 pub(super) enum Component {
     Configure,
     Algorithm,
+    Filter,
     Publish,
 }
 
@@ -28,6 +29,7 @@ impl Component {
         match self {
             Self::Configure => "configure",
             Self::Algorithm => "algorithm",
+            Self::Filter => "filter",
             Self::Publish => "publish",
         }
     }
@@ -101,6 +103,12 @@ pub(super) fn insufficient(pod: &Pod, cores: f64, memory: f64) -> Option<String>
     (!reasons.is_empty()).then(|| format!("0/1 nodes are available: {}.", reasons.join(", ")))
 }
 
+/// The environment as a container's.
+fn environment(workflow: &Workflow) -> Result<Value, Died> {
+    let variables = workflow.environment("/data")?.into_iter();
+    Ok(variables.map(|(name, value)| json!({"name": name, "value": value})).collect())
+}
+
 /// A step's Job. As the real ones, it leaves backoffLimit to the cluster, which is 6. The pods of the real configure
 /// and publish steps also get the database's password and the engine's key: not here.
 pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: bool) -> Result<Job, Died> {
@@ -139,13 +147,12 @@ pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: 
                 "-c",
                 format!("mkdir -p $VOLUME/outputs $VOLUME/logs; {entrypoint} 2>&1 | tee $VOLUME/logs/algorithm.log"),
             ]);
-            let env: Vec<Value> = workflow
-                .environment("/data")?
-                .into_iter()
-                .map(|(name, value)| json!({"name": name, "value": value}))
-                .collect();
-            container["env"] = env.into();
+            container["env"] = environment(workflow)?;
             container["resources"] = resources(workflow)?;
+        }
+        Component::Filter => {
+            container["image"] = "example/filter:latest".into();
+            container["env"] = environment(workflow)?;
         }
     }
     let mut mounts = vec![json!({"mountPath": "/data/", "name": "data"})];
@@ -153,8 +160,8 @@ pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: 
         json!({"name": "data", "persistentVolumeClaim": {"claimName": format!("{id}-data")}}),
         json!({"name": "workflow", "configMap": {"defaultMode": 420, "name": id}}),
     ];
-    // The algorithm is not to see what the others write about it.
-    if component != Component::Algorithm {
+    // Algorithm and filter are not to see what the others write about them.
+    if matches!(component, Component::Configure | Component::Publish) {
         mounts.push(json!({"mountPath": "/data/adminlogs", "name": "adminlogs"}));
         volumes.push(json!({
             "name": "adminlogs",
