@@ -25,6 +25,7 @@ pub mod engine;
 pub mod local;
 pub mod postgres;
 pub mod process;
+pub mod quantity;
 pub mod stack;
 pub mod wallet;
 

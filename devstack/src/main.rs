@@ -164,6 +164,12 @@ operator-service is up.
     if let Some(results) = &places.results {
         say!("  results     http://{results}/ (the engine stand-in's, below paths that can't be guessed)");
     }
+    if let Some(every) = places.sweeps {
+        let log = stack::shown(&places.logs.join("reap.log"));
+        say!(
+            "  reaper      cleans up dead jobs every {every:?}, after short graces (REAP_EVERY=0: never); log in {log}"
+        );
+    }
     say!(
         "  provider    {} (its signatures are accepted; the key is in {})
   logs        {}

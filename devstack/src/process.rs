@@ -64,6 +64,7 @@ pub struct Program {
     directory: Option<PathBuf>,
     account: Option<Account>,
     log: Option<File>,
+    log_output: bool,
     stop_signal: Signal,
 }
 
@@ -78,6 +79,7 @@ impl Program {
             directory: None,
             account: None,
             log: None,
+            log_output: true,
             stop_signal: Signal::SIGTERM,
         }
     }
@@ -131,6 +133,12 @@ impl Program {
         self
     }
 
+    /// The file that takes its standard error; its standard output is thrown away.
+    #[must_use]
+    pub fn log_errors(self, log: File) -> Self {
+        Self { log_output: false, ..self.log(log) }
+    }
+
     /// The signal that asks it to end; `SIGTERM` unless said otherwise.
     #[must_use]
     pub fn stop_with(mut self, signal: Signal) -> Self {
@@ -173,7 +181,8 @@ impl Program {
             command.uid(account.uid).gid(account.gid);
         }
         let (stdout, stderr) = match self.log {
-            Some(log) => (Stdio::from(log.try_clone().map_err(failed)?), Stdio::from(log)),
+            Some(log) if self.log_output => (Stdio::from(log.try_clone().map_err(failed)?), Stdio::from(log)),
+            Some(log) => (Stdio::null(), Stdio::from(log)),
             None => (Stdio::null(), Stdio::null()),
         };
         command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
@@ -246,6 +255,14 @@ impl Child {
         {
             tracing::warn!(program = self.name, %error, "could not send {signal}");
         }
+    }
+
+    /// Bytes of memory that the processes of its group hold at the moment; what several of them share counts once for
+    /// each. 0 where /proc does not tell.
+    #[must_use]
+    pub fn resident_memory(&self) -> u64 {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.map(|entry| resident_memory(&entry.path(), self.group).unwrap_or_default()).sum()
     }
 
     /// Asks it to end, waits for up to `limit`, then kills what is left of its group.
@@ -322,6 +339,22 @@ fn watchdog(message: &str) -> io::Result<()> {
     };
     let stdin = child.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
     stdin.write_all(format!("{message}\n").as_bytes())
+}
+
+/// What the process of a directory below /proc holds, if it is of that group.
+fn resident_memory(process: &Path, group: Pid) -> Option<u64> {
+    if !process.file_name()?.to_str()?.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    // proc_pid_stat(5): after the name in brackets come state, parent and group.
+    let stat = std::fs::read_to_string(process.join("stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    if fields.split_whitespace().nth(2)?.parse() != Ok(group.as_raw()) {
+        return None;
+    }
+    let status = std::fs::read_to_string(process.join("status")).ok()?;
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(kibibytes.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
 }
 
 /// Opens a log file for appending, readable by its owner only.

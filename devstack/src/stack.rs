@@ -23,8 +23,10 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
+use tokio::task::JoinSet;
 
 use crate::{
     apiserver::{self, ApiServer},
@@ -46,8 +48,24 @@ const DEFINITION_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How long a job rests in each state at least, so that one who asks every 100 ms sees them all.
 const PACE: Duration = Duration::from_millis(200);
-/// How old the definition of a resource has to be for kube-apiserver to take its objects at once. Its clock has no fractions.
+/// How old the definition of a resource has to be for kube-apiserver to take its objects at once. Its clock has no
+/// fractions.
 const SETTLE: Duration = Duration::from_secs(3);
+/// Seconds between the sweeps of the reaper.
+const SWEEPS: &str = "5";
+/// What its sweeps write, but for their reports.
+const SWEEP_LOG: &str = "reap.log";
+/// How long a sweep may take.
+const SWEEP_LIMIT: Duration = Duration::from_secs(120);
+/// What the reaper waits for (seconds), so short that people see what it does.
+const GRACES: [(&str, &str); 4] = [
+    ("REAP_RETRY_GRACE", "20"),
+    ("REAP_SCHEDULE_GRACE", "20"),
+    ("REAP_ABSENT_GRACE", "5"),
+    ("REAP_HANDOUT_GRACE", "30"),
+];
+/// The first pause before a container that fails is started again: a kubelet's.
+const RESTART_PAUSE: Duration = Duration::from_secs(10);
 const DATABASE: &str = "operator";
 
 /// Why the stack is not up.
@@ -128,7 +146,8 @@ pub enum Error {
 pub struct Options {
     /// Where state, keys and logs are.
     pub directory: PathBuf,
-    /// Whether it is for one demo: a free port, a service that knows nothing of the environment's settings, no state from before.
+    /// Whether it is for one demo: a free port, a service that knows nothing of the environment's settings, no state
+    /// from before.
     pub demo: bool,
 }
 
@@ -137,6 +156,8 @@ pub type Progress<'a> = &'a (dyn Fn(&str, &str) + Sync);
 
 /// A running stack. Dropping it ends its processes, [`Stack::stop`] does so in good order.
 pub struct Stack {
+    /// The task that runs the reaper, if it runs.
+    sweeps: JoinSet<()>,
     service: Child,
     engine: Option<Engine>,
     cluster: RunningCluster,
@@ -165,6 +186,8 @@ pub struct Places {
     pub namespace: String,
     /// Where the engine serves results, if it is ours.
     pub results: Option<String>,
+    /// How often the reaper sweeps, if it does.
+    pub sweeps: Option<Duration>,
     /// The keys' directory.
     pub keys: PathBuf,
     /// The logs' directory.
@@ -297,6 +320,7 @@ impl Stack {
             settings.pace = PACE;
             // As with the real engine, an algorithm that fails leaves its log and ends.
             settings.ignore_exit_code = true;
+            settings.restart_pause = Some(RESTART_PAUSE);
             let engine = Engine::start(settings, client.clone()).await?;
             let host = engine.file_host();
             let note = if kind == Cluster::Foreign { "; its Jobs are created suspended, and run here" } else { "" };
@@ -308,11 +332,27 @@ impl Stack {
             None
         };
 
+        let ours = postgres.is_some() && kind != Cluster::Foreign;
+        let every = if options.demo { None } else { sweeps(ours)? };
+        if every.is_some() && ours {
+            let graces = GRACES.map(|(name, seconds)| (name, own(name).unwrap_or_else(|| seconds.to_owned())));
+            service.variables.extend(graces);
+        }
+
         let child = service.serve(listen, &logs).await?;
         let ip = if listen.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { listen.ip() };
         let address = format!("http://{}", SocketAddr::new(ip, listen.port()));
         progress("service", &address);
+        let mut sweeping = JoinSet::new();
+        if let Some(every) = every {
+            progress(
+                "reaper",
+                &format!("sweeps every {every:?} (REAP_EVERY), logs to {}", shown(&logs.join(SWEEP_LOG))),
+            );
+            sweeping.spawn(sweep(service, logs.clone(), every));
+        }
         Ok(Self {
+            sweeps: sweeping,
             places: Places {
                 service: address,
                 psql,
@@ -320,6 +360,7 @@ impl Stack {
                 kubeconfig: shown(Path::new(&kubeconfig)),
                 namespace,
                 results: engine.as_ref().map(Engine::file_host),
+                sweeps: every,
                 keys,
                 logs,
             },
@@ -346,7 +387,8 @@ impl Stack {
     }
 
     /// Stops everything: what uses something else goes first.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
+        self.sweeps.shutdown().await;
         if let Some(engine) = self.engine {
             engine.stop().await;
         }
@@ -595,6 +637,34 @@ async fn install_definition(service: &Service, client: &kube::Client, kind: Clus
     }
 }
 
+/// Time between two sweeps, if there are to be any: unasked only where database and cluster are ours. In somebody
+/// else's, a reaper that sees one of the two only would take what runs there for dead.
+fn sweeps(ours: bool) -> Result<Option<Duration>, Error> {
+    let Some(text) = variable("REAP_EVERY").or_else(|| ours.then(|| SWEEPS.to_owned())) else {
+        return Ok(None);
+    };
+    let seconds = text.parse().map_err(|_| Error::Environment(format!("REAP_EVERY={text} is no number of seconds")))?;
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
+}
+
+/// Runs the reaper, one sweep after the other. A sweep that fails does no harm, and is told once until one succeeds
+/// again.
+async fn sweep(service: Service, logs: PathBuf, every: Duration) {
+    let mut failing = false;
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let swept = service.sweep(&logs).await;
+        if let Err(error) = &swept
+            && !failing
+        {
+            tracing::warn!(%error, "the reaper's sweep failed");
+        }
+        failing = swept.is_err();
+    }
+}
+
 async fn ensure_namespace(client: &kube::Client, name: &str) -> Result<(), Error> {
     let mut namespace = Namespace::default();
     namespace.metadata.name = Some(name.to_owned());
@@ -633,15 +703,19 @@ impl Service {
         kept.chain(self.variables.iter().map(|(name, value)| (*name, value.into()))).collect()
     }
 
-    fn command(&self, command: &'static str, log: &Path) -> Result<Program, Error> {
-        let mut program = Program::new(&self.program).arg(command).log(process::open_log(log).map_err(file(log))?);
+    fn program(&self, command: &'static str) -> Program {
+        let mut program = Program::new(&self.program).arg(command);
         if self.clear {
             program = program.env_clear();
         }
         for (name, value) in self.environment() {
             program = program.env(name, value);
         }
-        Ok(program)
+        program
+    }
+
+    fn command(&self, command: &'static str, log: &Path) -> Result<Program, Error> {
+        Ok(self.program(command).log(process::open_log(log).map_err(file(log))?))
     }
 
     fn failed(command: &'static str, problem: String, log: &Path) -> Error {
@@ -658,6 +732,20 @@ impl Service {
                 if status.success() { Ok(()) } else { Err(Self::failed(command, format!("failed ({status})"), &log)) }
             }
             Err(_) => Err(Self::failed(command, format!("is not done after {limit:?}"), &log)),
+        }
+    }
+
+    /// One sweep of the reaper. Dropping it kills it, as it may be killed at any time.
+    async fn sweep(&self, logs: &Path) -> Result<(), Error> {
+        let log = logs.join(SWEEP_LOG);
+        let errors = process::open_log(&log).map_err(file(&log))?;
+        let mut child = self.program("reap").log_errors(errors).stop_with(Signal::SIGKILL).spawn()?;
+        match tokio::time::timeout(SWEEP_LIMIT, child.wait()).await {
+            Ok(status) => {
+                let status = status?;
+                if status.success() { Ok(()) } else { Err(Self::failed("reap", format!("failed ({status})"), &log)) }
+            }
+            Err(_) => Err(Self::failed("reap", format!("is not done after {SWEEP_LIMIT:?}"), &log)),
         }
     }
 

@@ -327,6 +327,17 @@ async fn what_breaks_a_rule_is_refused() {
         endless.message,
         "Job.batch \"a\" is invalid: spec.template.spec.restartPolicy: Required value: valid values: \"OnFailure\", \"Never\""
     );
+    let resources =
+        json!({ "requests": { "cpu": "2", "memory": "1Gi" }, "limits": { "cpu": "1500m", "memory": "1024Mi" } });
+    let greedy =
+        json!({ "restartPolicy": "Never", "containers": [{ "name": "a", "image": "a", "resources": resources }] });
+    let greedy: Job = typed(json!({ "metadata": { "name": "a" }, "spec": { "template": { "spec": greedy } } }));
+    let greedy = refusal(api(&client).create(&PostParams::default(), &greedy).await);
+    assert_eq!(
+        greedy.message,
+        "Job.batch \"a\" is invalid: spec.template.spec.containers[0].resources.requests: Invalid value: \"2\": \
+        must be less than or equal to cpu limit of 1500m"
+    );
     let long = "a".repeat(64);
     let long = refusal(api(&client).create(&PostParams::default(), &job(&long, 0)).await);
     assert!(long.message.contains("spec.template.labels") && long.message.contains("must be no more than 63 bytes"));
@@ -663,6 +674,24 @@ async fn a_job_makes_a_pod_and_counts_how_it_ends() {
     let status = condition("bad", "Failed").await;
     assert_eq!((&status["failed"], &status["succeeded"]), (&json!(2), &Value::Null));
     assert_eq!(status["conditions"][1]["reason"], "BackoffLimitExceeded");
+
+    // Where containers are started again in their pod, that counts too, and the pod goes.
+    let mut restarted = job("restarted", 2);
+    restarted.spec.as_mut().unwrap().template.spec.as_mut().unwrap().restart_policy = Some("OnFailure".to_owned());
+    jobs.create(&PostParams::default(), &restarted).await.unwrap();
+    let pod = active_pod(&cluster, "restarted").await;
+    for restarts in 1..=2 {
+        assert!(pods.get_opt(&pod).await.unwrap().is_some());
+        let status = json!({ "phase": "Running", "containerStatuses": [{
+            "name": "algorithm", "image": "alpine", "imageID": "", "ready": true, "restartCount": restarts,
+        }] });
+        let patch = Patch::Merge(json!({ "status": status }));
+        pods.patch_status(&pod, &PatchParams::default(), &patch).await.unwrap();
+    }
+    let status = condition("restarted", "Failed").await;
+    assert_eq!((&status["failed"], &status["active"]), (&json!(1), &Value::Null));
+    assert_eq!(status["conditions"][1]["reason"], "BackoffLimitExceeded");
+    gone(&cluster, "pods", &pod).await;
 
     // What is paused has no pods.
     let mut paused = job("paused", 0);

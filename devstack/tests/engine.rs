@@ -27,7 +27,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, LogParams, PostParams},
+    api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::{Value, json};
@@ -51,7 +51,8 @@ struct Bench {
     books: PgPool,
     server: Server,
     client: kube::Client,
-    engine: Engine,
+    settings: Options,
+    engine: Option<Engine>,
     files: String,
 }
 
@@ -105,12 +106,20 @@ impl Bench {
         let mut settings = Options::new(options, NAMESPACE, kind, directory.join("engine"));
         settings.interval = Duration::from_millis(100);
         adjust(&mut settings);
-        let engine = Engine::start(settings, client.clone()).await.unwrap();
-        Self { directory, postgres, books, server, client, engine, files: files().await }
+        let engine = Some(Engine::start(settings.clone(), client.clone()).await.unwrap());
+        Self { directory, postgres, books, server, client, settings, engine, files: files().await }
+    }
+
+    /// Ends the engine in the middle of what it does, and starts another.
+    async fn replace_engine(&mut self) {
+        self.engine.take().unwrap().stop().await;
+        self.engine = Some(Engine::start(self.settings.clone(), self.client.clone()).await.unwrap());
     }
 
     async fn stop(self) {
-        self.engine.stop().await;
+        if let Some(engine) = self.engine {
+            engine.stop().await;
+        }
         self.books.close().await;
         match self.server {
             Server::Embedded(cluster) => cluster.shutdown().await,
@@ -241,6 +250,41 @@ impl Bench {
         }
     }
 
+    /// Waits for a pod of that step that `look` finds something in.
+    async fn pod_with<T>(&self, id: &str, component: &str, look: impl Fn(&Value) -> Option<T>) -> T {
+        let selector = ListParams::default().labels(&format!("workflow={id},component={component}"));
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let pods = self.api::<Pod>().list(&selector).await.unwrap().items;
+            let pods: Vec<Value> = pods.iter().map(|pod| serde_json::to_value(pod).unwrap()).collect();
+            if let Some(found) = pods.iter().find_map(&look) {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "no such pod: {}", json!(pods));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until a step's Job has failed; says its status.
+    async fn failed_job(&self, id: &str, component: &str) -> Value {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let job = self.api::<Job>().get_opt(&format!("{id}-{component}-job")).await.unwrap();
+            let status = serde_json::to_value(job.and_then(|job| job.status)).unwrap();
+            let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+            if conditions.iter().any(|condition| condition["type"] == "Failed" && condition["status"] == "True") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the Job does not fail: {status}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Deletes a step's Job as somebody does who wants its pods gone first.
+    async fn delete_in_foreground(&self, id: &str, component: &str) {
+        self.api::<Job>().delete(&format!("{id}-{component}-job"), &DeleteParams::foreground()).await.unwrap();
+    }
+
     async fn delete_algorithm_job(&self, id: &str) {
         self.api::<Job>().delete(&format!("{id}-algorithm-job"), &DeleteParams::background()).await.unwrap();
     }
@@ -280,7 +324,8 @@ async fn files() -> String {
         .route("/one", get(|| async { "first\n" }))
         .route("/two", get(|| async { "second\n" }))
         .route("/code", get(|| async { "echo from afar > $OUTPUTS/out.txt\n" }))
-        .route("/broken", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }));
+        .route("/broken", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }))
+        .route("/endless", get(std::future::pending::<&'static str>));
     tokio::spawn(async move { axum::serve(listener, router).await });
     format!("http://{address}")
 }
@@ -311,6 +356,10 @@ async fn ends(id: &str) {
 /// Waits for ever, with a child of its own, and says so in a file.
 const ENDLESS: &str =
     "echo begun; echo part > $OUTPUTS/part.txt; sleep 300 & echo $! > $VOLUME/child; wait; echo never\n";
+
+/// Says that it ends never, and comes to hold far more memory than 64 MiB, in a process that it starts.
+const HUNGRY: &str = "echo hungry; echo part > $OUTPUTS/part.txt; sleep 300 & echo $! > $VOLUME/child
+    (head -c 200000000 /dev/zero; sleep 300) | tail -c 190000000 > /dev/null\n";
 
 async fn runs_to_the_end(bench: Bench) {
     let mut stage = bench.stage(
@@ -492,6 +541,33 @@ async fn a_stop_request_ends_the_algorithm_and_publishes_what_there_is() {
 }
 
 #[tokio::test]
+async fn a_filter_comes_between_algorithm_and_publishing() {
+    let command = "echo filtering; rm $OUTPUTS/secret.txt; echo $$ > $VOLUME/filter; [ -e $VOLUME/quick ] || sleep 300";
+    let bench = Bench::start("filter", false, |options| options.filter = Some(command.to_owned())).await;
+    let code = "echo a > $OUTPUTS/secret.txt; echo b > $OUTPUTS/open.txt\n";
+    let quick = bench.submit(&bench.stage(&format!("{code} touch $VOLUME/quick\n"))).await;
+    let slow = bench.submit(&bench.stage(code)).await;
+    let mut stage = bench.stage(code);
+    stage["input"][0]["url"] = json!([format!("{}/broken", bench.files)]);
+    let broken = bench.submit(&stage).await;
+
+    let (status, outputs) = bench.finished(&quick).await;
+    let names: Vec<&str> = outputs.iter().map(|file| file["filename"].as_str().unwrap()).collect();
+    assert_eq!((status, names), (70, vec!["open.txt", "algorithm.log", "configure.log", "filter.log", "publish.log"]));
+    assert_eq!(outputs[3]["type"], "filteringLog");
+
+    // A filter that hangs goes on when its Job is deleted, and where the configuring step failed the status stays at 50.
+    for (id, end) in [(&slow, 70), (&broken, 50)] {
+        let process = bench.sign(id, "filter").await;
+        assert_eq!(bench.status(id).await, 50);
+        bench.delete_in_foreground(id, "filter").await;
+        ends(&process).await;
+        assert_eq!(bench.finished(id).await.0, end);
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn the_announced_limit_ends_the_algorithm() {
     let bench = Bench::start("limit", false, |options| options.max_job_duration = Duration::from_secs(1)).await;
     let id = bench.submit(&bench.stage(ENDLESS)).await;
@@ -555,9 +631,211 @@ async fn an_image_that_does_not_exist_is_waited_for() {
         assert!(Instant::now() < deadline, "{waiting:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    let pod = serde_json::to_value(bench.pod(&id, "algorithm").await.unwrap()).unwrap();
+    let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
+    assert_eq!(waiting["message"], "Back-off pulling image \"example/does-not-exist:3\"");
+    let conditions = pod["status"]["conditions"].as_array().unwrap();
+    let conditions: Vec<_> =
+        conditions.iter().map(|condition| json!([condition["type"], condition["status"]])).collect();
+    let expected =
+        [["Initialized", "True"], ["Ready", "False"], ["ContainersReady", "False"], ["PodScheduled", "True"]];
+    assert_eq!(json!(conditions), json!(expected));
     assert_eq!(bench.status(&id).await, 40);
     bench.delete_algorithm_job(&id).await;
     assert_eq!(bench.finished(&id).await.0, 70);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn an_algorithm_that_takes_too_much_memory_is_killed() {
+    // Killed as a whole: tee has no exit code to hide it with.
+    let bench = Bench::start("memory", false, |options| options.ignore_exit_code = true).await;
+    let mut stage = bench.stage(HUNGRY);
+    stage["compute"]["resources"] = json!({"requests_memory": "16Mi", "limits_memory": "64Mi"});
+    let id = bench.submit(&stage).await;
+    let child = bench.sign(&id, "child").await;
+    let status = bench.failed_job(&id, "algorithm").await;
+    assert_eq!(status["conditions"][1]["reason"], "BackoffLimitExceeded");
+    let pod = bench.pod_with(&id, "algorithm", |pod| (pod["status"]["phase"] == "Failed").then(|| pod.clone())).await;
+    let resources = &pod["spec"]["containers"][0]["resources"];
+    assert_eq!(resources["limits"], json!({"cpu": "1", "memory": "64Mi"}));
+    let terminated = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((&terminated["reason"], &terminated["exitCode"]), (&json!("OOMKilled"), &json!(137)));
+    ends(&child).await;
+    assert_eq!(bench.status(&id).await, 40);
+    bench.delete_in_foreground(&id, "algorithm").await;
+    let (status, outputs) = bench.finished(&id).await;
+    assert_eq!((status, outputs[0]["filename"].as_str()), (70, Some("part.txt")));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_container_that_fails_is_started_again_in_its_pod() {
+    let bench = Bench::start("restarts", false, |options| options.restart_pause = Some(LIMIT * 100)).await;
+    let id = bench.submit(&bench.stage("echo run >> $VOLUME/runs; echo only once; exit 3\n")).await;
+    let pod = bench
+        .pod_with(&id, "algorithm", |pod| {
+            let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
+            (waiting == "CrashLoopBackOff").then(|| pod.clone())
+        })
+        .await;
+    let container = &pod["status"]["containerStatuses"][0];
+    assert_eq!((&pod["status"]["phase"], &container["restartCount"]), (&json!("Running"), &json!(1)));
+    let last = &container["lastState"]["terminated"];
+    assert_eq!((&last["reason"], &last["exitCode"]), (&json!("Error"), &json!(3)));
+    let work = bench.directory.join("engine/work").join(&id).join("data");
+    assert_eq!(fs::read_to_string(work.join("runs")).unwrap(), "run\nrun\n");
+    let name = pod["metadata"]["name"].as_str().unwrap();
+    assert_eq!(bench.api::<Pod>().logs(name, &LogParams::default()).await.unwrap(), "only once\n");
+    let job = bench.api::<Job>().get(&format!("{id}-algorithm-job")).await.unwrap().status.unwrap();
+    assert_eq!((job.active, job.failed, job.conditions), (Some(1), None, None));
+    bench.delete_in_foreground(&id, "algorithm").await;
+    assert_eq!(bench.finished(&id).await.0, 70);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_that_has_had_its_restarts_takes_its_pod_along() {
+    let bench =
+        Bench::start("restarted", false, |options| options.restart_pause = Some(Duration::from_millis(1))).await;
+    let id = bench.submit(&bench.stage("exit 3\n")).await;
+    let status = bench.failed_job(&id, "algorithm").await;
+    assert_eq!(status["conditions"][1]["reason"], "BackoffLimitExceeded");
+    assert_eq!((&status["failed"], &status["active"]), (&json!(1), &Value::Null));
+    let deadline = Instant::now() + LIMIT;
+    while bench.pod(&id, "algorithm").await.is_some() {
+        assert!(Instant::now() < deadline, "the pod stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(bench.status(&id).await, 40);
+    bench.delete_in_foreground(&id, "algorithm").await;
+    assert_eq!(bench.finished(&id).await.0, 70);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_asks_for_more_than_there_is_stays_pending() {
+    let bench = Bench::embedded("pending").await;
+    let mut stage = bench.stage("echo never > $OUTPUTS/out.txt\n");
+    stage["compute"]["resources"] =
+        json!({"requests_cpu": "1000", "limits_cpu": 1000, "requests_memory": "1Pi", "limits_memory": "1Pi"});
+    let id = bench.submit(&stage).await;
+    let status = bench
+        .pod_with(&id, "algorithm", |pod| pod["status"]["conditions"].is_array().then(|| pod["status"].clone()))
+        .await;
+    assert_eq!(status["phase"], "Pending");
+    assert!(status["containerStatuses"].is_null() && status["startTime"].is_null(), "{status}");
+    let mut condition = status["conditions"][0].clone();
+    condition.as_object_mut().unwrap().remove("lastTransitionTime");
+    let message = "0/1 nodes are available: 1 Insufficient cpu, 1 Insufficient memory.";
+    let expected = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message});
+    assert_eq!(condition, expected);
+    let job = bench.api::<Job>().get(&format!("{id}-algorithm-job")).await.unwrap().status.unwrap();
+    assert!(job.start_time.is_some() && job.active == Some(1), "{job:?}");
+    assert_eq!(bench.status(&id).await, 40);
+    bench.delete_in_foreground(&id, "algorithm").await;
+    let (status, outputs) = bench.finished(&id).await;
+    assert_eq!((status, outputs[0]["type"].as_str()), (70, Some("configrationLog")));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_step_whose_volumes_were_taken_away_waits_for_them() {
+    let bench = Bench::embedded("volumes").await;
+    let id = bench.submit(&bench.stage(ENDLESS)).await;
+    let other = bench.submit(&bench.stage(ENDLESS)).await;
+    for id in [&id, &other] {
+        bench.sign(id, "child").await;
+    }
+    let claims = bench.api::<PersistentVolumeClaim>();
+    let data = claims.get(&format!("{id}-data")).await.unwrap();
+    assert_eq!(data.status.unwrap().phase.as_deref(), Some("Bound"));
+    // The algorithm does not use this one, the next step does.
+    claims.delete(&format!("{id}-adminlogs"), &DeleteParams::foreground()).await.unwrap();
+    bench.api::<ConfigMap>().delete(&other, &DeleteParams::foreground()).await.unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while claims.get_opt(&format!("{id}-adminlogs")).await.unwrap().is_some() {
+        assert!(Instant::now() < deadline, "the claim stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for id in [&id, &other] {
+        bench.delete_in_foreground(id, "algorithm").await;
+    }
+    let message = bench
+        .pod_with(&id, "publish", |pod| {
+            let condition = &pod["status"]["conditions"][0];
+            (condition["reason"] == "Unschedulable").then(|| condition["message"].as_str().unwrap().to_owned())
+        })
+        .await;
+    assert_eq!(message, format!("0/1 nodes are available: persistentvolumeclaim \"{id}-adminlogs\" not found."));
+    let waits =
+        |pod: &Value| pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ContainerCreating";
+    bench.pod_with(&other, "publish", |pod| waits(pod).then_some(())).await;
+    for id in [&id, &other] {
+        assert_eq!(bench.status(id).await, 60);
+        bench.delete_in_foreground(id, "publish").await;
+        assert_eq!(bench.finished(id).await, (70, vec![]));
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn an_evicted_pod_is_replaced_until_there_were_too_many() {
+    let bench = Bench::embedded("evicted").await;
+    let id = bench.submit(&bench.stage(ENDLESS)).await;
+    let evicted =
+        json!({"status": {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}});
+    for number in 0..7 {
+        let name = bench
+            .pod_with(&id, "algorithm", |pod| {
+                (pod["status"]["phase"] == "Running").then(|| pod["metadata"]["name"].as_str().unwrap().to_owned())
+            })
+            .await;
+        let job = bench.api::<Job>().get(&format!("{id}-algorithm-job")).await.unwrap().status.unwrap();
+        assert_eq!((job.failed.unwrap_or_default(), job.active), (number, Some(1)));
+        let child = bench.sign(&id, "child").await;
+        fs::remove_file(bench.directory.join("engine/work").join(&id).join("data/child")).unwrap();
+        let patch = Patch::Merge(&evicted);
+        bench.api::<Pod>().patch_status(&name, &PatchParams::default(), &patch).await.unwrap();
+        ends(&child).await;
+        let found = bench.api::<Pod>().get(&name).await.unwrap().status.unwrap();
+        assert_eq!((found.phase.as_deref(), found.reason.as_deref()), (Some("Failed"), Some("Evicted")));
+    }
+    let status = bench.failed_job(&id, "algorithm").await;
+    assert_eq!((&status["failed"], &status["conditions"][1]["reason"]), (&json!(7), &json!("BackoffLimitExceeded")));
+    assert_eq!((bench.status(&id).await, bench.names::<Pod>().await.len()), (40, 7));
+    bench.delete_in_foreground(&id, "algorithm").await;
+    assert_eq!(bench.finished(&id).await.0, 70);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn every_step_ends_when_its_job_is_deleted_in_the_foreground() {
+    let bench = Bench::embedded("foreground").await;
+    // The configuring step waits for an input.
+    let mut stage = bench.stage("true\n");
+    stage["input"][0]["url"] = json!([format!("{}/endless", bench.files)]);
+    let configure = bench.submit(&stage).await;
+    let algorithm = bench.submit(&bench.stage(ENDLESS)).await;
+    // The publishing step stumbles over outputs that are no directory.
+    let publish = bench.submit(&bench.stage("rm -r $OUTPUTS; echo part > $OUTPUTS\n")).await;
+
+    let running = |pod: &Value| (pod["status"]["phase"] == "Running").then_some(());
+    bench.pod_with(&configure, "configure", running).await;
+    let child = bench.sign(&algorithm, "child").await;
+    bench.failed_job(&publish, "publish").await;
+    assert_eq!((bench.status(&configure).await, bench.status(&publish).await), (20, 60));
+    for (id, step) in [(&configure, "configure"), (&algorithm, "algorithm"), (&publish, "publish")] {
+        bench.delete_in_foreground(id, step).await;
+    }
+    ends(&child).await;
+    // A configuring step that did not say how it went is a failed one.
+    let (status, outputs) = bench.finished(&configure).await;
+    assert_eq!((status, outputs[0]["type"].as_str()), (20, Some("configrationLog")));
+    let (status, outputs) = bench.finished(&algorithm).await;
+    assert_eq!((status, outputs[0]["filename"].as_str()), (70, Some("part.txt")));
+    let (status, outputs) = bench.finished(&publish).await;
+    assert_eq!((status, outputs), (70, vec![]));
     bench.stop().await;
 }
 
@@ -588,23 +866,37 @@ async fn what_the_real_engine_stumbles_over_costs_a_slot() {
 }
 
 #[tokio::test]
-async fn stopping_the_engine_kills_what_it_runs_and_leaves_the_row_as_it_is() {
-    let bench = Bench::embedded("orphan").await;
+async fn what_an_engine_had_when_it_was_killed_is_orphaned() {
+    let mut bench = Bench::embedded("orphan").await;
     let id = bench.submit(&bench.stage(ENDLESS)).await;
     let child = bench.sign(&id, "child").await;
-    let Bench { directory, postgres, books, server, engine, .. } = bench;
-    engine.stop().await;
+    bench.replace_engine().await;
     ends(&child).await;
-    let status: i32 =
-        sqlx::query_scalar("SELECT status FROM jobs WHERE workflowid = $1").bind(&id).fetch_one(&books).await.unwrap();
-    assert_eq!(status, 40);
-    books.close().await;
-    if let Server::Embedded(cluster) = server {
-        cluster.shutdown().await;
+
+    // The new engine runs what it is given, and nothing else.
+    let other = bench.submit(&bench.stage("true\n")).await;
+    assert_eq!(bench.finished(&other).await.0, 70);
+    assert_eq!(bench.status(&id).await, 40);
+    assert_eq!(bench.names::<Job>().await, [format!("{id}-algorithm-job")]);
+    assert!(bench.names::<ConfigMap>().await.contains(&id));
+    let phase = bench.pod(&id, "algorithm").await.unwrap().status.unwrap().phase;
+    assert_eq!(phase.as_deref(), Some("Running"));
+
+    // Somebody who tidies up after it: a claim outlives the pod that uses it.
+    let claims = bench.api::<PersistentVolumeClaim>();
+    claims.delete(&format!("{id}-data"), &DeleteParams::foreground()).await.unwrap();
+    assert!(claims.get(&format!("{id}-data")).await.unwrap().metadata.deletion_timestamp.is_some());
+    bench.delete_in_foreground(&id, "algorithm").await;
+    let deadline = Instant::now() + LIMIT;
+    while bench.pod(&id, "algorithm").await.is_some() || !bench.names::<Job>().await.is_empty() {
+        assert!(Instant::now() < deadline, "Job or pod stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    if let Some(postgres) = postgres {
-        postgres.stop().await.unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while bench.names::<PersistentVolumeClaim>().await.contains(&format!("{id}-data")) {
+        assert!(Instant::now() < deadline, "the claim stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    postgres::remove(&directory.join("postgres")).unwrap();
-    fs::remove_dir_all(&directory).unwrap();
+    assert_eq!(bench.status(&id).await, 40);
+    bench.stop().await;
 }

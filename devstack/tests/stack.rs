@@ -53,9 +53,22 @@ fn free_port() -> u16 {
 
 /// The devstack with nothing of this machine's settings.
 fn devstack(directory: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_devstack"));
+    devstack_at(Path::new(env!("CARGO_BIN_EXE_devstack")), directory)
+}
+
+fn devstack_at(program: &Path, directory: &Path) -> Command {
+    let mut command = Command::new(program);
     command.arg("--directory").arg(directory).stdin(Stdio::null());
-    for name in ["POSTGRES_HOST", "KUBECONFIG", "KUBEBUILDER_ASSETS", "ENGINE", "HOST", "PORT"] {
+    for name in [
+        "POSTGRES_HOST",
+        "KUBECONFIG",
+        "KUBEBUILDER_ASSETS",
+        "ENGINE",
+        "HOST",
+        "PORT",
+        "REAP_EVERY",
+        "REAP_RETRY_GRACE",
+    ] {
         command.env_remove(name);
     }
     command
@@ -70,8 +83,11 @@ struct Running {
 
 impl Running {
     fn start(directory: &Path, port: u16) -> Self {
-        let mut child =
-            devstack(directory).arg("run").env("PORT", port.to_string()).stdout(Stdio::piped()).spawn().unwrap();
+        Self::of(devstack(directory), port)
+    }
+
+    fn of(mut devstack: Command, port: u16) -> Self {
+        let mut child = devstack.arg("run").env("PORT", port.to_string()).stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (send, lines) = mpsc::channel();
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
@@ -268,5 +284,60 @@ fn a_stack_runs_until_it_is_told_to_stop_and_is_found_again() {
     stack.signal(Signal::SIGTERM);
     assert_eq!(stack.end().0, Some(0));
     all_gone(&path);
+    remove(&path);
+}
+
+/// A service whose reaper notes when it begins and ends, takes longer than the time between two sweeps, and then fails.
+const SLOW_REAPER: &str = r#"#!/bin/sh
+[ "$1" = reap ] || exec "$SERVICE" "$@"
+echo report
+echo complaint >&2
+echo "begin $REAP_RETRY_GRACE $REAP_HANDOUT_GRACE $DEFAULT_NAMESPACE" >> "$NOTES"
+sleep 1.2
+echo end >> "$NOTES"
+exit 3
+"#;
+
+#[test]
+fn the_reaper_sweeps_once_at_a_time_and_may_fail() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(path) = directory("reaper") else { return };
+    // The devstack runs the service that lies beside it.
+    let program = path.join("bin/devstack");
+    fs::create_dir_all(path.join("bin")).unwrap();
+    fs::hard_link(env!("CARGO_BIN_EXE_devstack"), &program).unwrap();
+    let service = path.join("bin/operator-service");
+    fs::write(&service, SLOW_REAPER).unwrap();
+    fs::set_permissions(&service, PermissionsExt::from_mode(0o755)).unwrap();
+
+    let notes = path.join("notes");
+    let mut command = devstack_at(&program, &path);
+    command
+        .env("REAP_EVERY", "1")
+        .env("REAP_HANDOUT_GRACE", "7")
+        .env("NOTES", &notes)
+        .env("SERVICE", Path::new(env!("CARGO_BIN_EXE_devstack")).with_file_name("operator-service"));
+    let stack = Running::of(command, free_port());
+    assert!(stack.banner.contains("every 1s"), "{}", stack.banner);
+    let begin = "begin 20 7 ocean-compute\n";
+    let swept = format!("{begin}end\n{begin}end\n{begin}");
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let found = fs::read_to_string(&notes).unwrap_or_default();
+        if found.len() >= swept.len() {
+            assert_eq!(found, swept);
+            break;
+        }
+        assert!(Instant::now() < deadline, "{found}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // In the middle of a sweep.
+    stack.signal(Signal::SIGINT);
+    assert_eq!(stack.end().0, Some(0));
+    all_gone(&path);
+    assert_eq!(fs::read_to_string(&notes).unwrap(), swept);
+    assert_eq!(fs::read_to_string(path.join("logs/reap.log")).unwrap(), "complaint\n".repeat(3));
+    let log = fs::read_to_string(path.join("logs/devstack.log")).unwrap();
+    assert_eq!(log.matches("the reaper's sweep failed").count(), 1, "{log}");
     remove(&path);
 }

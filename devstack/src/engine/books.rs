@@ -22,6 +22,7 @@ fn status_text(status: i32) -> &'static str {
         31 => "Data provisioning failed",
         32 => "Algorithm provisioning failed",
         40 => "Running algorithm",
+        50 => "Filtering results",
         60 => "Publishing results",
         70 => "Job finished",
         _ => "Unknown status",

@@ -18,7 +18,7 @@ use kube::{
 use serde_json::Value;
 
 use super::{
-    Cluster, Shared, algorithm,
+    Cluster, Shared, algorithm, filter,
     objects::{self, Component},
     pod::{self, Exit, Pod},
     provision, publish,
@@ -190,21 +190,31 @@ pub(super) async fn run(shared: &Shared, id: &str) -> Result<(), Died> {
     chain.rest().await;
 
     let log = chain.volume.adminlogs().join("configure.log");
-    chain.step(Component::Configure, &log, provision::run(&chain, &log)).await?;
+    chain.step(Component::Configure, &log).await?;
     chain.delete_job(Component::Configure).await;
 
     let provisioned = books.status(id).await.map_err(|error| died(&error))? == 30;
     if provisioned {
         books.set_status(id, 40).await;
         let log = chain.volume.data().join("logs/algorithm.log");
-        chain.step(Component::Algorithm, &log, algorithm::run(&chain, &log)).await?;
-        books.set_status(id, 60).await;
-        chain.rest().await;
+        chain.step(Component::Algorithm, &log).await?;
     }
     chain.delete_job(Component::Algorithm).await;
 
+    // As in the real engine, also where nothing was provisioned, which then only shows in that it ends with 50.
+    if shared.options.filter.is_some() {
+        books.set_status(id, 50).await;
+        let log = chain.volume.data().join("logs/filter.log");
+        chain.step(Component::Filter, &log).await?;
+        chain.delete_job(Component::Filter).await;
+    }
+    if provisioned {
+        books.set_status(id, 60).await;
+        chain.rest().await;
+    }
+
     let log = chain.volume.adminlogs().join("publish.log");
-    chain.step(Component::Publish, &log, publish::run(&chain, &log)).await?;
+    chain.step(Component::Publish, &log).await?;
     chain.delete_job(Component::Publish).await;
 
     if provisioned {
@@ -277,7 +287,7 @@ impl Chain<'_> {
     }
 
     /// One step: makes its Job, lets its pod do the work, and looks at the Job until it is done or gone.
-    async fn step(&self, component: Component, log: &Path, work: impl Future<Output = Exit>) -> Result<(), Died> {
+    async fn step(&self, component: Component, log: &Path) -> Result<(), Died> {
         let options = &self.shared.options;
         let suspended = options.cluster == Cluster::Foreign;
         let job = objects::job(self.id, component, &self.workflow, suspended)?;
@@ -286,7 +296,7 @@ impl Chain<'_> {
         self.note("Job", created.err());
 
         let pod = Pod { chain: self, component, log };
-        let mut pod = pin!(pod.play(work));
+        let mut pod = pin!(pod.play());
         let mut exit = None;
         let mut tick = tokio::time::interval(POLL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -312,6 +322,16 @@ impl Chain<'_> {
                     }
                 }
             }
+        }
+    }
+
+    /// What the container of a step does. Dropping it ends its processes.
+    pub(super) async fn work(&self, component: Component, log: &Path) -> Exit {
+        match component {
+            Component::Configure => provision::run(self, log).await,
+            Component::Algorithm => algorithm::run(self, log).await,
+            Component::Filter => filter::run(self, log).await,
+            Component::Publish => publish::run(self, log).await,
         }
     }
 

@@ -8,6 +8,7 @@ mod algorithm;
 mod books;
 mod chain;
 mod files;
+mod filter;
 mod objects;
 mod pod;
 mod provision;
@@ -65,9 +66,17 @@ pub struct Options {
     pub storage_expiry: u64,
     /// Announced: the account that consumers order from.
     pub consumer_address: String,
-    /// Whether an algorithm that exits with a code other than 0 counts as done. (The real engine pipes it into `tee`, whose
-    /// exit code is the one that the cluster sees.)
+    /// Whether an algorithm that exits with a code other than 0 counts as done. (The real engine pipes it into `tee`,
+    /// whose exit code is the one that the cluster sees.)
     pub ignore_exit_code: bool,
+    /// How long a container that has failed for the second time waits until it is started again. The first restart is
+    /// at once, each further pause is twice the one before, for five minutes at most, and with the sixth restart the
+    /// Job fails and takes its pod along. A kubelet's is 10 s. Without one all this is brought forward: with the first
+    /// failure the Job has failed, and its pod stays, as Failed.
+    pub restart_pause: Option<Duration>,
+    /// What a filtering step does with the outputs before they are published: a command line for the shell, which starts
+    /// in the job's volume with the algorithm's environment. Without one there is no such step.
+    pub filter: Option<String>,
 }
 
 impl Options {
@@ -85,6 +94,8 @@ impl Options {
             storage_expiry: 0,
             consumer_address: "0x0000000000000000000000000000000000000000".to_owned(),
             ignore_exit_code: false,
+            restart_pause: None,
+            filter: None,
         }
     }
 }
@@ -100,7 +111,11 @@ struct Shared {
     current_jobs: AtomicUsize,
 }
 
-/// A running engine. Dropping it kills the algorithms that it runs.
+/// A running engine. Dropping it kills the algorithms that it runs, and orphans its jobs.
+///
+/// As it plays the kubelet too, the pods of an engine that was stopped or dropped stay as they last were: one that ran
+/// is Running for ever, like an algorithm that hangs. (In a real cluster it would go on without the engine, and
+/// end.) An engine that is started after it does not take up what it had.
 pub struct Engine {
     shared: Arc<Shared>,
     task: Option<JoinHandle<()>>,

@@ -9,13 +9,18 @@ use k8s_openapi::{
 };
 use serde_json::{Value, json};
 
-use super::chain::{Died, Workflow};
+use super::{
+    chain::{Died, Workflow},
+    pod::CONTAINER,
+};
+use crate::quantity;
 
 /// A step of the chain, which is a Job of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Component {
     Configure,
     Algorithm,
+    Filter,
     Publish,
 }
 
@@ -24,6 +29,7 @@ impl Component {
         match self {
             Self::Configure => "configure",
             Self::Algorithm => "algorithm",
+            Self::Filter => "filter",
             Self::Publish => "publish",
         }
     }
@@ -61,7 +67,50 @@ pub(super) fn claim(name: &str, size: &str) -> Result<PersistentVolumeClaim, Die
     }))
 }
 
-/// A step's Job. The pods of the real configure and publish steps also get the database's password and the engine's key: not here.
+/// What the algorithm asks for and may use: what its stage says. The real engine, since 2021, writes what its
+/// environment announces over that; here the announced amounts only fill in, so that one job alone can have too little,
+/// or ask for too much.
+fn resources(workflow: &Workflow) -> Result<Value, Died> {
+    let said = &workflow.stage()?["compute"]["resources"];
+    let amount = |name: &str, announced: &str| match &said[name] {
+        Value::String(text) if !text.is_empty() => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => announced.to_owned(),
+    };
+    Ok(json!({
+        "requests": {"memory": amount("requests_memory", "1Gi"), "cpu": amount("requests_cpu", "1")},
+        "limits": {"memory": amount("limits_memory", "1Gi"), "cpu": amount("limits_cpu", "1")},
+    }))
+}
+
+/// The algorithm's memory limit in bytes, if there is one.
+pub(super) fn memory_limit(workflow: &Workflow) -> Option<u64> {
+    let resources = resources(workflow).ok()?;
+    let bytes = quantity::parse(resources["limits"]["memory"].as_str()?)?;
+    (bytes > 0.0).then_some(bytes as u64)
+}
+
+/// Why a machine with so many cores and so much memory (bytes) can't take the pod, in the scheduler's words; nothing if
+/// it can.
+pub(super) fn insufficient(pod: &Pod, cores: f64, memory: f64) -> Option<String> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let requests: Vec<_> = containers.filter_map(|container| container.resources.as_ref()?.requests.as_ref()).collect();
+    let short = |name: &str, there: f64| {
+        let asked: f64 = requests.iter().filter_map(|requests| quantity::parse(&requests.get(name)?.0)).sum();
+        (asked > there).then(|| format!("1 Insufficient {name}"))
+    };
+    let reasons: Vec<String> = short("cpu", cores).into_iter().chain(short("memory", memory)).collect();
+    (!reasons.is_empty()).then(|| format!("0/1 nodes are available: {}.", reasons.join(", ")))
+}
+
+/// The environment as a container's.
+fn environment(workflow: &Workflow) -> Result<Value, Died> {
+    let variables = workflow.environment("/data")?.into_iter();
+    Ok(variables.map(|(name, value)| json!({"name": name, "value": value})).collect())
+}
+
+/// A step's Job. As the real ones, it leaves backoffLimit to the cluster, which is 6. The pods of the real configure
+/// and publish steps also get the database's password and the engine's key: not here.
 pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: bool) -> Result<Job, Died> {
     let labels = json!({
         "app": id,
@@ -70,7 +119,7 @@ pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: 
     });
     let pod_labels = json!({"workflow": workflow.label()?, "component": component.as_str()});
     let mut container = json!({
-        "name": "workflow-executor",
+        "name": CONTAINER,
         "imagePullPolicy": "Always",
         "securityContext": {"allowPrivilegeEscalation": false},
     });
@@ -98,16 +147,12 @@ pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: 
                 "-c",
                 format!("mkdir -p $VOLUME/outputs $VOLUME/logs; {entrypoint} 2>&1 | tee $VOLUME/logs/algorithm.log"),
             ]);
-            let env: Vec<Value> = workflow
-                .environment("/data")?
-                .into_iter()
-                .map(|(name, value)| json!({"name": name, "value": value}))
-                .collect();
-            container["env"] = env.into();
-            container["resources"] = json!({
-                "requests": {"memory": "1Gi", "cpu": "1"},
-                "limits": {"memory": "1Gi", "cpu": "1"},
-            });
+            container["env"] = environment(workflow)?;
+            container["resources"] = resources(workflow)?;
+        }
+        Component::Filter => {
+            container["image"] = "example/filter:latest".into();
+            container["env"] = environment(workflow)?;
         }
     }
     let mut mounts = vec![json!({"mountPath": "/data/", "name": "data"})];
@@ -115,8 +160,8 @@ pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: 
         json!({"name": "data", "persistentVolumeClaim": {"claimName": format!("{id}-data")}}),
         json!({"name": "workflow", "configMap": {"defaultMode": 420, "name": id}}),
     ];
-    // The algorithm is not to see what the others write about it.
-    if component != Component::Algorithm {
+    // Algorithm and filter are not to see what the others write about them.
+    if matches!(component, Component::Configure | Component::Publish) {
         mounts.push(json!({"mountPath": "/data/adminlogs", "name": "adminlogs"}));
         volumes.push(json!({
             "name": "adminlogs",

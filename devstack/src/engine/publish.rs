@@ -42,6 +42,7 @@ fn publish(chain: &Chain<'_>, log: &Path) -> io::Result<Value> {
     for (path, kind) in [
         (chain.volume.data().join("logs/algorithm.log"), "algorithmLog"),
         (adminlogs.join("configure.log"), "configrationLog"),
+        (chain.volume.data().join("logs/filter.log"), "filteringLog"),
         (adminlogs.join("publish.log"), "publishLog"),
     ] {
         // An algorithm may have put something else in its log's place.

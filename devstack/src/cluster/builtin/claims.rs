@@ -1,4 +1,4 @@
-//! PersistentVolumeClaims. Nothing binds them here: they stay pending, and nobody waits for them.
+//! PersistentVolumeClaims. The controllers bind them to volumes that are names only.
 
 use serde_json::{Value, json};
 

@@ -2,9 +2,12 @@
 
 use serde_json::{Value, json};
 
-use crate::cluster::{
-    meta::{self, NameRule},
-    status::FieldError,
+use crate::{
+    cluster::{
+        meta::{self, NameRule},
+        status::FieldError,
+    },
+    quantity,
 };
 
 /// New ones are pending. Nothing here runs them: whoever plays the kubelet writes their status.
@@ -106,6 +109,17 @@ pub(super) fn validate_spec(spec: &Value, field: &str, errors: &mut Vec<FieldErr
             }
             if container["image"].as_str().unwrap_or_default().is_empty() {
                 errors.push(FieldError::required(format!("{at}.image"), ""));
+            }
+            let resources = &container["resources"];
+            for (name, asked) in resources["requests"].as_object().into_iter().flatten() {
+                let limit = &resources["limits"][name];
+                let amount = |value: &Value| quantity::parse(value.as_str()?);
+                if let (Some(wanted), Some(allowed), Some(limit)) = (amount(asked), amount(limit), limit.as_str())
+                    && wanted > allowed
+                {
+                    let detail = format!("must be less than or equal to {name} limit of {limit}");
+                    errors.push(FieldError::invalid(format!("{at}.resources.requests"), asked, &detail));
+                }
             }
         }
     }

@@ -1,8 +1,9 @@
-//! A claim stays as long as a pod uses it.
+//! A claim is bound by the first pod that runs with it, and stays as long as a pod uses it.
 //!
-//! Source: Kubernetes documentation, "Persistent Volumes", "Storage Object in Use Protection".
+//! Source: Kubernetes documentation, "Storage Classes", "Volume Binding Mode", and "Persistent Volumes", "Storage
+//! Object in Use Protection". The volumes themselves are no objects here.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::garbage::release;
 use crate::cluster::{
@@ -17,6 +18,11 @@ const PODS: &str = "pods";
 pub(super) fn react(state: &mut State, change: &Change) {
     match &*change.key.resource {
         CLAIMS if change.event != Event::Deleted => release_unused(state, &change.key),
+        PODS if change.event != Event::Deleted && change.object["status"]["phase"] == "Running" => {
+            for name in claims_of(&change.object) {
+                bind(state, &Key::new(&CLAIMS.into(), &change.key.namespace, name));
+            }
+        }
         PODS if change.event == Event::Deleted || has_ended(&change.object) => {
             for name in claims_of(&change.object) {
                 release_unused(state, &Key::new(&CLAIMS.into(), &change.key.namespace, name));
@@ -24,6 +30,23 @@ pub(super) fn react(state: &mut State, change: &Change) {
         }
         _ => {}
     }
+}
+
+/// Binds a claim, unless it is bound.
+fn bind(state: &mut State, claim: &Key) {
+    let Some(mut object) = state.get(claim).map(|claim| Value::clone(claim)) else {
+        return;
+    };
+    if object["status"]["phase"] != "Pending" {
+        return;
+    }
+    object["spec"]["volumeName"] = format!("pvc-{}", meta::uid(&object)).into();
+    object["status"] = json!({
+        "phase": "Bound",
+        "accessModes": object["spec"]["accessModes"],
+        "capacity": {"storage": object["spec"]["resources"]["requests"]["storage"]},
+    });
+    state.put(claim, object);
 }
 
 /// Lets go of a claim that is to be deleted and that no pod uses.

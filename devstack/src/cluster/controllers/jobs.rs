@@ -1,7 +1,9 @@
 //! Jobs make pods and count how they end.
 //!
 //! Source: Kubernetes documentation, "Jobs". As in a real cluster each pod carries a finalizer until its end
-//! has been counted. Failed pods are replaced at once, without the real controller's growing pauses.
+//! has been counted. Failed pods are replaced at once, without the real controller's growing pauses. Where failed
+//! containers are restarted in their pods (restartPolicy OnFailure), the restarts count as well, and a Job that
+//! has had too many takes its pods along.
 
 use std::sync::Arc;
 
@@ -59,6 +61,8 @@ struct Count {
     ready: i64,
     succeeded: i64,
     failed: i64,
+    /// Of containers in pods that have not ended.
+    restarts: i64,
 }
 
 fn reconcile(state: &mut State, registry: &Registry, key: &Key) {
@@ -76,15 +80,18 @@ fn reconcile(state: &mut State, registry: &Registry, key: &Key) {
     let spec = &job["spec"];
     let number = |field: &str, fallback| spec[field].as_i64().unwrap_or(fallback);
     let completions = number("completions", 1);
-    let failed = count.failed > number("backoffLimit", 6);
+    let limit = number("backoffLimit", 6);
+    let restarts_in_place = spec["template"]["spec"]["restartPolicy"] == "OnFailure";
+    let failed = count.failed > limit || (restarts_in_place && count.restarts >= limit.max(1));
     let complete = !failed && count.succeeded >= completions;
 
     let mut count = count;
     if failed || is_suspended(&job) {
         for pod in &pods {
-            let unfinished = state.get(pod).is_some_and(|pod| !has_ended(pod));
+            let unfinished = state.get(pod).is_some_and(|pod| !has_ended(pod) && !meta::deleting(pod));
             if unfinished {
                 delete::remove(state, pod, Propagation::Background);
+                count.failed += i64::from(failed);
             }
         }
         count.active = 0;
@@ -133,6 +140,8 @@ fn count(state: &State, job: &Value, pods: &[Key]) -> Count {
             phase => {
                 count.active += 1;
                 count.ready += i64::from(phase == Some("Running"));
+                let containers = meta::list(&pod["status"]["containerStatuses"]);
+                count.restarts += containers.iter().filter_map(|status| status["restartCount"].as_i64()).sum::<i64>();
             }
         }
     }
