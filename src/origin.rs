@@ -199,9 +199,12 @@ impl Origins {
                 }
             }
         }
-        self.client.get(url.clone()).headers(headers).send().await.map_err(|error| {
-            if is_forbidden(&error) { OriginError::Forbidden } else { unreachable(error) }
-        })
+        self.client
+            .get(url.clone())
+            .headers(headers)
+            .send()
+            .await
+            .map_err(|error| if is_forbidden(&error) { OriginError::Forbidden } else { unreachable(error) })
     }
 
     /// Refuses what can be refused by the look of it; names are looked at when they are resolved.

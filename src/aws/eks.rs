@@ -35,7 +35,8 @@ const KEPT: Duration = Duration::from_secs(10 * 60);
 pub fn token(cluster: &str, region: &str, credentials: &Credentials, at: SystemTime) -> Result<SecretString, AwsError> {
     let url = format!("https://sts.{region}.{}/?Action=GetCallerIdentity&Version=2011-06-15", domain(region));
     let headers = [(CLUSTER_HEADER, cluster)];
-    let request = Unsigned { method: "GET", url: &url, headers: &headers, service: Service::Sts, region, expires: EXPIRES };
+    let request =
+        Unsigned { method: "GET", url: &url, headers: &headers, service: Service::Sts, region, expires: EXPIRES };
     let url = presign(request, credentials, at)?;
     Ok(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(url)).into())
 }

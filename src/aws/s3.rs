@@ -125,7 +125,8 @@ mod tests {
             let unsigned = theirs.split("&X-Amz-").next().unwrap();
             let region = vectors::text(&vector, "region");
             let expires = Duration::from_secs(300);
-            let request = Unsigned { method: "GET", url: unsigned, headers: &[], service: Service::S3, region, expires };
+            let request =
+                Unsigned { method: "GET", url: unsigned, headers: &[], service: Service::S3, region, expires };
             let ours = presign(request, &vectors::credentials(&vector), vectors::clock(&vector)).unwrap();
             assert_eq!(vectors::taken_apart(&ours), vectors::taken_apart(theirs));
         }

@@ -70,8 +70,8 @@ pub(super) fn presign(request: Unsigned<'_>, credentials: &Credentials, at: Syst
         .build()
         .map_err(|error| AwsError::Signing(Cause::of(error)))?;
     let headers = request.headers.iter().copied();
-    let signable =
-        SignableRequest::new(request.method, request.url, headers, body).map_err(|error| AwsError::Signing(Cause::of(error)))?;
+    let signable = SignableRequest::new(request.method, request.url, headers, body)
+        .map_err(|error| AwsError::Signing(Cause::of(error)))?;
     let signed = sign(signable, &params.into()).map_err(|error| AwsError::Signing(Cause::of(error)))?;
 
     let (instructions, _) = signed.into_parts();

@@ -78,6 +78,9 @@ pub enum Hope {
     None,
     /// The cluster tries again.
     Retry,
+    /// It is started again and again, until the cluster gives it up, and its pod with it: after six times, which takes
+    /// about five minutes.
+    Restart,
     /// There may be room later.
     Room,
 }
@@ -121,9 +124,13 @@ fn state(job: &EngineJob, pods: &[&Pod], now: Timestamp) -> StepState {
     if status.succeeded.unwrap_or(0) > 0 || condition("Complete").is_some() {
         return StepState::Done;
     }
-    let latest = pods.iter().max_by_key(|pod| pod.metadata.creation_timestamp.clone());
+    let has_failed = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Failed"));
+    // Of a pod that failed and the one that took its place, the time stamps may be the same.
+    let latest = |failed_first: bool| {
+        pods.iter().max_by_key(|pod| (has_failed(pod) == failed_first, pod.metadata.creation_timestamp.clone()))
+    };
     if let Some(failed) = condition("Failed") {
-        let trouble = match (failed.reason.as_deref(), latest) {
+        let trouble = match (failed.reason.as_deref(), latest(true)) {
             (Some("DeadlineExceeded"), _) => Trouble::Deadline,
             (_, Some(pod)) => how_it_failed(pod),
             (_, None) => Trouble::Failed,
@@ -134,7 +141,7 @@ fn state(job: &EngineJob, pods: &[&Pod], now: Timestamp) -> StepState {
     if job.spec.as_ref().is_some_and(|spec| spec.suspend == Some(true)) {
         return StepState::Running;
     }
-    let stuck = match latest {
+    let stuck = match latest(false) {
         Some(pod) if pod.metadata.deletion_timestamp.is_some() => None,
         Some(pod) => pod_trouble(pod, now),
         None => {
@@ -177,16 +184,17 @@ fn pod_trouble(pod: &Pod, now: Timestamp) -> Option<(Trouble, Hope, f64)> {
     let not_ready = || since(condition("ContainersReady").or_else(|| condition("Ready")));
     containers(pod).find_map(|container| {
         let reason = container.state.as_ref()?.waiting.as_ref()?.reason.as_deref()?;
-        let (trouble, hope) = match reason {
+        let (trouble, hope, seconds) = match reason {
             "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "ImageInspectError" | "RegistryUnavailable" => {
-                (Trouble::Image, Hope::Retry)
+                (Trouble::Image, Hope::Retry, not_ready())
             }
-            "InvalidImageName" => (Trouble::ImageName, Hope::None),
+            "InvalidImageName" => (Trouble::ImageName, Hope::None, not_ready()),
             "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-                (Trouble::Container, Hope::Retry)
+                (Trouble::Container, Hope::Retry, not_ready())
             }
             "CrashLoopBackOff" => {
-                (container.last_state.as_ref().and_then(terminated).unwrap_or(Trouble::Failed), Hope::Retry)
+                let trouble = container.last_state.as_ref().and_then(terminated).unwrap_or(Trouble::Failed);
+                (trouble, Hope::Restart, restarting_for(container.restart_count))
             }
             _ => return None,
         };
@@ -194,8 +202,14 @@ fn pod_trouble(pod: &Pod, now: Timestamp) -> Option<(Trouble, Hope, f64)> {
             Trouble::OutOfMemory(_) => Trouble::OutOfMemory(memory_limit(pod)),
             trouble => trouble,
         };
-        Some((trouble, hope, not_ready()))
+        Some((trouble, hope, seconds))
     })
+}
+
+/// For how many seconds at least a container has been started again and again. Its conditions change each time, and what
+/// it did before it first failed does not count; but the pauses are known: none, 10 seconds, and twice as long each time.
+fn restarting_for(restarts: i32) -> f64 {
+    10.0 * (2_f64.powi(restarts.clamp(1, 6) - 1) - 1.0)
 }
 
 fn how_it_failed(pod: &Pod) -> Trouble {

@@ -92,10 +92,8 @@ impl Cluster {
 
     /// Deletes a step's Job with its pods, if it is still the one that was looked at.
     pub async fn end_step(&self, step: &Step, namespace: &str) -> Result<Deleted, ClusterError> {
-        let preconditions = Preconditions {
-            uid: Some(step.uid.clone()),
-            resource_version: Some(step.resource_version.clone()),
-        };
+        let preconditions =
+            Preconditions { uid: Some(step.uid.clone()), resource_version: Some(step.resource_version.clone()) };
         let params = DeleteParams::foreground().preconditions(preconditions);
         let jobs: Api<EngineJob> = self.namespaced(namespace).await?;
         delete(&jobs, &step.component.job_name(&step.job_id), &params).await

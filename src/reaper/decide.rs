@@ -146,7 +146,9 @@ fn handed_out(job: &LiveJob, rules: &Rules) -> Option<Action> {
     Some(match called_off(job) {
         Some(finish) => finish,
         None if !readable => failed("The job could not be started: its workflow cannot be read."),
-        None if job.hand_backs >= HAND_BACKS => failed("The job could not be started: its environment did not begin it."),
+        None if job.hand_backs >= HAND_BACKS => {
+            failed("The job could not be started: its environment did not begin it.")
+        }
         None => Action::HandBack,
     })
 }
@@ -202,6 +204,8 @@ fn grace(hope: Hope, rules: &Rules) -> f64 {
     match hope {
         Hope::None => 0.0,
         Hope::Retry => rules.retry_grace,
+        // In time to see why: the cluster throws away the pod that it gives up.
+        Hope::Restart => rules.retry_grace / 5.0,
         Hope::Room => rules.schedule_grace,
     }
 }

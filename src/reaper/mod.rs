@@ -164,11 +164,11 @@ impl Sweep<'_> {
     /// has its turn in each run. Says whether there was time for all.
     async fn everything(&self) -> Result<bool, StoreError> {
         let environments = self.store().swept_environments().await?;
-        let mut enough = self.environments(&environments, self.half()).await?;
-        enough &= self.registrations(self.half()).await?;
-        enough &= self.mirrors(self.half()).await?;
-        enough &= self.finished(self.half()).await?;
-        enough &= self.searches(&environments, self.half()).await?;
+        let mut enough = self.environments(&environments, self.half()).boxed().await?;
+        enough &= self.registrations(self.half()).boxed().await?;
+        enough &= self.mirrors(self.half()).boxed().await?;
+        enough &= self.finished(self.half()).boxed().await?;
+        enough &= self.searches(&environments, self.half()).boxed().await?;
         enough &= self.nonces(self.until).await?;
         Ok(enough)
     }
@@ -337,7 +337,7 @@ impl Sweep<'_> {
         };
         let ended = match self.dry_run {
             true => Ok((Outcome::Would, reason_of(&action))),
-            false => self.carry_out(&job, action).await,
+            false => self.carry_out(&job, action).boxed().await,
         };
         self.note(&job.job_id, kind, ended).await;
     }
@@ -399,7 +399,7 @@ impl Sweep<'_> {
     /// What engines left of finished jobs: their Jobs were seen.
     async fn leftovers(&self, namespace: &str, names: Vec<String>, until: Instant) -> Result<bool, StoreError> {
         let known = self.store().known(names).await?;
-        let due: Vec<_> = known.into_iter().filter(|job| job.settled && !job.pausing).collect();
+        let due: Vec<_> = known.into_iter().filter(|job| job.settled && !job.due).collect();
         self.notes.found(Kind::Leftovers, due.len() as u64);
         let tidy = |job: crate::store::Known| async move {
             let ended = match self.dry_run {
@@ -547,8 +547,8 @@ impl Sweep<'_> {
         let ended = match (duty, self.dry_run) {
             (Some(_), true) => Ok((Outcome::Would, None)),
             (None, true) => return,
-            (Some(Duty::Tidy), false) => self.tidy_away(job, seconds).await,
-            (Some(Duty::Purge), false) => self.purge(job).await,
+            (Some(Duty::Tidy), false) => self.tidy_away(job, seconds).boxed().await,
+            (Some(Duty::Purge), false) => self.purge(job).boxed().await,
             (None, false) => {
                 let waits = job.removed && seconds.is_some();
                 if let Err(error) = self.store().look_again(&job.job_id, seconds, waits).await {

@@ -9,6 +9,7 @@ mod reaper;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
@@ -212,7 +213,8 @@ impl Store {
     ) -> Result<T, StoreError> {
         telemetry::waiting_for_database(async {
             let deadline = tokio::time::Instant::now() + OPERATION_TIMEOUT;
-            let acquired = tokio::time::timeout_at(deadline, self.acquire());
+            // On the heap: what connecting takes is seldom needed, and large.
+            let acquired = tokio::time::timeout_at(deadline, self.acquire().boxed());
             let mut connection = acquired.await.unwrap_or(Err(StoreError::TimedOut))?;
             match tokio::time::timeout_at(deadline, statements(&mut connection)).await {
                 Ok(result) => result,

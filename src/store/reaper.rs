@@ -121,8 +121,8 @@ pub struct Known {
     pub finished_age: Option<f64>,
     /// Whether its engine is done with its objects.
     pub settled: bool,
-    /// Whether something with it failed of late, and is not to be tried yet.
-    pub pausing: bool,
+    /// Whether there is something to do with it anyhow, now or when what failed of late is to be tried again.
+    pub due: bool,
 }
 
 /// Where a list goes on.
@@ -739,7 +739,7 @@ impl Store {
                            coalesce(status IN (31, 32, 70)
                                     OR datefinished < clock_timestamp() AT TIME ZONE 'UTC'
                                                       - make_interval(secs => $2::bigint), false) AS "settled!",
-                           reapfailures > 0 AND reapat > clock_timestamp() AS "pausing!"
+                           reapfailures > 0 OR reapat <= clock_timestamp() AS "due!"
                     FROM jobs WHERE workflowid = ANY($1)
                     "#,
                     &names,

@@ -13,6 +13,7 @@ use operator_service::origin::Origins;
 use operator_service::reaper::Reaper;
 use operator_service::store::StoreError;
 use serde_json::{Value, json};
+use sqlx::Executor;
 
 use crate::support::{App, AppBuilder, Call, Stored, eventually, unique};
 
@@ -107,7 +108,9 @@ impl Scene {
     /// Puts a job into the books.
     pub async fn row(&self, job: Stored) -> Stored {
         let document = job.workflow.as_ref().map(|text| text.replace("ocean-compute", &self.app.namespace));
-        Stored { namespace: Some(self.app.namespace.clone()), workflow: document, ..job }.insert(&self.app.database).await
+        Stored { namespace: Some(self.app.namespace.clone()), workflow: document, ..job }
+            .insert(&self.app.database)
+            .await
     }
 
     /// A job as the engine has it when its algorithm runs: row, objects, and a pod that began so many seconds ago.
@@ -192,7 +195,11 @@ impl Scene {
         let statement =
             format!("UPDATE jobs SET {column} = {column} - make_interval(secs => $2) WHERE workflowid = $1");
         let done = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(job_id).bind(seconds as f64);
-        assert_eq!(done.execute(&self.app.database.pool).await.unwrap().rows_affected(), 1, "{column}");
+        let mut transaction = self.app.database.pool.begin().await.unwrap();
+        // What guards the row is not asked.
+        transaction.execute("SET LOCAL session_replication_role = replica").await.unwrap();
+        assert_eq!(done.execute(&mut *transaction).await.unwrap().rows_affected(), 1, "{column}");
+        transaction.commit().await.unwrap();
     }
 
     /// The columns of a job's row.
