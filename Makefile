@@ -39,6 +39,7 @@ validate: ## Check template.yaml and infra/
 
 build: ## Build the functions for AWS Lambda
 	@scripts/aws-tools sam build
+	@scripts/aws-tools python scripts/function_sizes.py
 
 deploy: ## Deploy what was built to AWS; asks for the parameters the first time
 	@scripts/aws-tools scripts/deploy

@@ -32,12 +32,6 @@ ANY_RESOURCE = {
 SERVER_ONLY = {"HOST", "PORT"}
 # Lambda sets the one itself; the other is for trying things without AWS.
 SET_BY_LAMBDA = {"AWS_ENDPOINT_URL", "AWS_REGION"}
-# Read by the functions alone, so that README's table need not have them yet.
-FUNCTION_ONLY = {
-    "EKS_CLUSTER_NAME", "EKS_CLUSTER_ENDPOINT", "EKS_CLUSTER_CA", "EKS_ROLE_ARN", "POSTGRES_SECRET_ARN",
-    "POSTGRES_IAM_AUTH", "OUTPUT_BUCKETS", "RESULT_STREAM_LIMIT", "WORKFLOW_TTL",
-}
-
 # The translator talks about feature switches of its own.
 logging.disable()
 
@@ -121,11 +115,14 @@ def check_variables(resources):
     for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
         described |= set(re.findall(r"`([A-Za-z0-9_]+)`", row))
     given = set()
-    for resource in resources.values():
-        given |= set(resource.get("Properties", {}).get("Environment", {}).get("Variables", {}))
+    for name, resource in resources.items():
+        variables = set(resource.get("Properties", {}).get("Environment", {}).get("Variables", {}))
+        of_reaper = {variable for variable in variables if variable.startswith("REAP_")} | variables & {"WORKFLOW_TTL"}
+        check(name == "ReaperFunction" or not of_reaper, f"{name} is given what the reaper alone reads: {sorted(of_reaper)}")
+        given |= variables
     missing = sorted(described - given - SERVER_ONLY - SET_BY_LAMBDA)
     check(not missing, f"cannot be set by the template: {missing}")
-    check(not given - described - FUNCTION_ONLY, f"not in README's table: {sorted(given - described - FUNCTION_ONLY)}")
+    check(not given - described, f"not in README's table: {sorted(given - described)}")
 
 
 def check_migration(resources):

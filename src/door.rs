@@ -68,16 +68,26 @@ pub fn with_causes(error: impl Error) -> DoorError {
     text.into()
 }
 
-/// Opens a group as a Lambda function behind an API Gateway REST API. Answers are streamed if `streaming`.
+/// Opens a group as a Lambda function behind an API Gateway REST API.
 pub async fn lambda(
     books: Books,
-    streaming: bool,
     group: impl FnOnce(Arc<Config>) -> Result<Router, DoorError>,
 ) -> Result<(), DoorError> {
+    lambda_http::run(function(books, group)?).await
+}
+
+/// As [`lambda`], with answers that are streamed. A function of its own, so that the others don't hold what it takes.
+pub async fn lambda_streaming(
+    books: Books,
+    group: impl FnOnce(Arc<Config>) -> Result<Router, DoorError>,
+) -> Result<(), DoorError> {
+    crate::streaming::run(function(books, group)?).await
+}
+
+fn function(books: Books, group: impl FnOnce(Arc<Config>) -> Result<Router, DoorError>) -> Result<Router, DoorError> {
     let config = Arc::new(Config::from_env(books)?);
     telemetry::init(&config.log, Format::Json)?;
-    let router = Router::new().fallback_service(routes::finish([group(config)?]).map_request(without_stage));
-    if streaming { crate::streaming::run(router).await } else { lambda_http::run(router).await }
+    Ok(Router::new().fallback_service(routes::finish([group(config)?]).map_request(without_stage)))
 }
 
 /// Opens a Lambda function that no caller reaches by HTTP. `open` makes what answers an event, in JSON. An error fails the

@@ -7,7 +7,7 @@ use operator_service::door;
 use operator_service::routes::admin::{self, Admins};
 
 fn main() -> ExitCode {
-    door::run(door::lambda(Books::Needed, false, |config| {
+    door::run(door::lambda(Books::Needed, |config| {
         let (store, cluster, admins) = (door::store(&config)?, door::cluster(&config), Admins::listed(&config));
         Ok(admin::router(config, store, cluster, admins))
     }))

@@ -7,7 +7,7 @@ use operator_service::door;
 use operator_service::routes::{compute, with_cors};
 
 fn main() -> ExitCode {
-    door::run(door::lambda(Books::Needed, false, |config| {
+    door::run(door::lambda(Books::Needed, |config| {
         let (store, cluster) = (door::store(&config)?, door::cluster(&config));
         Ok(with_cors(compute::router(config, store, cluster)))
     }))

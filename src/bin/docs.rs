@@ -7,5 +7,5 @@ use operator_service::door;
 use operator_service::routes::{docs, with_cors};
 
 fn main() -> ExitCode {
-    door::run(door::lambda(Books::NotNeeded, false, |config| Ok(with_cors(docs::router(config)))))
+    door::run(door::lambda(Books::NotNeeded, |config| Ok(with_cors(docs::router(config)))))
 }

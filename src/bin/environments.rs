@@ -7,5 +7,5 @@ use operator_service::door;
 use operator_service::routes::{environments, with_cors};
 
 fn main() -> ExitCode {
-    door::run(door::lambda(Books::Needed, false, |config| Ok(with_cors(environments::router(door::store(&config)?)))))
+    door::run(door::lambda(Books::Needed, |config| Ok(with_cors(environments::router(door::store(&config)?)))))
 }

@@ -7,7 +7,7 @@ use operator_service::door;
 use operator_service::routes::{results, with_cors};
 
 fn main() -> ExitCode {
-    door::run(door::lambda(Books::Needed, true, |config| {
+    door::run(door::lambda_streaming(Books::Needed, |config| {
         let (store, origins) = (door::store(&config)?, door::origins(&config)?);
         Ok(with_cors(results::router(config, store, origins)))
     }))

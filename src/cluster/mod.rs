@@ -9,11 +9,14 @@ mod steps;
 mod sweep;
 mod workflow;
 
+use std::error::Error;
+use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{Request, Response};
+use axum::http::header::USER_AGENT;
+use axum::http::{HeaderValue, Request, Response};
 use kube::Client;
 use kube::client::{Body, ClientBuilder, DynBody};
 use tokio::sync::OnceCell;
@@ -54,6 +57,12 @@ pub enum ClusterError {
     /// The cluster could not be reached, or did not answer as one does.
     #[error("The cluster is not available, please try again")]
     Unavailable(#[source] Box<kube::Error>),
+    /// The API server's certificate is not one to trust.
+    #[error(
+        "The cluster's certificate was refused: its name or its authority is not the one that EKS_CLUSTER_CA or the \
+             kubeconfig gives"
+    )]
+    Untrusted(#[source] Box<kube::Error>),
     /// AWS did not say where the cluster is.
     #[error("The cluster cannot be reached, please try again: {0}")]
     Aws(#[from] AwsError),
@@ -69,9 +78,20 @@ impl From<kube::Error> for ClusterError {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::Refused { code: status.code, reason: status.reason.clone() },
+            error if is_untrusted(&error) => Self::Untrusted(Box::new(error)),
             error => Self::Unavailable(Box::new(error)),
         }
     }
+}
+
+fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    // What an io::Error holds is not its source.
+    let held =
+        error.downcast_ref::<io::Error>().and_then(io::Error::get_ref).map(|error| error as &(dyn Error + 'static));
+    held.or_else(|| error.source()).is_some_and(is_untrusted)
 }
 
 /// The cluster. Cheap to clone; connects on first use.
@@ -177,6 +197,10 @@ fn builder(mut config: kube::Config, retry: bool) -> Result<ClientBuilder<Plain>
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     config.write_timeout = Some(READ_TIMEOUT);
+    // Else the time that a kept connection was idle counts as the server's pause.
+    config.reset_reader_on_write = true;
+    let name = HeaderValue::from_static(concat!("operator-service/", env!("CARGO_PKG_VERSION")));
+    config.headers.push((USER_AGENT, name));
     ClientBuilder::try_from(config).map_err(ClusterError::from)
 }
 

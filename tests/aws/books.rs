@@ -129,8 +129,8 @@ async fn a_secret_rotated_under_load_loses_no_request() {
     assert!(!output.contains("round-"), "{output}");
 }
 
-/// Has the server speak TLS as `books.test`; false where nothing makes certificates.
-fn certificates(directory: &Path) -> bool {
+/// Puts an authority and the certificate of a server called `localhost` into a directory; false where nothing makes them.
+pub fn certificates(directory: &Path) -> bool {
     let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws/certificates.py");
     let made = std::process::Command::new(python).arg(script).arg(directory).arg("localhost").output();

@@ -1,16 +1,25 @@
 //! Tokens for EKS, from the real binary to a cluster that demands them.
 
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::extract::State;
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use devstack::cluster::{Authenticate, Authentication, EmbeddedCluster, Options, User};
 use devstack::eks::Authenticator;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 
+use crate::books::certificates;
 use crate::moto::{ACCOUNT, Moto, REGION};
-use crate::process::{Env, Service, run, stderr};
-use crate::support::{Database, left_out};
+use crate::process::{Directory, Env, Service, run, stderr};
+use crate::support::{Database, Guarded, left_out};
 
 const ROLE: &str = "operator-service";
 
@@ -27,13 +36,13 @@ fn authenticator(moto: &Moto) -> Authenticator {
     }
 }
 
-async fn demanding(authenticator: impl Authenticate + 'static) -> EmbeddedCluster {
+async fn demanding(authenticator: impl Authenticate + 'static) -> Guarded {
     let cluster = EmbeddedCluster::start(Options {
         namespaces: vec!["ocean-compute".to_owned()],
         authenticator: Some(Arc::new(OrAdministrator(authenticator))),
         ..Options::default()
     });
-    let cluster = cluster.await.unwrap();
+    let cluster = Guarded(cluster.await.unwrap());
     let definition = serde_json::to_value(operator_service::cluster::definition()).unwrap();
     let url = format!("{}/apis/apiextensions.k8s.io/v1/customresourcedefinitions", cluster.url());
     let request = crate::support::client().post(url).bearer_auth("administrator").body(definition.to_string());
@@ -132,6 +141,60 @@ async fn a_refused_token_costs_one_more_try() {
     assert!(refuses.asked.load(Ordering::SeqCst) >= 2);
 }
 
+/// Speaks TLS with the certificate in the directory, and hands on what it hears.
+async fn tls_in_front_of(target: SocketAddr, directory: &Path) -> u16 {
+    let certificates =
+        CertificateDer::pem_file_iter(directory.join("server.pem")).unwrap().map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(directory.join("server.key")).unwrap();
+    let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, key).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // Whoever refuses the certificate is gone.
+                let Ok(mut client) = acceptor.accept(client).await else { return };
+                let mut server = TcpStream::connect(target).await.unwrap();
+                tokio::io::copy_bidirectional(&mut client, &mut server).await.ok();
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn the_clusters_certificate_has_to_be_of_the_authority_that_eks_names() {
+    let (ours, other) = (Directory::new(), Directory::new());
+    if !certificates(&ours.file("")) || !certificates(&other.file("")) {
+        return;
+    }
+    let Some(moto) = Moto::start().await else { return };
+    let database = Database::migrated().await;
+    database.announce("ocean-compute", "{}").await;
+    let cluster = demanding(authenticator(&moto)).await;
+    let port = tls_in_front_of(cluster.addr(), &ours.file("")).await;
+    let authority = |directory: &Directory| STANDARD.encode(std::fs::read(directory.file("ca.pem")).unwrap());
+
+    let env = env(&moto, &database, &cluster).await.with("EKS_CLUSTER_ENDPOINT", format!("https://localhost:{port}"));
+    let service = Service::start(&env.clone().with("EKS_CLUSTER_CA", authority(&ours))).await;
+    let (status, text) = list(&service).await;
+    assert_eq!(status, 200, "{text}{}", service.process.output());
+    assert!(!users(&cluster).is_empty());
+
+    cluster.clear_requests();
+    // Another authority, and another name than the certificate's.
+    let elsewhere = env.clone().with("EKS_CLUSTER_ENDPOINT", format!("https://127.0.0.1:{port}"));
+    for env in [env.with("EKS_CLUSTER_CA", authority(&other)), elsewhere.with("EKS_CLUSTER_CA", authority(&ours))] {
+        let service = Service::start(&env).await;
+        let (status, text) = list(&service).await;
+        assert_eq!(status, 503, "{text}");
+        assert!(text.contains("certificate was refused") && text.contains("EKS_CLUSTER_CA"), "{text}");
+    }
+    assert!(users(&cluster).is_empty());
+}
+
 #[tokio::test]
 async fn with_the_name_alone_eks_is_asked_once() {
     let Some(moto) = Moto::start().await else { return };
@@ -220,9 +283,8 @@ async fn eks_token_prints_what_the_aws_command_line_prints() {
 }
 
 fn url_of(credential: &Value) -> String {
-    use base64::Engine;
     let token = credential["status"]["token"].as_str().unwrap().strip_prefix("k8s-aws-v1.").unwrap();
-    String::from_utf8(base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).unwrap()).unwrap()
+    String::from_utf8(URL_SAFE_NO_PAD.decode(token).unwrap()).unwrap()
 }
 
 fn parameters(url: &str) -> (String, Vec<(String, String)>) {

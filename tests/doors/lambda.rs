@@ -565,8 +565,10 @@ fn a_panic_is_a_500_and_the_function_lives_on() {
             let lives = axum::routing::get(async || "hello");
             Ok(axum::Router::new().route("/api/v1/panics", panics).route("/api/v1/lives", lives))
         };
-        let streaming = std::env::var_os("STREAMING").is_some();
-        door::run(door::lambda(Books::NotNeeded, streaming, routes));
+        match std::env::var_os("STREAMING") {
+            None => door::run(door::lambda(Books::NotNeeded, routes)),
+            Some(_) => door::run(door::lambda_streaming(Books::NotNeeded, routes)),
+        };
         return;
     }
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -13,6 +13,7 @@ use operator_service::cluster::{WorkFlow, definition};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
+use super::role::Guarded;
 use super::{eventually, unique};
 
 /// The cluster a test talks to.
@@ -22,7 +23,7 @@ pub struct Cluster {
     /// For arranging and inspecting objects.
     pub client: Client,
     kubeconfig: String,
-    embedded: Option<EmbeddedCluster>,
+    embedded: Option<Guarded>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -45,11 +46,11 @@ impl Cluster {
 
     /// An embedded one, where a test orders faults.
     pub async fn embedded() -> Self {
-        let embedded = EmbeddedCluster::start(Options::default()).await.unwrap();
+        let embedded = Guarded(EmbeddedCluster::start(Options::default()).await.unwrap());
         Self::connect(embedded.kubeconfig(), Some(embedded)).await
     }
 
-    async fn connect(kubeconfig: String, embedded: Option<EmbeddedCluster>) -> Self {
+    async fn connect(kubeconfig: String, embedded: Option<Guarded>) -> Self {
         super::app::install_crypto();
         let parsed = kube::config::Kubeconfig::from_yaml(&kubeconfig).unwrap();
         let config = kube::Config::from_custom_kubeconfig(parsed, &Default::default()).await.unwrap();

@@ -9,7 +9,8 @@
 //!   [`Stored`] puts rows into `jobs` as engines and services leave them there.
 //! - [`Cluster`]: the API server that TEST_KUBECONFIG names, if set, else an embedded one of the test's own, with
 //!   a namespace of the test's own; `Cluster::embedded()` where a test orders faults. Tests that need controllers
-//!   or a kubelet ask it for them, and say [`left_out`] where there are none.
+//!   or a kubelet ask it for them, and say [`left_out`] where there are none. What the service asks an embedded one
+//!   for, its Role has to allow ([`Guarded`]).
 //! - [`Key`]: an Ethereum key that signs with eth-account (signer.py); [`nonce`] gives nonces.
 //! - [`workflow`]: what to run. [`Proxy`]: a way to the database that can be cut.
 //! - [`eventually`]: waits for what is bound to happen, with a limit.
@@ -21,6 +22,7 @@ pub mod caller;
 mod cluster;
 mod database;
 mod proxy;
+mod role;
 mod signer;
 pub mod workflow;
 
@@ -32,6 +34,7 @@ pub use caller::Call;
 pub use cluster::Cluster;
 pub use database::{Database, Stored};
 pub use proxy::Proxy;
+pub use role::Guarded;
 pub use signer::{Key, nonce, nonce_ms};
 
 /// A name that no other test uses.
