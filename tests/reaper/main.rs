@@ -8,4 +8,5 @@ mod support;
 mod scene;
 
 mod finished;
+mod interleavings;
 mod unfinished;
