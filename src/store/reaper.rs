@@ -511,7 +511,8 @@ impl Store {
         .await
     }
 
-    /// The registered jobs whose objects do not say what the book says, by name, a page at a time.
+    /// The jobs whose objects do not say what the book says, by name, a page at a time. Those not registered have theirs
+    /// made first; unless they are finished, when there may be one all the same: whoever made it died before it said so.
     pub async fn unmirrored_jobs(&self, after: &str) -> Result<Vec<Mirrored>, StoreError> {
         let after = after.to_owned();
         self.run(move |connection| {
@@ -522,7 +523,7 @@ impl Store {
                     SELECT workflowid AS job_id, namespace, status, statustext AS status_text, reason,
                            to_char(extract(epoch FROM datefinished), 'FM9999999999990.000000') AS date_finished
                     FROM jobs
-                    WHERE NOT mirrored AND registered AND workflowid > $1
+                    WHERE NOT mirrored AND (registered OR datefinished IS NOT NULL) AND workflowid > $1
                     ORDER BY workflowid LIMIT $2
                     "#,
                     after,

@@ -262,6 +262,18 @@ async fn each_object_says_what_the_book_says() {
 }
 
 #[tokio::test]
+async fn an_object_says_so_too_if_the_job_was_finished_before_it_counted_as_registered() {
+    let scene = Scene::start().await;
+    // Whoever registered it died before it could say so.
+    let job = scene.job(Stored { stopreq: Some(1), ..Stored::default() }).await;
+    scene.app.database.execute("UPDATE jobs SET registered = false").await;
+    scene.sweep().await;
+    let object = scene.app.cluster.workflow(&scene.app.namespace, &job.job_id).await.unwrap();
+    assert_eq!(object["status"]["status"], 70);
+    assert_eq!(object["status"]["reason"], "The job was stopped before it was started.");
+}
+
+#[tokio::test]
 async fn objects_in_no_book_and_those_of_old_jobs_go() {
     let scene = Scene::builder().var("REAP_STRAY_GRACE", 0).var("WORKFLOW_TTL", 1000).start().await;
     let (namespace, cluster) = (scene.app.namespace.as_str(), &scene.app.cluster);
