@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 
 use super::{Act, Break, Event, Fate};
 use crate::scene::{Scene, ago, container};
-use crate::support::{Cluster, Database, Key, caller, workflow};
+use crate::support::{Answer, Call, Cluster, Database, Key, caller, workflow};
 
 /// How many environments there are. The second announces a limit of its own.
 pub const ENVIRONMENTS: usize = 2;
@@ -55,6 +55,8 @@ pub struct World {
     key: Key,
     /// The namespaces of the last case.
     used: Mutex<Vec<String>>,
+    /// How often the reaper did what, and with what status and reason jobs ended.
+    tally: Mutex<BTreeMap<String, u64>>,
 }
 
 impl World {
@@ -69,7 +71,13 @@ impl World {
             .var("STORAGE_EXPIRY", STORAGE_EXPIRY)
             .start()
             .await;
-        Self { scene, key: Key::new(), used: Mutex::default() }
+        Self { scene, key: Key::new(), used: Mutex::default(), tally: Mutex::default() }
+    }
+
+    /// What has happened in all cases.
+    pub fn tally(&self) -> String {
+        let tally = self.tally.blocking_lock();
+        tally.iter().map(|(what, times)| format!("{times:6} {what}\n")).collect()
     }
 
     /// One case.
@@ -99,6 +107,7 @@ impl World {
             lost: 0,
             late: BTreeSet::new(),
             history: Vec::new(),
+            tally: &self.tally,
         };
         for (environment, namespace) in case.namespaces.iter().enumerate() {
             self.scene.app.database.engine(namespace, announcement(environment), 0).await;
@@ -232,6 +241,7 @@ struct Case<'a> {
     /// Jobs whose volumes were made after everything of theirs had been removed.
     late: BTreeSet<String>,
     history: Vec<String>,
+    tally: &'a Mutex<BTreeMap<String, u64>>,
 }
 
 type Sweep<'a> = Pin<Box<dyn Future<Output = Result<Report, StoreError>> + 'a>>;
@@ -306,51 +316,50 @@ impl<'a> Case<'a> {
     async fn act(&mut self, act: &Act) {
         let before = self.moment().await;
         let who = match act {
-            Act::Start { agreement, environment, valid_for } => {
-                self.start(&before, *agreement, *environment, *valid_for).await;
+            Act::Start { agreement, environment, valid_for, killed } => {
+                self.start(&before, *agreement, *environment, *valid_for, *killed).await;
                 Who::Caller
             }
-            Act::Stop(job) | Act::Delete(job) => {
+            Act::Stop { job, killed } | Act::Delete { job, killed } => {
                 let Some(job) = self.pick(job) else { return };
                 let provider = caller::provider(self.key);
                 let call = match act {
-                    Act::Stop(_) => provider.stop(OWNER, Some(&job.id)),
+                    Act::Stop { .. } => provider.stop(OWNER, Some(&job.id)),
                     _ => provider.delete(OWNER, Some(&job.id)),
                 };
-                self.bad_days();
-                let answer = self.scene.app.send(call).await.ok();
-                self.good_days();
-                let finished = before.rows[&job.id].finished();
-                if let Act::Delete(_) = act {
-                    assert_eq!(answer[0]["removed"], 1);
-                }
-                if !finished {
-                    assert_eq!(answer[0]["stopreq"], 1);
+                if let Some(answer) = self.send(call, *killed).await {
+                    if let Act::Delete { .. } = act {
+                        assert_eq!(answer.ok()[0]["removed"], 1);
+                    }
+                    if !before.rows[&job.id].finished() {
+                        assert_eq!(answer.ok()[0]["stopreq"], 1);
+                    }
                 }
                 Who::Caller
             }
             Act::Announce { environment, slots } => {
-                let namespace = self.namespaces[*environment].clone();
-                let given = self.scene.app.database.engine(&namespace, announcement(*environment), *slots).await;
-                assert!(given.len() <= *slots as usize);
-                for id in given {
-                    let row = &before.rows[&id];
-                    let waits = row.row["status"] == 1 && !row.finished() && row.row["namespace"] == namespace.as_str();
-                    assert!(waits, "handed out, though it does not wait: {row:#?} {:#?}", self.history);
-                    assert!(
-                        row.row["stopreq"] == 0 && !row.removed() && row.valid_for.is_none_or(|left| left > 0.0),
-                        "handed out, though called off: {row:#?} {:#?}",
-                        self.history
-                    );
-                    let thread = Thread { environment: *environment, stage: Stage::Given, provisioned: false };
-                    self.threads.entry(id).or_default().push(thread);
-                }
+                self.announce(&before, *environment, *slots).await;
                 Who::Engine
             }
             Act::Engine { job, steps } => {
                 let Some(job) = self.pick(job) else { return };
                 for _ in 0..*steps {
                     self.step(&job.id).await;
+                }
+                Who::Engine
+            }
+            Act::Run { job, steps } => {
+                let Some(job) = self.pick(job) else { return };
+                if before.rows[&job.id].row["status"] == 1 {
+                    self.announce(&before, job.environment, 1).await;
+                }
+                for left in (0..=*steps).rev() {
+                    for _ in 0..4 {
+                        self.step(&job.id).await;
+                    }
+                    if left > 0 {
+                        self.pods(&job, Fate::Succeeds).await;
+                    }
                 }
                 Who::Engine
             }
@@ -373,7 +382,52 @@ impl<'a> Case<'a> {
         self.check(&[&before], &after, who, None);
     }
 
-    async fn start(&mut self, before: &Moment, agreement: usize, environment: usize, valid_for: Option<i64>) {
+    async fn announce(&mut self, before: &Moment, environment: usize, slots: i32) {
+        let namespace = self.namespaces[environment].clone();
+        let given = self.scene.app.database.engine(&namespace, announcement(environment), slots).await;
+        assert!(given.len() <= slots as usize);
+        for id in given {
+            let row = &before.rows[&id];
+            let waits = row.row["status"] == 1 && !row.finished() && row.row["namespace"] == namespace.as_str();
+            assert!(waits, "handed out, though it does not wait: {row:#?} {:#?}", self.history);
+            assert!(
+                row.row["stopreq"] == 0 && !row.removed() && row.valid_for.is_none_or(|left| left > 0.0),
+                "handed out, though called off: {row:#?} {:#?}",
+                self.history
+            );
+            let thread = Thread { environment, stage: Stage::Given, provisioned: false };
+            self.threads.entry(id).or_default().push(thread);
+        }
+    }
+
+    /// Sends a request. Whoever hangs up ends its handler, as the end of a function's time does.
+    async fn send(&mut self, call: Call, killed: Option<usize>) -> Option<Answer> {
+        self.bad_days();
+        let stand_in = self.cluster().stand_in();
+        let killed = async {
+            let Some(requests) = killed else { return std::future::pending().await };
+            let most = stand_in.requests().len() + requests;
+            while stand_in.requests().len() < most {
+                tokio::task::yield_now().await;
+            }
+        };
+        let answer = tokio::select! {
+            biased;
+            () = killed => None,
+            answer = self.scene.app.send(call) => Some(answer),
+        };
+        self.good_days();
+        answer
+    }
+
+    async fn start(
+        &mut self,
+        before: &Moment,
+        agreement: usize,
+        environment: usize,
+        valid_for: Option<i64>,
+        killed: Option<usize>,
+    ) {
         let agreement = format!("0x{agreement}{agreement}");
         let namespace = &self.namespaces[environment];
         let mut call = caller::provider(self.key).start(namespace, &agreement, OWNER, workflow::sample());
@@ -382,13 +436,18 @@ impl<'a> Case<'a> {
             call = call.with("validUntil", now + self.passed + seconds);
         }
         let in_use = before.rows.values().any(|it| it.row["agreementid"] == agreement.as_str() && !it.finished());
-        self.bad_days();
-        let answer = self.scene.app.send(call).await;
-        self.good_days();
-        if in_use {
-            return answer.is_error(400, "`agreementId` already in use for other job.");
-        }
-        let id = answer.ok()[0]["jobId"].as_str().unwrap().to_owned();
+        let id = match self.send(call, killed).await {
+            Some(answer) if in_use => {
+                return answer.is_error(400, "`agreementId` already in use for other job.");
+            }
+            Some(answer) => answer.ok()[0]["jobId"].as_str().unwrap().to_owned(),
+            // Its caller does not know, but it may have been accepted.
+            None => {
+                let rows = self.moment().await.rows;
+                let Some(id) = rows.into_keys().find(|id| !before.rows.contains_key(id)) else { return };
+                id
+            }
+        };
         self.accepted.push(Accepted { id, environment });
     }
 
@@ -724,6 +783,10 @@ impl<'a> Case<'a> {
             None => sweep.await.unwrap(),
         };
         self.good_days();
+        for (kind, count) in &report.kinds {
+            *self.tally.lock().await.entry(format!("done: {kind:?}")).or_default() += count.done;
+            *self.tally.lock().await.entry(format!("failed: {kind:?}")).or_default() += count.failed;
+        }
         assert_eq!(report.skipped, None, "{:#?}", self.history);
         let after = self.moment().await;
         self.check(&moments.iter().collect::<Vec<_>>(), &after, Who::Reaper, Some(&report).filter(|_| clean));
@@ -734,7 +797,7 @@ impl<'a> Case<'a> {
     async fn moment(&self) -> Moment {
         self.settle().await;
         let rows = sqlx::query(
-            "SELECT workflowid, to_jsonb(jobs)::text,
+            "SELECT workflowid, (to_jsonb(jobs) - 'workflow')::text,
                     extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - datefinished)::float8,
                     (validuntil - extract(epoch FROM clock_timestamp()))::float8
              FROM jobs",
@@ -887,6 +950,9 @@ impl<'a> Case<'a> {
         let told = self.history.join("\n");
         let moment = self.moment().await;
         for (id, row) in &moment.rows {
+            let row_of = &row.row;
+            let end = format!("ended: {} {} {}", row_of["status"], row_of["outputsurl"].is_string(), row_of["reason"]);
+            *self.tally.lock().await.entry(end).or_default() += 1;
             let waits =
                 row.row["status"] == 1 && row.row["stopreq"] == 0 && row.valid_for.is_none_or(|left| left > 0.0);
             assert!(row.finished() || waits, "left behind: {:#}\n{told}", row.row);
