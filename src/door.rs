@@ -153,7 +153,7 @@ pub async fn sweep(reaper: &Reaper, event: Event) -> Result<Value, DoorError> {
     // On the heap, or the compiler loses count of what is nested here.
     let report = reaper.sweep(dry_run, left.saturating_sub(SWEEP_MARGIN)).boxed().await.map_err(with_causes)?;
     let total = report.total();
-    if !dry_run {
+    if !dry_run && report.skipped.is_none() {
         telemetry::counted([
             ("ReaperRuns", "Count", 1.0),
             ("ReaperDone", "Count", total.done as f64),
