@@ -145,7 +145,13 @@ impl Sweep<'_> {
             Err(_) => false,
         };
         self.notes.lock().oldest_unregistered = self.store().oldest_unregistered().await?.max(0.0) as u64;
-        Ok(self.notes.finished(complete))
+        let report = self.notes.finished(complete);
+        for (kind, count) in report.kinds.iter().filter(|(_, count)| count.found > 0) {
+            let Count { found, done, failed, left } = count;
+            tracing::info!(?kind, found, done, failed, left, dry_run = self.dry_run, "the reaper's sweep");
+        }
+        tracing::debug!(complete, "the reaper's sweep has ended");
+        Ok(report)
     }
 
     fn store(&self) -> &Store {
