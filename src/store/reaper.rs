@@ -676,18 +676,18 @@ impl Store {
     }
 
     /// Marks a finished job as removed and forgets where its outputs were, if they are still those that were read, and
-    /// the logs that were kept of it. `without_urls` is what stays of the outputs.
+    /// the logs that were kept of it; false if they are not. `without_urls` is what stays of the outputs.
     pub async fn purged(
         &self,
         job_id: &str,
         read: Option<String>,
         without_urls: Option<String>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let job_id = job_id.to_owned();
         self.run(move |connection| {
             Box::pin(async move {
                 let mut transaction = connection.begin().await?;
-                sqlx::query!(
+                let done = sqlx::query!(
                     "UPDATE jobs SET removed = 1, purged = true, tidied = true, outputsurl = $3, configlogurl = NULL,
                          publishlogurl = NULL, algologurl = NULL
                      WHERE workflowid = $1 AND datefinished IS NOT NULL AND outputsurl IS NOT DISTINCT FROM $2",
@@ -697,8 +697,12 @@ impl Store {
                 )
                 .execute(&mut *transaction)
                 .await?;
+                if done.rows_affected() == 0 {
+                    return Ok(false);
+                }
                 sqlx::query!("DELETE FROM keptlogs WHERE workflowid = $1", job_id).execute(&mut *transaction).await?;
-                Ok(transaction.commit().await?)
+                transaction.commit().await?;
+                Ok(true)
             })
         })
         .await
