@@ -129,8 +129,8 @@ pub struct Known {
 #[derive(Debug, Clone, Default)]
 pub struct After(Option<(f64, String)>);
 
-/// As many rows are read at a time.
-pub const PAGE: usize = 200;
+/// As many rows are read at a time. A workflow may hold 400 KiB.
+const PAGE: usize = 100;
 
 impl Store {
     /// Becomes the one that sweeps, for so many seconds; false if somebody else is. The lease is a row that runs out:
@@ -577,13 +577,17 @@ impl Store {
         .await
     }
 
-    /// Notes for how long the outputs of jobs are kept (see [`FinishedJob::expiry`]).
+    /// Notes for how long the outputs of jobs are kept (see [`FinishedJob::expiry`]). Those with nothing else to do are
+    /// not looked at again.
     pub async fn schedule(&self, expiries: Vec<(String, i64)>) -> Result<(), StoreError> {
         let (job_ids, seconds): (Vec<String>, Vec<i64>) = expiries.into_iter().unzip();
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(
-                    "UPDATE jobs SET expiry = read.expiry
+                    "UPDATE jobs
+                     SET expiry = read.expiry,
+                         reapat = CASE WHEN tidied AND read.expiry <= 0 AND coalesce(removed, 0) <> 1 THEN 'infinity'
+                                       ELSE reapat END
                      FROM unnest($1::text[], $2::bigint[]) AS read (workflowid, expiry)
                      WHERE jobs.workflowid = read.workflowid AND jobs.datefinished IS NOT NULL",
                     &job_ids,
