@@ -7,5 +7,6 @@ mod support;
 
 mod scene;
 
+mod engine;
 mod finished;
 mod unfinished;
