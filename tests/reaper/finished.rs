@@ -72,7 +72,7 @@ async fn an_engine_that_leaves_something_behind_later_is_cleaned_up_after_again(
     let scene = Scene::start().await;
     let done = finished(&scene, 70, 1.0, Stored::finished()).await;
     scene.sweep().await;
-    scene.app.cluster.engine_objects(&scene.app.namespace, &done.job_id).await;
+    scene.app.cluster.engine_job(&scene.app.namespace, &done.job_id, "filter").await;
     scene.sweep().await;
     assert_eq!(scene.objects(&done).await, ["WorkFlow"]);
 }
