@@ -60,6 +60,21 @@ enum Failure {
     Output(#[from] OriginError),
     #[error("{0}")]
     Job(&'static str),
+    /// It was not even tried: the same was refused to another job of the namespace.
+    #[error("its namespace refuses what is asked of it")]
+    Refusing,
+}
+
+/// What is asked of a namespace, as far as there may be different rights to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Deed {
+    List,
+    EndSteps,
+    ReadLogs,
+    Tidy,
+    Register,
+    Mirror,
+    Objects,
 }
 
 /// How a piece of work ended, and what is to be said of it.
@@ -133,8 +148,8 @@ struct Sweep<'a> {
     notes: Notes,
     /// How often in a row the cluster could not be reached.
     misses: AtomicU32,
-    /// The namespaces that refuse what is asked of them.
-    refusing: Mutex<BTreeSet<String>>,
+    /// What may not be done in which namespaces.
+    refusing: Mutex<BTreeSet<(Deed, String)>>,
 }
 
 impl Sweep<'_> {
@@ -145,7 +160,13 @@ impl Sweep<'_> {
             Err(_) => false,
         };
         self.notes.lock().oldest_unregistered = self.store().oldest_unregistered().await?.max(0.0) as u64;
-        Ok(self.notes.finished(complete))
+        let report = self.notes.finished(complete);
+        for (kind, count) in report.kinds.iter().filter(|(_, count)| count.found > 0) {
+            let Count { found, done, failed, left } = count;
+            tracing::info!(?kind, found, done, failed, left, dry_run = self.dry_run, "the reaper's sweep");
+        }
+        tracing::debug!(complete, "the reaper's sweep has ended");
+        Ok(report)
     }
 
     fn store(&self) -> &Store {
@@ -183,26 +204,42 @@ impl Sweep<'_> {
         self.misses.load(Ordering::Relaxed) >= MISSES
     }
 
-    fn refuses(&self, namespace: &str) -> bool {
-        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace)
+    fn refuses(&self, deed: Deed, namespace: &str) -> bool {
+        let refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
+        refusing.contains(&(deed, namespace.to_owned()))
     }
 
-    /// Notes how the cluster answered.
-    fn heard<T>(&self, namespace: &str, answer: Result<T, ClusterError>) -> Result<T, ClusterError> {
+    /// Asks something of a namespace, unless it has refused the same in this run, and notes how it answered.
+    async fn ask<T>(
+        &self,
+        deed: Deed,
+        namespace: &str,
+        question: impl Future<Output = Result<T, ClusterError>>,
+    ) -> Result<T, Failure> {
+        if self.refuses(deed, namespace) {
+            return Err(Failure::Refusing);
+        }
+        let answer = question.await;
         match &answer {
-            Err(ClusterError::Unavailable(_) | ClusterError::TimedOut | ClusterError::Aws(_)) => {
+            Err(error) if is_outage(error) => {
                 self.misses.fetch_add(1, Ordering::Relaxed);
             }
             Err(error) => {
                 self.misses.store(0, Ordering::Relaxed);
-                if matches!(error, ClusterError::NoNamespace | ClusterError::Refused { code: 401 | 403, .. }) {
-                    self.refusing.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned());
-                    self.notes.trouble(format!("{namespace}: {error}"));
+                if is_forbidden(error) {
+                    let new = self
+                        .refusing
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert((deed, namespace.to_owned()));
+                    if new {
+                        self.notes.trouble(format!("{namespace}: {error}"));
+                    }
                 }
             }
             Ok(_) => self.misses.store(0, Ordering::Relaxed),
         }
-        answer
+        Ok(answer?)
     }
 
     /// Does things side by side, until there is no more time. Says whether there was enough.
@@ -220,25 +257,20 @@ impl Sweep<'_> {
         enough
     }
 
-    /// Notes how a piece of work for a job ended. One that the cluster, a bucket or its own row keeps failing is left
-    /// alone for a while; one that nobody could do at the moment is not.
+    /// Notes how a piece of work for a job ended. One that fails for itself is left alone for a while; one that failed
+    /// with many others is not.
     async fn note(&self, job_id: &str, kind: Kind, ended: Ended) {
-        let pause = match ended {
-            Ok((outcome, reason)) => {
-                self.notes.job(job_id, kind, outcome, reason);
-                return;
-            }
-            Err(error) => {
-                self.notes.job(job_id, kind, Outcome::Failed, Some(error.to_string()));
-                !matches!(
-                    error,
-                    Failure::Store(_)
-                        | Failure::Cluster(
-                            ClusterError::Unavailable(_) | ClusterError::TimedOut | ClusterError::Aws(_)
-                        )
-                )
-            }
+        let error = match ended {
+            Ok((outcome, reason)) => return self.notes.job(job_id, kind, outcome, reason),
+            Err(Failure::Refusing) => return,
+            Err(error) => error,
         };
+        let pause = match &error {
+            Failure::Store(_) => false,
+            Failure::Cluster(error) => !is_outage(error) && !is_forbidden(error),
+            _ => true,
+        };
+        self.notes.job(job_id, kind, Outcome::Failed, Some(error.to_string()));
         if pause && let Err(error) = self.store().job_failed(job_id).await {
             self.notes.trouble(error.to_string());
         }
@@ -262,11 +294,12 @@ impl Sweep<'_> {
         let announced = decide::announced_limit(environment.announcement.as_deref());
         let steps = match environment.pausing || self.cluster_is_gone() {
             true => None,
-            false => match self.heard(namespace, self.cluster().steps(namespace).await) {
+            false => match self.ask(Deed::List, namespace, self.cluster().steps(namespace)).await {
                 Ok(steps) => Some(steps),
                 Err(error) => {
+                    let outage = matches!(&error, Failure::Cluster(error) if is_outage(error));
                     self.notes.trouble(format!("{namespace}: {error}"));
-                    if matches!(error, ClusterError::Refused { .. } | ClusterError::NoNamespace) && !self.dry_run {
+                    if !outage && !self.dry_run {
                         self.store().environment_failed(namespace).await?;
                     }
                     None
@@ -366,9 +399,15 @@ impl Sweep<'_> {
                         None => return Ok(overtaken()),
                     }
                 }
-                let ended = self.heard(namespace, self.cluster().end_step(&step, namespace).await);
-                if let (Ok(Deleted::Changed) | Err(ClusterError::Refused { .. }), Some(reason), true) =
-                    (&ended, &reason, new)
+                let ended = self.ask(Deed::EndSteps, namespace, self.cluster().end_step(&step, namespace)).await;
+                // What is not known to have failed may have been done.
+                let failed = matches!(
+                    &ended,
+                    Ok(Deleted::Changed) | Err(Failure::Refusing | Failure::Cluster(ClusterError::Refused { .. }))
+                );
+                if failed
+                    && new
+                    && let Some(reason) = &reason
                 {
                     self.store().withdraw_reason(&job.job_id, reason).await?;
                 }
@@ -385,14 +424,14 @@ impl Sweep<'_> {
 
     /// Keeps the end of a log whose pod is going to go. A node that does not hand it out keeps nobody waiting.
     async fn keep_log(&self, step: &Step, namespace: &str) -> Result<(), Failure> {
-        match self.heard(namespace, self.cluster().end_of_log(step, namespace).await) {
+        match self.ask(Deed::ReadLogs, namespace, self.cluster().end_of_log(step, namespace)).await {
             Ok(None) => Ok(()),
             Ok(Some(log)) => Ok(self.store().keep_log(&step.job_id, step.component.as_str(), log).await?),
-            Err(ClusterError::Refused { code, .. }) => {
-                tracing::warn!(job = %step.job_id, code, "the log of a step that is ended could not be kept");
+            Err(error @ (Failure::Refusing | Failure::Cluster(ClusterError::Refused { .. }))) => {
+                tracing::warn!(job = %step.job_id, %error, "the log of a step that is ended could not be kept");
                 Ok(())
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 
@@ -414,10 +453,10 @@ impl Sweep<'_> {
     /// Removes what the engine made for a job. What cannot have had objects has none.
     async fn tidy(&self, job_id: &str, namespace: Option<&str>) -> Ended {
         let (Some(id), Some(namespace)) = (JobId::parse(job_id), namespace) else { return Ok((Outcome::Done, None)) };
-        if self.refuses(namespace) {
-            return Err(Failure::Job("its namespace refuses what is asked of it"));
-        }
-        let held = self.heard(namespace, self.cluster().tidy(&id, namespace).await)?;
+        let held = match self.ask(Deed::Tidy, namespace, self.cluster().tidy(&id, namespace)).await {
+            Err(Failure::Cluster(ClusterError::NoNamespace)) => Vec::new(),
+            held => held?,
+        };
         let reason = (!held.is_empty()).then(|| format!("held by others' finalizers: {}", held.join("; ")));
         Ok((Outcome::Done, reason))
     }
@@ -453,7 +492,7 @@ impl Sweep<'_> {
         let metadata = job.workflow.as_deref().and_then(workflow::stored);
         let metadata = metadata.ok_or(Failure::Job("its workflow cannot be read"))?;
         let spec = WorkFlowSpec { owner: job.owner.clone(), agreement_id: Some(job.agreement_id.clone()), metadata };
-        self.heard(namespace, self.cluster().register(&id, namespace, spec).await)?;
+        self.ask(Deed::Register, namespace, self.cluster().register(&id, namespace, spec)).await?;
         self.store().registered(&id).await?;
         self.store().job_worked(&job.job_id).await?;
         Ok((Outcome::Done, None))
@@ -470,10 +509,11 @@ impl Sweep<'_> {
                 return Ok(false);
             }
             let mirror = |job: Mirrored| async move {
-                if self.dry_run || job.namespace.as_deref().is_some_and(|namespace| self.refuses(namespace)) {
+                if self.dry_run {
                     return;
                 }
                 match self.mirror(&job).await {
+                    Err(Failure::Refusing) => {}
                     Ok(()) => self.notes.ended(Kind::Mirrors, 1, Outcome::Done),
                     Err(error) => self.notes.job(&job.job_id, Kind::Mirrors, Outcome::Failed, Some(error.to_string())),
                 }
@@ -493,7 +533,10 @@ impl Sweep<'_> {
                 date_finished: job.date_finished.clone(),
             };
             // Whether there is one or not: nothing is said that is not so.
-            self.heard(namespace, self.cluster().mirror(id.as_str(), namespace, &status).await)?;
+            match self.ask(Deed::Mirror, namespace, self.cluster().mirror(id.as_str(), namespace, &status)).await {
+                Err(Failure::Cluster(ClusterError::NoNamespace)) => false,
+                found => found?,
+            };
         }
         Ok(self.store().mirrored(job.clone()).await?)
     }
@@ -575,14 +618,20 @@ impl Sweep<'_> {
         if job.removed
             && let (Some(id), Some(namespace)) = (JobId::parse(&job.job_id), job.namespace.as_deref())
         {
-            self.heard(namespace, self.cluster().delete_workflow(id.as_str(), namespace, None).await)?;
+            let deleted = self.cluster().delete_workflow(id.as_str(), namespace, None);
+            match self.ask(Deed::Objects, namespace, deleted).await {
+                Err(Failure::Cluster(ClusterError::NoNamespace)) => Deleted::Gone,
+                deleted => deleted?,
+            };
         }
         let outputs = job.outputs.as_deref().and_then(output::parse);
         for url in outputs.iter().flatten().filter_map(output::url_of) {
             self.reaper.outputs.remove(url).await?;
         }
         let without_urls = outputs.map(|outputs| workflow::to_ascii_json(&output::without_urls(outputs).into()));
-        self.store().purged(&job.job_id, job.outputs.clone(), without_urls).await?;
+        if !self.store().purged(&job.job_id, job.outputs.clone(), without_urls).await? {
+            return Ok((Outcome::Left, Some("something was published meanwhile".to_owned())));
+        }
         self.store().look_again(&job.job_id, None, false).await?;
         Ok(ended)
     }
@@ -596,9 +645,6 @@ impl Sweep<'_> {
             if Instant::now() >= until || self.cluster_is_gone() {
                 return Ok(false);
             }
-            if self.refuses(&environment.namespace) {
-                continue;
-            }
             if !self.search(&environment.namespace, until).await? {
                 return Ok(false);
             }
@@ -610,7 +656,7 @@ impl Sweep<'_> {
     async fn search(&self, namespace: &str, until: Instant) -> Result<bool, StoreError> {
         let mut from = None;
         loop {
-            let page = match self.heard(namespace, self.cluster().workflows(namespace, from).await) {
+            let page = match self.ask(Deed::Objects, namespace, self.cluster().workflows(namespace, from)).await {
                 Ok(page) => page,
                 Err(error) => {
                     self.notes.trouble(format!("{namespace}: {error}"));
@@ -651,8 +697,8 @@ impl Sweep<'_> {
     }
 
     async fn remove_object(&self, item: &Listed, namespace: &str) -> Ended {
-        let deleted = self.cluster().delete_workflow(&item.name, namespace, Some(item)).await;
-        Ok(match self.heard(namespace, deleted)? {
+        let deleted = self.cluster().delete_workflow(&item.name, namespace, Some(item));
+        Ok(match self.ask(Deed::Objects, namespace, deleted).await? {
             Deleted::Gone => (Outcome::Done, None),
             Deleted::Changed => (Outcome::Left, Some("it was changed meanwhile".to_owned())),
             Deleted::Held(by) => {
@@ -681,6 +727,23 @@ impl Sweep<'_> {
             }
         }
     }
+}
+
+/// Whether nobody's request would have fared better.
+fn is_outage(error: &ClusterError) -> bool {
+    matches!(
+        error,
+        ClusterError::Unavailable(_)
+            | ClusterError::Untrusted(_)
+            | ClusterError::TimedOut
+            | ClusterError::Aws(_)
+            | ClusterError::Configuration(_)
+    )
+}
+
+/// Whether the same would be refused to any job of the namespace.
+fn is_forbidden(error: &ClusterError) -> bool {
+    matches!(error, ClusterError::NoNamespace | ClusterError::Refused { code: 401 | 403, .. })
 }
 
 fn is_going(step: &Step) -> bool {

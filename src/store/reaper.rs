@@ -129,8 +129,8 @@ pub struct Known {
 #[derive(Debug, Clone, Default)]
 pub struct After(Option<(f64, String)>);
 
-/// As many rows are read at a time.
-pub const PAGE: usize = 200;
+/// As many rows are read at a time. A workflow may hold 400 KiB.
+const PAGE: usize = 100;
 
 impl Store {
     /// Becomes the one that sweeps, for so many seconds; false if somebody else is. The lease is a row that runs out:
@@ -578,13 +578,17 @@ impl Store {
         .await
     }
 
-    /// Notes for how long the outputs of jobs are kept (see [`FinishedJob::expiry`]).
+    /// Notes for how long the outputs of jobs are kept (see [`FinishedJob::expiry`]). Those with nothing else to do are
+    /// not looked at again.
     pub async fn schedule(&self, expiries: Vec<(String, i64)>) -> Result<(), StoreError> {
         let (job_ids, seconds): (Vec<String>, Vec<i64>) = expiries.into_iter().unzip();
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(
-                    "UPDATE jobs SET expiry = read.expiry
+                    "UPDATE jobs
+                     SET expiry = read.expiry,
+                         reapat = CASE WHEN tidied AND read.expiry <= 0 AND coalesce(removed, 0) <> 1 THEN 'infinity'
+                                       ELSE reapat END
                      FROM unnest($1::text[], $2::bigint[]) AS read (workflowid, expiry)
                      WHERE jobs.workflowid = read.workflowid AND jobs.datefinished IS NOT NULL",
                     &job_ids,
@@ -677,18 +681,18 @@ impl Store {
     }
 
     /// Marks a finished job as removed and forgets where its outputs were, if they are still those that were read, and
-    /// the logs that were kept of it. `without_urls` is what stays of the outputs.
+    /// the logs that were kept of it; false if they are not. `without_urls` is what stays of the outputs.
     pub async fn purged(
         &self,
         job_id: &str,
         read: Option<String>,
         without_urls: Option<String>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let job_id = job_id.to_owned();
         self.run(move |connection| {
             Box::pin(async move {
                 let mut transaction = connection.begin().await?;
-                sqlx::query!(
+                let done = sqlx::query!(
                     "UPDATE jobs SET removed = 1, purged = true, tidied = true, outputsurl = $3, configlogurl = NULL,
                          publishlogurl = NULL, algologurl = NULL
                      WHERE workflowid = $1 AND datefinished IS NOT NULL AND outputsurl IS NOT DISTINCT FROM $2",
@@ -698,8 +702,12 @@ impl Store {
                 )
                 .execute(&mut *transaction)
                 .await?;
+                if done.rows_affected() == 0 {
+                    return Ok(false);
+                }
                 sqlx::query!("DELETE FROM keptlogs WHERE workflowid = $1", job_id).execute(&mut *transaction).await?;
-                Ok(transaction.commit().await?)
+                transaction.commit().await?;
+                Ok(true)
             })
         })
         .await

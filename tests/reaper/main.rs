@@ -7,6 +7,7 @@ mod support;
 
 mod scene;
 
+mod engine;
 mod finished;
 mod interleavings;
 mod unfinished;
