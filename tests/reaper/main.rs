@@ -7,5 +7,6 @@ mod support;
 
 mod scene;
 
+mod bad_days;
 mod finished;
 mod unfinished;
