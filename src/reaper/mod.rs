@@ -188,21 +188,26 @@ impl Sweep<'_> {
     }
 
     /// Notes how the cluster answered.
-    fn heard<T>(&self, namespace: &str, answer: Result<T, ClusterError>) -> Result<T, ClusterError> {
+    fn heard<T>(&self, answer: Result<T, ClusterError>) -> Result<T, ClusterError> {
         match &answer {
             Err(ClusterError::Unavailable(_) | ClusterError::TimedOut | ClusterError::Aws(_)) => {
                 self.misses.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) => {
-                self.misses.store(0, Ordering::Relaxed);
-                if matches!(error, ClusterError::NoNamespace | ClusterError::Refused { code: 401 | 403, .. }) {
-                    self.refusing.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned());
-                    self.notes.trouble(format!("{namespace}: {error}"));
-                }
-            }
-            Ok(_) => self.misses.store(0, Ordering::Relaxed),
+            _ => self.misses.store(0, Ordering::Relaxed),
         }
         answer
+    }
+
+    /// A namespace could not even be read: nothing more is asked of it in this run, if it is not only for the moment.
+    fn unreadable(&self, namespace: &str, error: &ClusterError) {
+        if matches!(error, ClusterError::Refused { code: 401 | 403, .. }) {
+            self.refuse(namespace);
+        }
+        self.notes.trouble(format!("{namespace}: {error}"));
+    }
+
+    fn refuse(&self, namespace: &str) {
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned());
     }
 
     /// Does things side by side, until there is no more time. Says whether there was enough.
@@ -260,12 +265,15 @@ impl Sweep<'_> {
     async fn environment(&self, environment: &SweptEnvironment, until: Instant) -> Result<bool, StoreError> {
         let namespace = environment.namespace.as_str();
         let announced = decide::announced_limit(environment.announcement.as_deref());
+        if environment.pausing {
+            self.refuse(namespace);
+        }
         let steps = match environment.pausing || self.cluster_is_gone() {
             true => None,
-            false => match self.heard(namespace, self.cluster().steps(namespace).await) {
+            false => match self.heard(self.cluster().steps(namespace).await) {
                 Ok(steps) => Some(steps),
                 Err(error) => {
-                    self.notes.trouble(format!("{namespace}: {error}"));
+                    self.unreadable(namespace, &error);
                     if matches!(error, ClusterError::Refused { .. } | ClusterError::NoNamespace) && !self.dry_run {
                         self.store().environment_failed(namespace).await?;
                     }
@@ -366,7 +374,7 @@ impl Sweep<'_> {
                         None => return Ok(overtaken()),
                     }
                 }
-                let ended = self.heard(namespace, self.cluster().end_step(&step, namespace).await);
+                let ended = self.heard(self.cluster().end_step(&step, namespace).await);
                 if let (Ok(Deleted::Changed) | Err(ClusterError::Refused { .. }), Some(reason), true) =
                     (&ended, &reason, new)
                 {
@@ -385,7 +393,7 @@ impl Sweep<'_> {
 
     /// Keeps the end of a log whose pod is going to go. A node that does not hand it out keeps nobody waiting.
     async fn keep_log(&self, step: &Step, namespace: &str) -> Result<(), Failure> {
-        match self.heard(namespace, self.cluster().end_of_log(step, namespace).await) {
+        match self.heard(self.cluster().end_of_log(step, namespace).await) {
             Ok(None) => Ok(()),
             Ok(Some(log)) => Ok(self.store().keep_log(&step.job_id, step.component.as_str(), log).await?),
             Err(ClusterError::Refused { code, .. }) => {
@@ -417,7 +425,7 @@ impl Sweep<'_> {
         if self.refuses(namespace) {
             return Err(Failure::Job("its namespace refuses what is asked of it"));
         }
-        let held = self.heard(namespace, self.cluster().tidy(&id, namespace).await)?;
+        let held = self.heard(self.cluster().tidy(&id, namespace).await)?;
         let reason = (!held.is_empty()).then(|| format!("held by others' finalizers: {}", held.join("; ")));
         Ok((Outcome::Done, reason))
     }
@@ -453,7 +461,7 @@ impl Sweep<'_> {
         let metadata = job.workflow.as_deref().and_then(workflow::stored);
         let metadata = metadata.ok_or(Failure::Job("its workflow cannot be read"))?;
         let spec = WorkFlowSpec { owner: job.owner.clone(), agreement_id: Some(job.agreement_id.clone()), metadata };
-        self.heard(namespace, self.cluster().register(&id, namespace, spec).await)?;
+        self.heard(self.cluster().register(&id, namespace, spec).await)?;
         self.store().registered(&id).await?;
         self.store().job_worked(&job.job_id).await?;
         Ok((Outcome::Done, None))
@@ -493,7 +501,7 @@ impl Sweep<'_> {
                 date_finished: job.date_finished.clone(),
             };
             // Whether there is one or not: nothing is said that is not so.
-            self.heard(namespace, self.cluster().mirror(id.as_str(), namespace, &status).await)?;
+            self.heard(self.cluster().mirror(id.as_str(), namespace, &status).await)?;
         }
         Ok(self.store().mirrored(job.clone()).await?)
     }
@@ -575,7 +583,7 @@ impl Sweep<'_> {
         if job.removed
             && let (Some(id), Some(namespace)) = (JobId::parse(&job.job_id), job.namespace.as_deref())
         {
-            self.heard(namespace, self.cluster().delete_workflow(id.as_str(), namespace, None).await)?;
+            self.heard(self.cluster().delete_workflow(id.as_str(), namespace, None).await)?;
         }
         let outputs = job.outputs.as_deref().and_then(output::parse);
         for url in outputs.iter().flatten().filter_map(output::url_of) {
@@ -610,10 +618,10 @@ impl Sweep<'_> {
     async fn search(&self, namespace: &str, until: Instant) -> Result<bool, StoreError> {
         let mut from = None;
         loop {
-            let page = match self.heard(namespace, self.cluster().workflows(namespace, from).await) {
+            let page = match self.heard(self.cluster().workflows(namespace, from).await) {
                 Ok(page) => page,
                 Err(error) => {
-                    self.notes.trouble(format!("{namespace}: {error}"));
+                    self.unreadable(namespace, &error);
                     return Ok(true);
                 }
             };
@@ -652,7 +660,7 @@ impl Sweep<'_> {
 
     async fn remove_object(&self, item: &Listed, namespace: &str) -> Ended {
         let deleted = self.cluster().delete_workflow(&item.name, namespace, Some(item)).await;
-        Ok(match self.heard(namespace, deleted)? {
+        Ok(match self.heard(deleted)? {
             Deleted::Gone => (Outcome::Done, None),
             Deleted::Changed => (Outcome::Left, Some("it was changed meanwhile".to_owned())),
             Deleted::Held(by) => {
