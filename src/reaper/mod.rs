@@ -33,6 +33,8 @@ const LEASE: f64 = 60.0;
 const RENEWALS: (Duration, u32) = (Duration::from_secs(15), 3);
 /// After its time is up, a sweep may end what it has begun for so long.
 const GRACE: Duration = Duration::from_secs(4);
+/// How long the end of a log may take.
+const LOG_TIME: Duration = Duration::from_secs(20);
 /// As many things are done side by side.
 const AT_ONCE: u32 = 8;
 /// As often in a row the cluster may not be reached until it counts as gone for the rest of a run.
@@ -391,17 +393,19 @@ impl Sweep<'_> {
         }
     }
 
-    /// Keeps the end of a log whose pod is going to go. A node that does not hand it out keeps nobody waiting.
+    /// Keeps the end of a log whose pod is going to go. A node that does not hand it out keeps nobody waiting, and says
+    /// nothing about the cluster.
     async fn keep_log(&self, step: &Step, namespace: &str) -> Result<(), Failure> {
-        match self.heard(self.cluster().end_of_log(step, namespace).await) {
-            Ok(None) => Ok(()),
-            Ok(Some(log)) => Ok(self.store().keep_log(&step.job_id, step.component.as_str(), log).await?),
-            Err(ClusterError::Refused { code, .. }) => {
-                tracing::warn!(job = %step.job_id, code, "the log of a step that is ended could not be kept");
-                Ok(())
+        let log = tokio::time::timeout(LOG_TIME, self.cluster().end_of_log(step, namespace).boxed()).await;
+        match log.unwrap_or(Err(ClusterError::TimedOut)) {
+            Ok(None) => {}
+            Ok(Some(log)) => self.store().keep_log(&step.job_id, step.component.as_str(), log).await?,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(job = %step.job_id, error, "the log of a step that is ended could not be kept");
             }
-            Err(error) => Err(error.into()),
         }
+        Ok(())
     }
 
     /// What engines left of finished jobs: their Jobs were seen.
