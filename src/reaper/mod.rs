@@ -8,7 +8,7 @@
 pub mod decide;
 mod report;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -272,7 +272,7 @@ impl Sweep<'_> {
         }
         let steps = match environment.pausing || self.cluster_is_gone() {
             true => None,
-            false => match self.heard(self.cluster().steps(namespace).await) {
+            false => match self.heard(self.steps(namespace, until).await) {
                 Ok(steps) => Some(steps),
                 Err(error) => {
                     self.unreadable(namespace, &error);
@@ -284,7 +284,11 @@ impl Sweep<'_> {
             },
         };
         let Some(steps) = steps else {
-            return self.live_jobs(Some(namespace), Seen::Unknown, announced, until).await;
+            let enough = self.live_jobs(Some(namespace), Seen::Unknown, announced, until).await?;
+            if !self.dry_run {
+                self.store().environment_passed(namespace).await?;
+            }
+            return Ok(enough);
         };
         let none = Vec::new();
         let of_job = |job_id: &str| Seen::Steps(steps.get(job_id).unwrap_or(&none));
@@ -295,6 +299,12 @@ impl Sweep<'_> {
             self.store().environment_swept(namespace, false).await?;
         }
         Ok(enough)
+    }
+
+    /// A cluster that is slow keeps nobody else from their turn.
+    async fn steps(&self, namespace: &str, until: Instant) -> Result<BTreeMap<String, Vec<Step>>, ClusterError> {
+        let steps = tokio::time::timeout_at(until, self.cluster().steps(namespace).boxed()).await;
+        steps.unwrap_or(Err(ClusterError::TimedOut))
     }
 
     async fn live_jobs(

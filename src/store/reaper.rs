@@ -222,6 +222,24 @@ impl Store {
         .await
     }
 
+    /// Notes that an environment has had its turn, though it could not be read.
+    pub async fn environment_passed(&self, namespace: &str) -> Result<(), StoreError> {
+        let namespace = namespace.to_owned();
+        self.run(move |connection| {
+            Box::pin(async move {
+                sqlx::query!(
+                    "INSERT INTO sweptenvs (namespace, swept) VALUES ($1, now())
+                     ON CONFLICT (namespace) DO UPDATE SET swept = now()",
+                    namespace
+                )
+                .execute(connection)
+                .await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
     /// Notes that an environment refused to be read: it is left alone for a while, longer each time.
     pub async fn environment_failed(&self, namespace: &str) -> Result<(), StoreError> {
         let namespace = namespace.to_owned();
