@@ -129,6 +129,9 @@ pub struct Known {
 #[derive(Debug, Clone, Default)]
 pub struct After(Option<(f64, String)>);
 
+/// What is further away than so many seconds, a thousand years, is not due in any case; intervals have an end.
+const FAR: i64 = 1000 * 365 * 24 * 3600;
+
 /// As many rows are read at a time.
 pub const PAGE: usize = 200;
 
@@ -625,6 +628,7 @@ impl Store {
         after: &After,
     ) -> Result<(Vec<FinishedJob>, Option<After>), StoreError> {
         let (begin, name) = after.parts();
+        let shared_expiry = shared_expiry.map(|seconds| seconds.min(FAR));
         self.run(move |connection| {
             Box::pin(async move {
                 let rows = sqlx::query!(
@@ -725,7 +729,7 @@ impl Store {
     /// Notes in how many seconds there is next something to do with a finished job; `None` for never. If somebody
     /// deleted it meanwhile, or published something, that is now; unless `removal_waits`, because its engine is not done.
     pub async fn look_again(&self, job_id: &str, seconds: Option<f64>, removal_waits: bool) -> Result<(), StoreError> {
-        let job_id = job_id.to_owned();
+        let (job_id, seconds) = (job_id.to_owned(), seconds.map(|seconds| seconds.min(FAR as f64)));
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(
