@@ -604,7 +604,9 @@ impl Sweep<'_> {
             self.reaper.outputs.remove(url).await?;
         }
         let without_urls = outputs.map(|outputs| workflow::to_ascii_json(&output::without_urls(outputs).into()));
-        self.store().purged(&job.job_id, job.outputs.clone(), without_urls).await?;
+        if !self.store().purged(&job.job_id, job.outputs.clone(), without_urls).await? {
+            return Ok((Outcome::Left, Some("something was published meanwhile".to_owned())));
+        }
         self.store().look_again(&job.job_id, None, false).await?;
         Ok(ended)
     }

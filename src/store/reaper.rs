@@ -698,18 +698,18 @@ impl Store {
     }
 
     /// Marks a finished job as removed and forgets where its outputs were, if they are still those that were read, and
-    /// the logs that were kept of it. `without_urls` is what stays of the outputs.
+    /// the logs that were kept of it. `without_urls` is what stays of the outputs. False if they are others by now.
     pub async fn purged(
         &self,
         job_id: &str,
         read: Option<String>,
         without_urls: Option<String>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let job_id = job_id.to_owned();
         self.run(move |connection| {
             Box::pin(async move {
                 let mut transaction = connection.begin().await?;
-                sqlx::query!(
+                let done = sqlx::query!(
                     "UPDATE jobs SET removed = 1, purged = true, tidied = true, outputsurl = $3, configlogurl = NULL,
                          publishlogurl = NULL, algologurl = NULL
                      WHERE workflowid = $1 AND datefinished IS NOT NULL AND outputsurl IS NOT DISTINCT FROM $2",
@@ -720,7 +720,8 @@ impl Store {
                 .execute(&mut *transaction)
                 .await?;
                 sqlx::query!("DELETE FROM keptlogs WHERE workflowid = $1", job_id).execute(&mut *transaction).await?;
-                Ok(transaction.commit().await?)
+                transaction.commit().await?;
+                Ok(done.rows_affected() > 0)
             })
         })
         .await
