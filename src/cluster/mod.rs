@@ -32,7 +32,7 @@ use authorized::Authorized;
 use pace::Pace;
 use repeatable::InManner;
 
-pub use objects::Component;
+pub use objects::{Component, names_namespace};
 pub use steps::{Hope, Step, StepState, Trouble};
 pub use sweep::{Deleted, Listed, Page};
 pub use workflow::{WorkFlow, WorkFlowSpec, WorkFlowStatus, definition};

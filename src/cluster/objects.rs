@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 
 use super::{Cluster, ClusterError, WorkFlow, WorkFlowSpec, within};
 use crate::job::JobId;
+use crate::telemetry::waiting_for_cluster;
 
 /// A write that a request waits for: with the books' own limit it stays below the 5 s within which a start
 /// is answered.
@@ -72,8 +73,7 @@ impl Cluster {
         K: Resource<Scope = NamespaceResourceScope>,
         K::DynamicType: Default,
     {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if namespace.is_empty() || namespace.len() > 63 || !namespace.bytes().all(plain) {
+        if !names_namespace(namespace) {
             return Err(ClusterError::NoNamespace);
         }
         Ok(Api::namespaced(self.client().await?, namespace))
@@ -85,15 +85,19 @@ impl Cluster {
         let labels = [("workflow", job_id.as_str()), super::sweep::MANAGED_BY];
         let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
         object.metadata.labels = Some(BTreeMap::from(labels));
-        within(WRITE_LIMIT, async {
+        let create = async {
             let api: Api<WorkFlow> = self.namespaced(namespace).await?;
             match api.create(&PostParams::default(), &object).await {
                 Ok(_) => Ok(()),
                 Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
                 Err(error) => Err(error.into()),
             }
-        })
-        .await
+        };
+        match self.pace {
+            None => within(WRITE_LIMIT, create).await,
+            // It may have to wait for its turn.
+            Some(_) => waiting_for_cluster(create).await,
+        }
     }
 
     /// Ends a job's algorithm: deletes its Kubernetes Job with the pods. The engine takes that for the end of
@@ -191,6 +195,12 @@ impl Cluster {
         })
         .await
     }
+}
+
+/// Whether a namespace may be called so.
+pub fn names_namespace(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !name.is_empty() && name.len() <= 63 && name.bytes().all(plain)
 }
 
 /// The names of a job's claims. The engine of 2020 had one each for input and output, too.

@@ -8,7 +8,7 @@
 pub mod decide;
 mod report;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
-use crate::cluster::{Cluster, ClusterError, Deleted, Listed, Step, StepState, WorkFlowSpec, WorkFlowStatus};
+use crate::cluster::{self, Cluster, ClusterError, Deleted, Listed, Step, StepState, WorkFlowSpec, WorkFlowStatus};
 use crate::config::Reaper as Rules;
 use crate::job::{JobId, output, workflow};
 use crate::origin::{OriginError, Origins};
@@ -33,6 +33,8 @@ const LEASE: f64 = 60.0;
 const RENEWALS: (Duration, u32) = (Duration::from_secs(15), 3);
 /// After its time is up, a sweep may end what it has begun for so long.
 const GRACE: Duration = Duration::from_secs(4);
+/// How long the end of a log may take.
+const LOG_TIME: Duration = Duration::from_secs(20);
 /// As many things are done side by side.
 const AT_ONCE: u32 = 8;
 /// As often in a row the cluster may not be reached until it counts as gone for the rest of a run.
@@ -60,21 +62,9 @@ enum Failure {
     Output(#[from] OriginError),
     #[error("{0}")]
     Job(&'static str),
-    /// It was not even tried: the same was refused to another job of the namespace.
-    #[error("its namespace refuses what is asked of it")]
+    /// It was not even tried: its namespace cannot be read.
+    #[error("its namespace cannot be read")]
     Refusing,
-}
-
-/// What is asked of a namespace, as far as there may be different rights to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Deed {
-    List,
-    EndSteps,
-    ReadLogs,
-    Tidy,
-    Register,
-    Mirror,
-    Objects,
 }
 
 /// How a piece of work ended, and what is to be said of it.
@@ -94,9 +84,9 @@ impl Reaper {
     /// If the books cannot be read. Whatever else fails is in the report.
     pub async fn sweep(&self, dry_run: bool, time: Duration) -> Result<Report, StoreError> {
         let until = Instant::now() + time;
-        let holder = Uuid::new_v4().to_string();
         let sweep = Sweep {
             reaper: self,
+            holder: Uuid::new_v4().to_string(),
             dry_run,
             until,
             notes: Notes::of(dry_run),
@@ -106,19 +96,19 @@ impl Reaper {
         if dry_run {
             return sweep.to_its_end().await;
         }
-        if !self.store.take_sweep(&holder, LEASE).await? {
+        if !self.store.take_sweep(&sweep.holder, LEASE).await? {
             let skipped = Some("another sweep is under way".to_owned());
             return Ok(Report { skipped, ..sweep.notes.finished(false) });
         }
         let result = tokio::select! {
             result = sweep.to_its_end() => result,
-            () = self.until_lost(&holder) => {
+            () = self.until_lost(&sweep.holder) => {
                 sweep.notes.trouble("another sweep has begun: this one's lease ran out".to_owned());
                 Ok(sweep.notes.finished(false))
             }
         };
         // It runs out anyway.
-        if let Err(error) = self.store.leave_sweep(&holder).await {
+        if let Err(error) = self.store.leave_sweep(&sweep.holder).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the sweep's lease could not be given back");
         }
         result
@@ -143,13 +133,15 @@ impl Reaper {
 /// One run.
 struct Sweep<'a> {
     reaper: &'a Reaper,
+    /// Its name, as the lease has it.
+    holder: String,
     dry_run: bool,
     until: Instant,
     notes: Notes,
     /// How often in a row the cluster could not be reached.
     misses: AtomicU32,
-    /// What may not be done in which namespaces.
-    refusing: Mutex<BTreeSet<(Deed, String)>>,
+    /// The namespaces that may not be read.
+    refusing: Mutex<BTreeSet<String>>,
 }
 
 impl Sweep<'_> {
@@ -204,42 +196,31 @@ impl Sweep<'_> {
         self.misses.load(Ordering::Relaxed) >= MISSES
     }
 
-    fn refuses(&self, deed: Deed, namespace: &str) -> bool {
-        let refusing = self.refusing.lock().unwrap_or_else(PoisonError::into_inner);
-        refusing.contains(&(deed, namespace.to_owned()))
+    fn refuses(&self, namespace: &str) -> bool {
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace)
     }
 
-    /// Asks something of a namespace, unless it has refused the same in this run, and notes how it answered.
-    async fn ask<T>(
-        &self,
-        deed: Deed,
-        namespace: &str,
-        question: impl Future<Output = Result<T, ClusterError>>,
-    ) -> Result<T, Failure> {
-        if self.refuses(deed, namespace) {
-            return Err(Failure::Refusing);
-        }
-        let answer = question.await;
+    /// Notes how the cluster answered.
+    fn heard<T>(&self, answer: Result<T, ClusterError>) -> Result<T, ClusterError> {
         match &answer {
             Err(error) if is_outage(error) => {
                 self.misses.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) => {
-                self.misses.store(0, Ordering::Relaxed);
-                if is_forbidden(error) {
-                    let new = self
-                        .refusing
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .insert((deed, namespace.to_owned()));
-                    if new {
-                        self.notes.trouble(format!("{namespace}: {error}"));
-                    }
-                }
-            }
-            Ok(_) => self.misses.store(0, Ordering::Relaxed),
+            _ => self.misses.store(0, Ordering::Relaxed),
         }
-        Ok(answer?)
+        answer
+    }
+
+    /// A namespace could not even be read: nothing more is asked of it in this run, if it is not only for the moment.
+    fn unreadable(&self, namespace: &str, error: &ClusterError) {
+        if matches!(error, ClusterError::Refused { code: 401 | 403, .. }) {
+            self.refuse(namespace);
+        }
+        self.notes.trouble(format!("{namespace}: {error}"));
+    }
+
+    fn refuse(&self, namespace: &str) {
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.to_owned());
     }
 
     /// Does things side by side, until there is no more time. Says whether there was enough.
@@ -267,7 +248,7 @@ impl Sweep<'_> {
         };
         let pause = match &error {
             Failure::Store(_) => false,
-            Failure::Cluster(error) => !is_outage(error) && !is_forbidden(error),
+            Failure::Cluster(error) => !is_outage(error),
             _ => true,
         };
         self.notes.job(job_id, kind, Outcome::Failed, Some(error.to_string()));
@@ -292,14 +273,16 @@ impl Sweep<'_> {
     async fn environment(&self, environment: &SweptEnvironment, until: Instant) -> Result<bool, StoreError> {
         let namespace = environment.namespace.as_str();
         let announced = decide::announced_limit(environment.announcement.as_deref());
+        if environment.pausing {
+            self.refuse(namespace);
+        }
         let steps = match environment.pausing || self.cluster_is_gone() {
             true => None,
-            false => match self.ask(Deed::List, namespace, self.cluster().steps(namespace)).await {
+            false => match self.heard(self.steps(namespace, until).await) {
                 Ok(steps) => Some(steps),
                 Err(error) => {
-                    let outage = matches!(&error, Failure::Cluster(error) if is_outage(error));
-                    self.notes.trouble(format!("{namespace}: {error}"));
-                    if !outage && !self.dry_run {
+                    self.unreadable(namespace, &error);
+                    if matches!(error, ClusterError::Refused { .. } | ClusterError::NoNamespace) && !self.dry_run {
                         self.store().environment_failed(namespace).await?;
                     }
                     None
@@ -307,7 +290,11 @@ impl Sweep<'_> {
             },
         };
         let Some(steps) = steps else {
-            return self.live_jobs(Some(namespace), Seen::Unknown, announced, until).await;
+            let enough = self.live_jobs(Some(namespace), Seen::Unknown, announced, until).await?;
+            if !self.dry_run {
+                self.store().environment_passed(namespace).await?;
+            }
+            return Ok(enough);
         };
         let none = Vec::new();
         let of_job = |job_id: &str| Seen::Steps(steps.get(job_id).unwrap_or(&none));
@@ -318,6 +305,12 @@ impl Sweep<'_> {
             self.store().environment_swept(namespace, false).await?;
         }
         Ok(enough)
+    }
+
+    /// A cluster that is slow keeps nobody else from their turn.
+    async fn steps(&self, namespace: &str, until: Instant) -> Result<BTreeMap<String, Vec<Step>>, ClusterError> {
+        let steps = tokio::time::timeout_at(until, self.cluster().steps(namespace).boxed()).await;
+        steps.unwrap_or(Err(ClusterError::TimedOut))
     }
 
     async fn live_jobs(
@@ -399,17 +392,11 @@ impl Sweep<'_> {
                         None => return Ok(overtaken()),
                     }
                 }
-                let ended = self.ask(Deed::EndSteps, namespace, self.cluster().end_step(&step, namespace)).await;
-                // What is not known to have failed may have been done.
-                let failed = matches!(
-                    &ended,
-                    Ok(Deleted::Changed) | Err(Failure::Refusing | Failure::Cluster(ClusterError::Refused { .. }))
-                );
-                if failed
-                    && new
-                    && let Some(reason) = &reason
+                let ended = self.heard(self.cluster().end_step(&step, namespace).await);
+                if let (Ok(Deleted::Changed) | Err(ClusterError::Refused { .. }), Some(reason), true) =
+                    (&ended, &reason, new)
                 {
-                    self.store().withdraw_reason(&job.job_id, reason).await?;
+                    self.store().withdraw_reason(&job.job_id, reason, &self.holder).await?;
                 }
                 let ended = ended?;
                 self.store().job_worked(&job.job_id).await?;
@@ -422,17 +409,19 @@ impl Sweep<'_> {
         }
     }
 
-    /// Keeps the end of a log whose pod is going to go. A node that does not hand it out keeps nobody waiting.
+    /// Keeps the end of a log whose pod is going to go. A node that does not hand it out keeps nobody waiting, and says
+    /// nothing about the cluster.
     async fn keep_log(&self, step: &Step, namespace: &str) -> Result<(), Failure> {
-        match self.ask(Deed::ReadLogs, namespace, self.cluster().end_of_log(step, namespace)).await {
-            Ok(None) => Ok(()),
-            Ok(Some(log)) => Ok(self.store().keep_log(&step.job_id, step.component.as_str(), log).await?),
-            Err(error @ (Failure::Refusing | Failure::Cluster(ClusterError::Refused { .. }))) => {
-                tracing::warn!(job = %step.job_id, %error, "the log of a step that is ended could not be kept");
-                Ok(())
+        let log = tokio::time::timeout(LOG_TIME, self.cluster().end_of_log(step, namespace).boxed()).await;
+        match log.unwrap_or(Err(ClusterError::TimedOut)) {
+            Ok(None) => {}
+            Ok(Some(log)) => self.store().keep_log(&step.job_id, step.component.as_str(), log).await?,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(job = %step.job_id, error, "the log of a step that is ended could not be kept");
             }
-            Err(error) => Err(error),
         }
+        Ok(())
     }
 
     /// What engines left of finished jobs: their Jobs were seen.
@@ -452,11 +441,11 @@ impl Sweep<'_> {
 
     /// Removes what the engine made for a job. What cannot have had objects has none.
     async fn tidy(&self, job_id: &str, namespace: Option<&str>) -> Ended {
-        let (Some(id), Some(namespace)) = (JobId::parse(job_id), namespace) else { return Ok((Outcome::Done, None)) };
-        let held = match self.ask(Deed::Tidy, namespace, self.cluster().tidy(&id, namespace)).await {
-            Err(Failure::Cluster(ClusterError::NoNamespace)) => Vec::new(),
-            held => held?,
-        };
+        let Some((id, namespace)) = place(job_id, namespace) else { return Ok((Outcome::Done, None)) };
+        if self.refuses(namespace) {
+            return Err(Failure::Refusing);
+        }
+        let held = self.heard(self.cluster().tidy(&id, namespace).await)?;
         let reason = (!held.is_empty()).then(|| format!("held by others' finalizers: {}", held.join("; ")));
         Ok((Outcome::Done, reason))
     }
@@ -492,7 +481,7 @@ impl Sweep<'_> {
         let metadata = job.workflow.as_deref().and_then(workflow::stored);
         let metadata = metadata.ok_or(Failure::Job("its workflow cannot be read"))?;
         let spec = WorkFlowSpec { owner: job.owner.clone(), agreement_id: Some(job.agreement_id.clone()), metadata };
-        self.ask(Deed::Register, namespace, self.cluster().register(&id, namespace, spec)).await?;
+        self.heard(self.cluster().register(&id, namespace, spec).await)?;
         self.store().registered(&id).await?;
         self.store().job_worked(&job.job_id).await?;
         Ok((Outcome::Done, None))
@@ -525,7 +514,10 @@ impl Sweep<'_> {
     }
 
     async fn mirror(&self, job: &Mirrored) -> Result<(), Failure> {
-        if let (Some(id), Some(namespace)) = (JobId::parse(&job.job_id), job.namespace.as_deref()) {
+        if let Some((id, namespace)) = place(&job.job_id, job.namespace.as_deref()) {
+            if self.refuses(namespace) {
+                return Err(Failure::Refusing);
+            }
             let status = WorkFlowStatus {
                 status: job.status,
                 status_text: job.status_text.clone(),
@@ -533,10 +525,7 @@ impl Sweep<'_> {
                 date_finished: job.date_finished.clone(),
             };
             // Whether there is one or not: nothing is said that is not so.
-            match self.ask(Deed::Mirror, namespace, self.cluster().mirror(id.as_str(), namespace, &status)).await {
-                Err(Failure::Cluster(ClusterError::NoNamespace)) => false,
-                found => found?,
-            };
+            self.heard(self.cluster().mirror(id.as_str(), namespace, &status).await)?;
         }
         Ok(self.store().mirrored(job.clone()).await?)
     }
@@ -616,13 +605,9 @@ impl Sweep<'_> {
     async fn purge(&self, job: &FinishedJob) -> Ended {
         let ended = self.tidy(&job.job_id, job.namespace.as_deref()).await?;
         if job.removed
-            && let (Some(id), Some(namespace)) = (JobId::parse(&job.job_id), job.namespace.as_deref())
+            && let Some((id, namespace)) = place(&job.job_id, job.namespace.as_deref())
         {
-            let deleted = self.cluster().delete_workflow(id.as_str(), namespace, None);
-            match self.ask(Deed::Objects, namespace, deleted).await {
-                Err(Failure::Cluster(ClusterError::NoNamespace)) => Deleted::Gone,
-                deleted => deleted?,
-            };
+            self.heard(self.cluster().delete_workflow(id.as_str(), namespace, None).await)?;
         }
         let outputs = job.outputs.as_deref().and_then(output::parse);
         for url in outputs.iter().flatten().filter_map(output::url_of) {
@@ -656,10 +641,10 @@ impl Sweep<'_> {
     async fn search(&self, namespace: &str, until: Instant) -> Result<bool, StoreError> {
         let mut from = None;
         loop {
-            let page = match self.ask(Deed::Objects, namespace, self.cluster().workflows(namespace, from)).await {
+            let page = match self.heard(self.cluster().workflows(namespace, from).await) {
                 Ok(page) => page,
                 Err(error) => {
-                    self.notes.trouble(format!("{namespace}: {error}"));
+                    self.unreadable(namespace, &error);
                     return Ok(true);
                 }
             };
@@ -697,8 +682,8 @@ impl Sweep<'_> {
     }
 
     async fn remove_object(&self, item: &Listed, namespace: &str) -> Ended {
-        let deleted = self.cluster().delete_workflow(&item.name, namespace, Some(item));
-        Ok(match self.ask(Deed::Objects, namespace, deleted).await? {
+        let deleted = self.cluster().delete_workflow(&item.name, namespace, Some(item)).await;
+        Ok(match self.heard(deleted)? {
             Deleted::Gone => (Outcome::Done, None),
             Deleted::Changed => (Outcome::Left, Some("it was changed meanwhile".to_owned())),
             Deleted::Held(by) => {
@@ -741,9 +726,9 @@ fn is_outage(error: &ClusterError) -> bool {
     )
 }
 
-/// Whether the same would be refused to any job of the namespace.
-fn is_forbidden(error: &ClusterError) -> bool {
-    matches!(error, ClusterError::NoNamespace | ClusterError::Refused { code: 401 | 403, .. })
+/// Where a job's objects are and what they are called after, if it can have any.
+fn place<'a>(job_id: &str, namespace: Option<&'a str>) -> Option<(JobId, &'a str)> {
+    Some((JobId::parse(job_id)?, namespace.filter(|namespace| cluster::names_namespace(namespace))?))
 }
 
 fn is_going(step: &Step) -> bool {

@@ -129,6 +129,9 @@ pub struct Known {
 #[derive(Debug, Clone, Default)]
 pub struct After(Option<(f64, String)>);
 
+/// What is further away than so many seconds, a thousand years, is not due in any case; intervals have an end.
+const FAR: i64 = 1000 * 365 * 24 * 3600;
+
 /// As many rows are read at a time. A workflow may hold 400 KiB.
 const PAGE: usize = 100;
 
@@ -213,6 +216,24 @@ impl Store {
                          searched = CASE WHEN $2 THEN now() ELSE sweptenvs.searched END",
                     namespace,
                     searched
+                )
+                .execute(connection)
+                .await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Notes that an environment has had its turn, though it could not be read.
+    pub async fn environment_passed(&self, namespace: &str) -> Result<(), StoreError> {
+        let namespace = namespace.to_owned();
+        self.run(move |connection| {
+            Box::pin(async move {
+                sqlx::query!(
+                    "INSERT INTO sweptenvs (namespace, swept) VALUES ($1, now())
+                     ON CONFLICT (namespace) DO UPDATE SET swept = now()",
+                    namespace
                 )
                 .execute(connection)
                 .await?;
@@ -403,16 +424,19 @@ impl Store {
         .await
     }
 
-    /// Takes a reason back: the step went on after all.
-    pub async fn withdraw_reason(&self, job_id: &str, reason: &str) -> Result<(), StoreError> {
-        let (job_id, reason) = (job_id.to_owned(), reason.to_owned());
+    /// Takes a reason back: the step went on after all. Nothing happens if another holds the sweep by now: a statement of
+    /// one that was killed may arrive late.
+    pub async fn withdraw_reason(&self, job_id: &str, reason: &str, holder: &str) -> Result<(), StoreError> {
+        let (job_id, reason, holder) = (job_id.to_owned(), reason.to_owned(), holder.to_owned());
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(
                     "UPDATE jobs SET reason = NULL, stopreq = CASE WHEN stopreq = 2 THEN 0 ELSE stopreq END
-                     WHERE workflowid = $1 AND datefinished IS NULL AND reason = $2",
+                     WHERE workflowid = $1 AND datefinished IS NULL AND reason = $2
+                       AND EXISTS (SELECT FROM sweeps WHERE holder = $3)",
                     job_id,
-                    reason
+                    reason,
+                    holder
                 )
                 .execute(connection)
                 .await?;
@@ -422,13 +446,14 @@ impl Store {
         .await
     }
 
-    /// Notes that something with a job failed: it is left alone for a while, longer each time, at most for an hour.
+    /// Notes that something with a job failed: it is left alone for a while, longer each time, at most for an hour. Of a
+    /// finished one, everything is removed again then.
     pub async fn job_failed(&self, job_id: &str) -> Result<(), StoreError> {
         let job_id = job_id.to_owned();
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(
-                    "UPDATE jobs SET reapfailures = least(reapfailures + 1, 20),
+                    "UPDATE jobs SET reapfailures = least(reapfailures + 1, 20), tidied = tidied AND datefinished IS NULL,
                          reapat = clock_timestamp() + make_interval(secs => least(10 * 2 ^ reapfailures, 3600))
                      WHERE workflowid = $1",
                     job_id
@@ -612,6 +637,7 @@ impl Store {
         after: &After,
     ) -> Result<(Vec<FinishedJob>, Option<After>), StoreError> {
         let (begin, name) = after.parts();
+        let shared_expiry = shared_expiry.map(|seconds| seconds.min(FAR));
         self.run(move |connection| {
             Box::pin(async move {
                 let rows = sqlx::query!(
@@ -716,7 +742,7 @@ impl Store {
     /// Notes in how many seconds there is next something to do with a finished job; `None` for never. If somebody
     /// deleted it meanwhile, or published something, that is now; unless `removal_waits`, because its engine is not done.
     pub async fn look_again(&self, job_id: &str, seconds: Option<f64>, removal_waits: bool) -> Result<(), StoreError> {
-        let job_id = job_id.to_owned();
+        let (job_id, seconds) = (job_id.to_owned(), seconds.map(|seconds| seconds.min(FAR as f64)));
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(

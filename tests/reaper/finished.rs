@@ -23,25 +23,25 @@ const EVERYTHING: [&str; 7] = [
 ];
 
 /// A job that finished so many seconds ago, with this status, and all that its engine made.
-async fn finished(scene: &Scene, status: i32, seconds: f64, job: Stored) -> Stored {
+pub async fn finished(scene: &Scene, status: i32, seconds: f64, job: Stored) -> Stored {
     let job = Stored { status: Some(status), finished: Some(now() - seconds), ..job };
     let job = scene.job(job).await;
     scene.app.cluster.engine_objects(&scene.app.namespace, &job.job_id).await;
     job
 }
 
-fn now() -> f64 {
+pub fn now() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
 /// A stored workflow whose outputs are kept for so many seconds.
-fn kept_for(expiry: Value) -> Option<String> {
+pub fn kept_for(expiry: Value) -> Option<String> {
     let mut document = workflow::document("0123", "ocean-compute");
     document["spec"]["metadata"]["stages"][0]["compute"]["storageExpiry"] = expiry;
     Some(document.to_string())
 }
 
-const OUTPUTS: &str =
+pub const OUTPUTS: &str =
     r#"[{"filename": "out.txt", "filesize": 5, "type": "output", "url": "https://example.org/out.txt"}]"#;
 
 #[tokio::test]

@@ -115,7 +115,7 @@ fn waiting(component: &'static str, why: &str, seconds: i64) -> Value {
     })
 }
 
-fn terminated(component: &'static str, why: &str, code: i32, seconds: i64) -> Value {
+pub fn terminated(component: &'static str, why: &str, code: i32, seconds: i64) -> Value {
     json!({
         "phase": "Failed", "startTime": ago(seconds + 10),
         "containerStatuses": [container(component, json!({ "terminated": {
