@@ -25,7 +25,7 @@ use login::Logins;
 pub use environments::Announcement;
 pub use jobs::{Change, Changed, NewJob, Page, RequestedBy, ResultRow, Started, TouchedJob, Which};
 pub use nonces::{NonceUse, Refused};
-pub use reaper::{After, FinishedJob, Known, LiveJob, Mirrored, SETTLING, SweptEnvironment, UnregisteredJob};
+pub use reaper::{After, FinishedJob, Known, LiveJob, Mirrored, Noted, SETTLING, SweptEnvironment, UnregisteredJob};
 
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrator = sqlx::migrate!();
