@@ -286,7 +286,8 @@ pub fn finished(job: &FinishedJob, rules: &Rules) -> (Option<Duty>, Option<f64>)
     };
     let expires_in = expiry.map(|seconds| seconds - job.age);
     match job {
-        FinishedJob { purged: true, .. } => (None, None),
+        // An engine left something behind once more, and that could not be removed.
+        FinishedJob { purged: true, tidied, .. } => ((!tidied).then_some(Duty::Tidy), None),
         _ if job.removed || expires_in.is_some_and(|left| left <= 0.0) => (Some(Duty::Purge), None),
         // What the configuration alone lets expire is looked for by its age.
         _ => ((!job.tidied).then_some(Duty::Tidy), expires_in.filter(|_| own != -1)),

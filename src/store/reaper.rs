@@ -443,13 +443,14 @@ impl Store {
         .await
     }
 
-    /// Notes that something with a job failed: it is left alone for a while, longer each time, at most for an hour.
+    /// Notes that something with a job failed: it is left alone for a while, longer each time, at most for an hour. Of a
+    /// finished one, everything is removed again then.
     pub async fn job_failed(&self, job_id: &str) -> Result<(), StoreError> {
         let job_id = job_id.to_owned();
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(
-                    "UPDATE jobs SET reapfailures = least(reapfailures + 1, 20),
+                    "UPDATE jobs SET reapfailures = least(reapfailures + 1, 20), tidied = tidied AND datefinished IS NULL,
                          reapat = clock_timestamp() + make_interval(secs => least(10 * 2 ^ reapfailures, 3600))
                      WHERE workflowid = $1",
                     job_id
