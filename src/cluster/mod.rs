@@ -30,7 +30,7 @@ use crate::telemetry;
 use authorized::AuthorizedLayer;
 use pace::{Pace, PacedLayer};
 
-pub use objects::Component;
+pub use objects::{Component, names_namespace};
 pub use steps::{Hope, Step, StepState, Trouble};
 pub use sweep::{Deleted, Listed, Page};
 pub use workflow::{WorkFlow, WorkFlowSpec, WorkFlowStatus, definition};

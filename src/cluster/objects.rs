@@ -73,8 +73,7 @@ impl Cluster {
         K: Resource<Scope = NamespaceResourceScope>,
         K::DynamicType: Default,
     {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if namespace.is_empty() || namespace.len() > 63 || !namespace.bytes().all(plain) {
+        if !names_namespace(namespace) {
             return Err(ClusterError::NoNamespace);
         }
         Ok(Api::namespaced(self.client().await?, namespace))
@@ -196,6 +195,12 @@ impl Cluster {
         })
         .await
     }
+}
+
+/// Whether a namespace may be called so.
+pub fn names_namespace(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !name.is_empty() && name.len() <= 63 && name.bytes().all(plain)
 }
 
 /// The names of a job's claims. The engine of 2020 had one each for input and output, too.

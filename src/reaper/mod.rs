@@ -17,7 +17,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
-use crate::cluster::{Cluster, ClusterError, Deleted, Listed, Step, StepState, WorkFlowSpec, WorkFlowStatus};
+use crate::cluster::{self, Cluster, ClusterError, Deleted, Listed, Step, StepState, WorkFlowSpec, WorkFlowStatus};
 use crate::config::Reaper as Rules;
 use crate::job::{JobId, output, workflow};
 use crate::origin::{OriginError, Origins};
@@ -435,7 +435,7 @@ impl Sweep<'_> {
 
     /// Removes what the engine made for a job. What cannot have had objects has none.
     async fn tidy(&self, job_id: &str, namespace: Option<&str>) -> Ended {
-        let (Some(id), Some(namespace)) = (JobId::parse(job_id), namespace) else { return Ok((Outcome::Done, None)) };
+        let Some((id, namespace)) = place(job_id, namespace) else { return Ok((Outcome::Done, None)) };
         if self.refuses(namespace) {
             return Err(Failure::Job("its namespace refuses what is asked of it"));
         }
@@ -507,7 +507,7 @@ impl Sweep<'_> {
     }
 
     async fn mirror(&self, job: &Mirrored) -> Result<(), Failure> {
-        if let (Some(id), Some(namespace)) = (JobId::parse(&job.job_id), job.namespace.as_deref()) {
+        if let Some((id, namespace)) = place(&job.job_id, job.namespace.as_deref()) {
             let status = WorkFlowStatus {
                 status: job.status,
                 status_text: job.status_text.clone(),
@@ -595,7 +595,7 @@ impl Sweep<'_> {
     async fn purge(&self, job: &FinishedJob) -> Ended {
         let ended = self.tidy(&job.job_id, job.namespace.as_deref()).await?;
         if job.removed
-            && let (Some(id), Some(namespace)) = (JobId::parse(&job.job_id), job.namespace.as_deref())
+            && let Some((id, namespace)) = place(&job.job_id, job.namespace.as_deref())
         {
             self.heard(self.cluster().delete_workflow(id.as_str(), namespace, None).await)?;
         }
@@ -705,6 +705,11 @@ impl Sweep<'_> {
             }
         }
     }
+}
+
+/// Where a job's objects are and what they are called after, if it can have any.
+fn place<'a>(job_id: &str, namespace: Option<&'a str>) -> Option<(JobId, &'a str)> {
+    Some((JobId::parse(job_id)?, namespace.filter(|namespace| cluster::names_namespace(namespace))?))
 }
 
 fn is_going(step: &Step) -> bool {
