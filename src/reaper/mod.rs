@@ -81,9 +81,9 @@ impl Reaper {
     /// If the books cannot be read. Whatever else fails is in the report.
     pub async fn sweep(&self, dry_run: bool, time: Duration) -> Result<Report, StoreError> {
         let until = Instant::now() + time;
-        let holder = Uuid::new_v4().to_string();
         let sweep = Sweep {
             reaper: self,
+            holder: Uuid::new_v4().to_string(),
             dry_run,
             until,
             notes: Notes::of(dry_run),
@@ -93,19 +93,19 @@ impl Reaper {
         if dry_run {
             return sweep.to_its_end().await;
         }
-        if !self.store.take_sweep(&holder, LEASE).await? {
+        if !self.store.take_sweep(&sweep.holder, LEASE).await? {
             let skipped = Some("another sweep is under way".to_owned());
             return Ok(Report { skipped, ..sweep.notes.finished(false) });
         }
         let result = tokio::select! {
             result = sweep.to_its_end() => result,
-            () = self.until_lost(&holder) => {
+            () = self.until_lost(&sweep.holder) => {
                 sweep.notes.trouble("another sweep has begun: this one's lease ran out".to_owned());
                 Ok(sweep.notes.finished(false))
             }
         };
         // It runs out anyway.
-        if let Err(error) = self.store.leave_sweep(&holder).await {
+        if let Err(error) = self.store.leave_sweep(&sweep.holder).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the sweep's lease could not be given back");
         }
         result
@@ -130,6 +130,8 @@ impl Reaper {
 /// One run.
 struct Sweep<'a> {
     reaper: &'a Reaper,
+    /// Its name, as the lease has it.
+    holder: String,
     dry_run: bool,
     until: Instant,
     notes: Notes,
@@ -390,7 +392,7 @@ impl Sweep<'_> {
                 if let (Ok(Deleted::Changed) | Err(ClusterError::Refused { .. }), Some(reason), true) =
                     (&ended, &reason, new)
                 {
-                    self.store().withdraw_reason(&job.job_id, reason).await?;
+                    self.store().withdraw_reason(&job.job_id, reason, &self.holder).await?;
                 }
                 let ended = ended?;
                 self.store().job_worked(&job.job_id).await?;

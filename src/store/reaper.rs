@@ -424,16 +424,19 @@ impl Store {
         .await
     }
 
-    /// Takes a reason back: the step went on after all.
-    pub async fn withdraw_reason(&self, job_id: &str, reason: &str) -> Result<(), StoreError> {
-        let (job_id, reason) = (job_id.to_owned(), reason.to_owned());
+    /// Takes a reason back: the step went on after all. Nothing happens if another holds the sweep by now: a statement of
+    /// one that was killed may arrive late.
+    pub async fn withdraw_reason(&self, job_id: &str, reason: &str, holder: &str) -> Result<(), StoreError> {
+        let (job_id, reason, holder) = (job_id.to_owned(), reason.to_owned(), holder.to_owned());
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(
                     "UPDATE jobs SET reason = NULL, stopreq = CASE WHEN stopreq = 2 THEN 0 ELSE stopreq END
-                     WHERE workflowid = $1 AND datefinished IS NULL AND reason = $2",
+                     WHERE workflowid = $1 AND datefinished IS NULL AND reason = $2
+                       AND EXISTS (SELECT FROM sweeps WHERE holder = $3)",
                     job_id,
-                    reason
+                    reason,
+                    holder
                 )
                 .execute(connection)
                 .await?;
