@@ -19,6 +19,9 @@ ALTER TABLE jobs
     ADD COLUMN IF NOT EXISTS reapat timestamptz NOT NULL DEFAULT now(),
     -- How often in a row that failed.
     ADD COLUMN IF NOT EXISTS reapfailures smallint NOT NULL DEFAULT 0,
+    -- The same for its registration, which nothing else waits for.
+    ADD COLUMN IF NOT EXISTS registerat timestamptz NOT NULL DEFAULT '-infinity',
+    ADD COLUMN IF NOT EXISTS registerfailures smallint NOT NULL DEFAULT 0,
     -- Of a finished job: what the engine should have removed is removed.
     ADD COLUMN IF NOT EXISTS tidied boolean NOT NULL DEFAULT true,
     -- Its outputs are gone, and their URLs forgotten.

@@ -248,7 +248,14 @@ impl Sweep<'_> {
                 )
             }
         };
-        if pause && let Err(error) = self.store().job_failed(job_id).await {
+        if !pause {
+            return;
+        }
+        let noted = match kind {
+            Kind::Registrations => self.store().registration_failed(job_id).await,
+            _ => self.store().job_failed(job_id).await,
+        };
+        if let Err(error) = noted {
             self.notes.trouble(error.to_string());
         }
     }
@@ -479,7 +486,6 @@ impl Sweep<'_> {
         let spec = WorkFlowSpec { owner: job.owner.clone(), agreement_id: Some(job.agreement_id.clone()), metadata };
         self.heard(self.cluster().register(&id, namespace, spec).await)?;
         self.store().registered(&id).await?;
-        self.store().job_worked(&job.job_id).await?;
         Ok((Outcome::Done, None))
     }
 

@@ -466,6 +466,25 @@ impl Store {
         .await
     }
 
+    /// As [`Store::job_failed`], of a job's registration, which keeps nothing else waiting.
+    pub async fn registration_failed(&self, job_id: &str) -> Result<(), StoreError> {
+        let job_id = job_id.to_owned();
+        self.run(move |connection| {
+            Box::pin(async move {
+                sqlx::query!(
+                    "UPDATE jobs SET registerfailures = least(registerfailures + 1, 20),
+                         registerat = clock_timestamp() + make_interval(secs => least(10 * 2 ^ registerfailures, 3600))
+                     WHERE workflowid = $1",
+                    job_id
+                )
+                .execute(connection)
+                .await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
     /// Notes that what failed with an unfinished job has worked.
     pub async fn job_worked(&self, job_id: &str) -> Result<(), StoreError> {
         let job_id = job_id.to_owned();
@@ -494,7 +513,7 @@ impl Store {
                     SELECT workflowid AS job_id, namespace, owner, agreementid AS agreement_id, workflow,
                            coalesce(extract(epoch FROM datecreated), 0)::float8 AS "created!"
                     FROM jobs
-                    WHERE NOT registered AND datefinished IS NULL AND reapat <= clock_timestamp()
+                    WHERE NOT registered AND datefinished IS NULL AND registerat <= clock_timestamp()
                       AND (coalesce(extract(epoch FROM datecreated), 0)::float8, workflowid) > ($1, $2)
                     ORDER BY coalesce(extract(epoch FROM datecreated), 0)::float8, workflowid
                     LIMIT 20
