@@ -256,3 +256,227 @@ fn lacking(message: &str) -> Option<String> {
     let resource = rest.split(|c: char| !(c.is_ascii_alphanumeric() || "./-".contains(c))).next()?;
     Some(resource.trim_end_matches(['.', ',']).to_owned()).filter(|resource| !resource.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::SignedDuration;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-11-23T12:00:00Z".parse().unwrap()
+    }
+
+    fn ago(seconds: i64) -> String {
+        now().saturating_sub(SignedDuration::from_secs(seconds)).unwrap().to_string()
+    }
+
+    fn merged(mut value: Value, with: Value) -> Value {
+        for (key, with) in with.as_object().unwrap() {
+            value[key] = if value[key].is_object() && with.is_object() {
+                merged(value[key].clone(), with.clone())
+            } else {
+                with.clone()
+            };
+        }
+        value
+    }
+
+    fn job(with: Value) -> EngineJob {
+        let job = json!({
+            "metadata": {
+                "name": "job-algorithm-job", "uid": "u", "resourceVersion": "7", "creationTimestamp": ago(1000),
+                "labels": { "app": "job", "workflow": "job", "component": "algorithm" }
+            },
+            "spec": { "template": { "spec": { "containers": [] } } },
+            "status": { "startTime": ago(1000), "active": 1 }
+        });
+        serde_json::from_value(merged(job, with)).unwrap()
+    }
+
+    fn pod(status: Value) -> Pod {
+        let limits = json!({ "limits": { "memory": "512Mi" } });
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": "pod", "creationTimestamp": ago(1000),
+                "ownerReferences": [{ "apiVersion": "batch/v1", "kind": "Job", "name": "job-algorithm-job", "uid": "u" }]
+            },
+            "spec": { "containers": [{ "name": "algorithm", "resources": limits }] },
+            "status": merged(json!({ "startTime": ago(1000) }), status)
+        }))
+        .unwrap()
+    }
+
+    fn container(state: Value, with: Value) -> Value {
+        let status = json!({
+            "name": "algorithm", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state
+        });
+        merged(status, with)
+    }
+
+    fn waiting(reason: &str) -> Value {
+        json!({ "waiting": { "reason": reason, "message": "…" } })
+    }
+
+    fn ended(reason: &str, code: i32) -> Value {
+        json!({ "terminated": { "reason": reason, "exitCode": code, "finishedAt": ago(70) } })
+    }
+
+    /// A pod whose containers are not ready for 100 seconds.
+    fn pending(containers: Value) -> Pod {
+        pod(json!({
+            "phase": "Pending", "containerStatuses": [containers],
+            "conditions": [{ "type": "ContainersReady", "status": "False", "lastTransitionTime": ago(100) }]
+        }))
+    }
+
+    fn unscheduled(message: Value) -> Pod {
+        pod(json!({ "phase": "Pending", "startTime": null, "conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "lastTransitionTime": ago(50),
+            "message": message
+        }]}))
+    }
+
+    fn seen(job: &EngineJob, pods: &[Pod]) -> StepState {
+        step(job, pods, now()).unwrap().state
+    }
+
+    fn stuck(trouble: Trouble, hope: Hope, seconds: f64) -> StepState {
+        StepState::Stuck { trouble, hope, seconds }
+    }
+
+    #[test]
+    fn what_kubelets_say_of_pods() {
+        let memory = || Trouble::OutOfMemory(Some("512Mi".to_owned()));
+        let node = |lacks: &str| Trouble::Node(Some(lacks.to_owned()));
+        for (pod, expected) in [
+            (
+                pod(
+                    json!({ "phase": "Running", "containerStatuses": [container(json!({ "running": {} }), json!({}))] }),
+                ),
+                StepState::Running,
+            ),
+            (pod(json!({ "phase": "Pending" })), StepState::Running),
+            (pod(json!({})), StepState::Running),
+            (pod(json!({ "phase": "Succeeded" })), StepState::Running),
+            (pending(container(waiting("ContainerCreating"), json!({}))), StepState::Running),
+            (pending(container(waiting("PodInitializing"), json!({}))), StepState::Running),
+            (pending(container(json!({ "waiting": {} }), json!({}))), StepState::Running),
+            (pending(container(waiting("ErrImagePull"), json!({}))), stuck(Trouble::Image, Hope::Retry, 100.0)),
+            (pending(container(waiting("ImagePullBackOff"), json!({}))), stuck(Trouble::Image, Hope::Retry, 100.0)),
+            (pending(container(waiting("InvalidImageName"), json!({}))), stuck(Trouble::ImageName, Hope::None, 100.0)),
+            (
+                pending(container(waiting("CreateContainerConfigError"), json!({}))),
+                stuck(Trouble::Container, Hope::Retry, 100.0),
+            ),
+            // Restarted in place: what it was killed for last time, and how long the pauses have been.
+            (
+                pending(container(
+                    waiting("CrashLoopBackOff"),
+                    json!({ "restartCount": 4, "lastState": ended("OOMKilled", 137) }),
+                )),
+                stuck(memory(), Hope::Restart, 70.0),
+            ),
+            (
+                pending(container(
+                    waiting("CrashLoopBackOff"),
+                    json!({ "restartCount": 1, "lastState": ended("Error", 3) }),
+                )),
+                stuck(Trouble::Exit(3), Hope::Restart, 0.0),
+            ),
+            (
+                pending(container(waiting("CrashLoopBackOff"), json!({ "restartCount": 99, "lastState": {} }))),
+                stuck(Trouble::Failed, Hope::Restart, 310.0),
+            ),
+            (
+                pod(json!({
+                    "phase": "Pending", "initContainerStatuses": [container(waiting("ImagePullBackOff"), json!({}))],
+                    "containerStatuses": [container(waiting("PodInitializing"), json!({}))]
+                })),
+                stuck(Trouble::Image, Hope::Retry, 1000.0),
+            ),
+            (
+                unscheduled(json!("0/3 nodes are available: 1 Too many pods, 2 Insufficient memory. preemption: …")),
+                stuck(node("memory"), Hope::Room, 50.0),
+            ),
+            (
+                unscheduled(json!("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")),
+                stuck(node("nvidia.com/gpu"), Hope::Room, 50.0),
+            ),
+            (unscheduled(json!("0/1 nodes: Insufficient ")), stuck(Trouble::Node(None), Hope::Room, 50.0)),
+            (unscheduled(json!("no nodes available")), stuck(Trouble::Node(None), Hope::Room, 50.0)),
+            (unscheduled(json!(null)), stuck(Trouble::Node(None), Hope::Room, 50.0)),
+            (pod(json!({ "phase": "Failed", "reason": "Evicted" })), stuck(Trouble::Evicted, Hope::Retry, 1000.0)),
+            (
+                pod(json!({ "phase": "Failed", "containerStatuses": [container(ended("OOMKilled", 137), json!({}))] })),
+                stuck(memory(), Hope::Retry, 70.0),
+            ),
+            (
+                pod(json!({ "phase": "Failed", "containerStatuses": [container(ended("Error", 1), json!({}))] })),
+                stuck(Trouble::Exit(1), Hope::Retry, 70.0),
+            ),
+            (pod(json!({ "phase": "Failed" })), stuck(Trouble::Failed, Hope::Retry, 1000.0)),
+        ] {
+            assert_eq!(seen(&job(json!({})), std::slice::from_ref(&pod)), expected, "{pod:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_jobs() {
+        let condition = |kind: &str, reason: &str| {
+            let condition = json!({ "type": kind, "status": "True", "reason": reason, "lastTransitionTime": ago(9) });
+            job(json!({ "status": { "conditions": [condition] } }))
+        };
+        let failed = || condition("Failed", "BackoffLimitExceeded");
+        let evicted = [pod(json!({ "phase": "Failed", "reason": "Evicted" }))];
+        let broken =
+            [pod(json!({ "phase": "Pending", "containerStatuses": [container(waiting("ErrImagePull"), json!({}))] }))];
+        for (job, pods, expected) in [
+            (job(json!({ "status": { "succeeded": 1 } })), &broken[..], StepState::Done),
+            (condition("Complete", ""), &[], StepState::Done),
+            (job(json!({ "metadata": { "deletionTimestamp": ago(1) } })), &broken, StepState::Going),
+            (failed(), &[], stuck(Trouble::Failed, Hope::None, 9.0)),
+            (failed(), &evicted, stuck(Trouble::Evicted, Hope::None, 9.0)),
+            (condition("Failed", "DeadlineExceeded"), &evicted, stuck(Trouble::Deadline, Hope::None, 9.0)),
+            (job(json!({ "spec": { "suspend": true } })), &[], StepState::Running),
+            (job(json!({})), &[], stuck(Trouble::NoPod, Hope::Room, 1000.0)),
+            (job(json!({ "status": null })), &[], stuck(Trouble::NoPod, Hope::Room, 1000.0)),
+            (job(json!({ "status": { "startTime": ago(-600) } })), &[], stuck(Trouble::NoPod, Hope::Room, 0.0)),
+        ] {
+            assert_eq!(seen(&job, pods), expected, "{job:?}");
+        }
+        // The pod that took the place of one that failed counts, and others' pods do not.
+        let running = pod(json!({ "phase": "Running" }));
+        assert_eq!(seen(&job(json!({})), &[running.clone(), evicted[0].clone()]), StepState::Running);
+        let mut foreign = evicted[0].clone();
+        foreign.metadata.owner_references = None;
+        assert_eq!(seen(&job(json!({})), &[running, foreign]), StepState::Running);
+        let mut going = broken[0].clone();
+        going.metadata.deletion_timestamp = Some(Time(now()));
+        assert_eq!(seen(&job(json!({})), &[going]), StepState::Running);
+    }
+
+    #[test]
+    fn what_is_no_step_of_a_job() {
+        let found = step(&job(json!({})), &[], now()).unwrap();
+        assert_eq!((found.job_id.as_str(), found.component, found.running_for), ("job", Component::Algorithm, 1000.0));
+        assert_eq!((found.uid.as_str(), found.resource_version.as_str()), ("u", "7"));
+        let ahead = job(json!({ "status": { "startTime": ago(-600) } }));
+        assert_eq!(step(&ahead, &[], now()).unwrap().running_for, 0.0);
+        let unstarted = job(json!({ "status": null }));
+        assert_eq!(step(&unstarted, &[], now()).unwrap().running_for, 0.0);
+        for other in [
+            json!({ "name": "job-publish-job" }),
+            json!({ "name": "another" }),
+            json!({ "name": null }),
+            json!({ "labels": null }),
+            json!({ "labels": { "workflow": "../job" } }),
+            json!({ "labels": { "workflow": "" } }),
+            json!({ "labels": { "component": "cleanup" } }),
+            json!({ "uid": null }),
+        ] {
+            assert_eq!(step(&job(json!({ "metadata": other })), &[], now()), None, "{other}");
+        }
+    }
+}

@@ -353,8 +353,11 @@ async fn an_environment_that_is_slow_keeps_no_other_from_its_turn() {
     let report = short_sweep(&scene, Duration::from_secs(1)).await;
     assert_eq!(report["complete"], false);
     assert_eq!(count(&report, "registrations"), [1, 1, 0, 0], "{report:#}");
-    short_sweep(&scene, Duration::from_secs(1)).await;
-    assert_eq!(scene.status(&stopped).await["status"], 70);
+    let mut reports = Vec::new();
+    while scene.status(&stopped).await["status"] != 70 {
+        assert!(reports.len() < 4, "{reports:#?}");
+        reports.push(short_sweep(&scene, Duration::from_secs(1)).await);
+    }
     faults(&scene).clear();
 }
 
