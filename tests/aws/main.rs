@@ -10,6 +10,7 @@ mod moto;
 #[allow(dead_code, reason = "each test binary uses its part")]
 #[path = "../doors/child.rs"]
 mod process;
+mod reaper;
 mod results;
 #[path = "../support/mod.rs"]
 mod support;

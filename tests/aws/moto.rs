@@ -93,4 +93,17 @@ impl Moto {
             assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
         }
     }
+
+    /// The content of an object, if there is one.
+    pub async fn content(&self, bucket: &str, key: &str) -> Option<Vec<u8>> {
+        let credential = "AKIAIOSFODNN7EXAMPLE/20261122/us-east-1/s3/aws4_request";
+        let signature = format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=0");
+        let request = self.client.get(format!("{}/{bucket}/{key}", self.url)).header("authorization", signature);
+        let answer = request.send().await.unwrap();
+        match answer.status().as_u16() {
+            404 => None,
+            200 => Some(answer.bytes().await.unwrap().to_vec()),
+            status => panic!("{status}"),
+        }
+    }
 }

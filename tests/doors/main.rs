@@ -4,6 +4,7 @@
 //! - [`memory`]: a result of 300 MB
 //! - [`lambda`]: each Lambda binary behind a runtime API
 //! - [`process`]: `operator-service` and its subcommands
+//! - [`reaper`]: `operator-service reap`, and the reaper's Lambda function
 //! - [`secrets`]: what must not be in a log
 //! - [`browser`]: /api/v1/docs/ in Chromium
 //!
@@ -25,6 +26,7 @@ mod bump;
 mod lambda;
 mod memory;
 mod process;
+mod reaper;
 mod results;
 mod secrets;
 
