@@ -448,7 +448,8 @@ mod tests {
             (unscheduled(json!("0/1 nodes: Insufficient ")), stuck(Trouble::Node(None), Hope::Room, 50.0)),
             (unscheduled(json!("no nodes available")), stuck(Trouble::Node(None), Hope::Room, 50.0)),
             (unscheduled(json!(null)), stuck(Trouble::Node(None), Hope::Room, 50.0)),
-            (pod(json!({ "phase": "Failed", "reason": "Evicted" })), stuck(Trouble::Evicted, Hope::Retry, 1000.0)),
+            // It may have run for long before.
+            (pod(json!({ "phase": "Failed", "reason": "Evicted" })), stuck(Trouble::Evicted, Hope::Retry, 0.0)),
             (
                 pod(json!({ "phase": "Failed", "containerStatuses": [container(ended("OOMKilled", 137), json!({}))] })),
                 stuck(memory(), Hope::Retry, 70.0),
@@ -457,7 +458,7 @@ mod tests {
                 pod(json!({ "phase": "Failed", "containerStatuses": [container(ended("Error", 1), json!({}))] })),
                 stuck(Trouble::Exit(1), Hope::Retry, 70.0),
             ),
-            (pod(json!({ "phase": "Failed" })), stuck(Trouble::Failed, Hope::Retry, 1000.0)),
+            (pod(json!({ "phase": "Failed" })), stuck(Trouble::Failed, Hope::Retry, 0.0)),
         ] {
             assert_eq!(seen(&job(json!({})), std::slice::from_ref(&pod)), expected, "{pod:?}");
         }
@@ -481,9 +482,16 @@ mod tests {
             (failed(), &evicted, stuck(Trouble::Evicted, Hope::None, 9.0)),
             (condition("Failed", "DeadlineExceeded"), &evicted, stuck(Trouble::Deadline, Hope::None, 9.0)),
             (job(json!({ "spec": { "suspend": true } })), &[], StepState::Running),
-            (job(json!({})), &[], stuck(Trouble::NoPod, Hope::Room, 1000.0)),
+            // Its pod is gone, and the next is about to be made.
+            (job(json!({ "status": { "active": 1 } })), &[], StepState::Running),
+            (job(json!({ "status": { "active": 0, "failed": 1 } })), &[], StepState::Running),
+            (job(json!({ "status": { "active": 0 } })), &[], stuck(Trouble::NoPod, Hope::Room, 1000.0)),
             (job(json!({ "status": null })), &[], stuck(Trouble::NoPod, Hope::Room, 1000.0)),
-            (job(json!({ "status": { "startTime": ago(-600) } })), &[], stuck(Trouble::NoPod, Hope::Room, 0.0)),
+            (
+                job(json!({ "status": { "active": 0, "startTime": ago(-600) } })),
+                &[],
+                stuck(Trouble::NoPod, Hope::Room, 0.0),
+            ),
         ] {
             assert_eq!(seen(&job, pods), expected, "{job:?}");
         }

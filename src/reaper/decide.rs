@@ -194,8 +194,7 @@ fn running(job: &LiveJob, seen: Seen<'_>, limit: Limit, rules: &Rules) -> Option
             reason: orphaned(job, "The environment did not go on with the job."),
             absent: false,
         }),
-        // Nor does it count as absent where nobody could look.
-        (None, Seen::Unknown | Seen::Steps([_, ..])) if job.absent_for.is_some() => Some(Action::NoteAbsence(false)),
+        (None, Seen::Steps([_, ..])) if job.absent_for.is_some() => Some(Action::NoteAbsence(false)),
         (None, _) => None,
     }
 }
@@ -374,7 +373,7 @@ mod tests {
             None => "nothing".to_owned(),
             Some(Action::HandBack) => "hand back".to_owned(),
             Some(Action::NoteAbsence(absent)) => format!("absent {absent}"),
-            Some(Action::Finish { kind, status, reason }) => format!("{status} {kind:?} {reason}"),
+            Some(Action::Finish { kind, status, reason, .. }) => format!("{status} {kind:?} {reason}"),
             Some(Action::End { kind, reason, timed_out, step }) => {
                 format!("end {:?} {kind:?} {timed_out} {}", step.component, reason.unwrap_or_default())
             }

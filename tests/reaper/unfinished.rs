@@ -376,14 +376,35 @@ async fn an_engine_that_comes_back_to_a_finished_job_changes_nothing() {
     assert_eq!(scene.status(&orphan).await, finished);
 }
 
+/// What a controller says of a Job that is done.
+fn succeeded() -> Value {
+    let condition = |kind: &str| {
+        json!({
+            "type": kind, "status": "True", "reason": "CompletionsReached", "lastTransitionTime": ago(0),
+            "lastProbeTime": ago(0), "message": "Reached expected number of succeeded pods"
+        })
+    };
+    json!({
+        "succeeded": 1, "active": 0, "ready": 0, "completionTime": ago(0),
+        "conditions": [condition("SuccessCriteriaMet"), condition("Complete")]
+    })
+}
+
 #[tokio::test]
 async fn a_job_that_stands_still_beyond_every_limit_is_finished() {
     let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
     let publishing = scene.job(Stored { status: Some(60), ..Stored::running() }).await;
     scene.step(&publishing.job_id, "publish", 10_000).await;
-    scene.passed(&publishing.job_id, "statussince", 7100).await;
+    // What is seen at work has a day, whatever the algorithm has.
+    let day = 24 * 3600;
+    scene.passed(&publishing.job_id, "statussince", 3600 + day - 100).await;
+    let idle = scene.job(Stored { status: Some(60), ..Stored::running() }).await;
+    scene.step(&idle.job_id, "algorithm", 10_000).await;
+    scene.job_status(&idle.job_id, "algorithm", succeeded()).await;
+    scene.passed(&idle.job_id, "statussince", 7201).await;
     scene.sweep().await;
     assert_eq!(scene.status(&publishing).await["dateFinished"], Value::Null);
+    assert_eq!(scene.status(&idle).await["status"], 41);
     scene.passed(&publishing.job_id, "statussince", 101).await;
     scene.sweep().await;
     let status = scene.status(&publishing).await;

@@ -943,8 +943,8 @@ impl<'a> Case<'a> {
         self.event(&Event::Up).await;
         self.threads.clear();
         for _ in 0..8 {
-            self.history.push("the end: two hours, a sweep".to_owned());
-            self.event(&Event::Time(120)).await;
+            self.history.push("the end: eight hours, a sweep".to_owned());
+            self.event(&Event::Time(480)).await;
             self.event(&Event::Sweep { broken: None, killed: false }).await;
         }
         let told = self.history.join("\n");
