@@ -530,11 +530,12 @@ impl Sweep<'_> {
 
     // The finished jobs
 
-    async fn finished(&self, until: Instant) -> Result<bool, StoreError> {
-        while !self.dry_run {
+    /// Reads from the workflows of finished jobs for how long their outputs are kept.
+    async fn schedule(&self, until: Instant) -> Result<bool, StoreError> {
+        loop {
             let jobs = self.store().unscheduled_jobs().await?;
             if jobs.is_empty() {
-                break;
+                return Ok(true);
             }
             if Instant::now() >= until {
                 return Ok(false);
@@ -545,6 +546,13 @@ impl Sweep<'_> {
             });
             self.store().schedule(expiries.collect()).await?;
         }
+    }
+
+    async fn finished(&self, until: Instant) -> Result<bool, StoreError> {
+        let now = Instant::now();
+        // Half of the time, so that with very many to be read some are removed, too.
+        let reading = now + until.saturating_duration_since(now) / 2;
+        let enough = self.dry_run || self.schedule(reading).await?;
         let shared = self.rules().storage_expiry.map(|seconds| seconds.min(i64::MAX as u64 / 2) as i64);
         let mut after = Some(After::default());
         while let Some(from) = after {
@@ -570,7 +578,7 @@ impl Sweep<'_> {
             }
             after = next;
         }
-        Ok(true)
+        Ok(enough)
     }
 
     async fn do_duty(&self, job: &FinishedJob, duty: Option<Duty>, seconds: Option<f64>) {

@@ -133,7 +133,9 @@ pub struct After(Option<(f64, String)>);
 const FAR: i64 = 1000 * 365 * 24 * 3600;
 
 /// As many rows are read at a time.
-pub const PAGE: usize = 200;
+const PAGE: usize = 200;
+/// As many, where each may hold a workflow of 400 KiB.
+const PAGE_OF_WORKFLOWS: usize = 25;
 
 impl Store {
     /// Becomes the one that sweeps, for so many seconds; false if somebody else is. The lease is a row that runs out:
@@ -301,11 +303,12 @@ impl Store {
                     namespace,
                     begin,
                     name,
-                    PAGE as i64,
+                    PAGE_OF_WORKFLOWS as i64,
                 )
                 .fetch_all(connection)
                 .await?;
-                let next = After::of(rows.len(), rows.last().map(|row| (row.created, row.job_id.clone())));
+                let next =
+                    After::of(rows.len(), PAGE_OF_WORKFLOWS, rows.last().map(|row| (row.created, row.job_id.clone())));
                 let jobs = rows.into_iter().map(|row| LiveJob {
                     job_id: row.job_id,
                     namespace: row.namespace,
@@ -611,7 +614,7 @@ impl Store {
                      WHERE datefinished IS NOT NULL AND reapat < 'infinity' AND reapat <= clock_timestamp()
                        AND expiry IS NULL
                      ORDER BY reapat, workflowid LIMIT $1",
-                    PAGE as i64
+                    PAGE_OF_WORKFLOWS as i64
                 )
                 .fetch_all(connection)
                 .await?;
@@ -651,6 +654,7 @@ impl Store {
         after: &After,
     ) -> Result<(Vec<FinishedJob>, Option<After>), StoreError> {
         let (begin, name) = after.parts();
+        let page = if unscheduled_too { PAGE_OF_WORKFLOWS } else { PAGE };
         let shared_expiry = shared_expiry.map(|seconds| seconds.min(FAR));
         self.run(move |connection| {
             Box::pin(async move {
@@ -678,13 +682,13 @@ impl Store {
                     "#,
                     begin,
                     name,
-                    PAGE as i64,
+                    page as i64,
                     shared_expiry,
                     unscheduled_too,
                 )
                 .fetch_all(connection)
                 .await?;
-                let next = After::of(rows.len(), rows.last().map(|row| (row.place, row.job_id.clone())));
+                let next = After::of(rows.len(), page, rows.last().map(|row| (row.place, row.job_id.clone())));
                 let jobs = rows.into_iter().map(|row| FinishedJob {
                     job_id: row.job_id,
                     namespace: row.namespace,
@@ -910,8 +914,8 @@ impl After {
         self.0.clone().unwrap_or((f64::NEG_INFINITY, String::new()))
     }
 
-    /// Where to go on after a page of so many rows, unless it was the last.
-    fn of(rows: usize, last: Option<(f64, String)>) -> Option<Self> {
-        last.filter(|_| rows == PAGE).map(|last| Self(Some(last)))
+    /// Where to go on after so many rows, unless they did not fill the page.
+    fn of(rows: usize, page: usize, last: Option<(f64, String)>) -> Option<Self> {
+        last.filter(|_| rows == page).map(|last| Self(Some(last)))
     }
 }
