@@ -67,7 +67,8 @@ BEGIN
         NEW.reapat := '-infinity';
     END IF;
     IF (NEW.datefinished IS NOT NULL AND OLD.datefinished IS NULL)
-        OR (coalesce(NEW.removed, 0) = 1 AND coalesce(OLD.removed, 0) <> 1 AND NOT NEW.purged) THEN
+        OR (coalesce(NEW.removed, 0) = 1 AND coalesce(OLD.removed, 0) <> 1 AND NOT NEW.purged)
+        OR (NEW.stopreq = 1 AND OLD.stopreq IS DISTINCT FROM 1) THEN
         NEW.reapat := '-infinity';
         NEW.reapfailures := 0;
     END IF;
@@ -76,7 +77,8 @@ END
 $function$;
 
 DROP TRIGGER IF EXISTS jobs_changed ON jobs;
-CREATE TRIGGER jobs_changed BEFORE UPDATE OF status, statustext, datefinished, reason, outputsurl, removed ON jobs
+CREATE TRIGGER jobs_changed BEFORE UPDATE OF status, statustext, datefinished, reason, outputsurl, removed, stopreq
+    ON jobs
     FOR EACH ROW EXECUTE FUNCTION jobs_changed();
 
 -- The end of a log whose pod had to be deleted.

@@ -19,7 +19,7 @@ use crate::aws::Account;
 use crate::cluster::Cluster;
 use crate::config::{Books, Config, Listen};
 use crate::origin::Origins;
-use crate::reaper::Reaper;
+use crate::reaper::{Count, Reaper};
 use crate::routes::admin::Admins;
 use crate::routes::{self, admin, compute, docs, environments, results, with_cors};
 use crate::store::Store;
@@ -152,15 +152,23 @@ pub async fn sweep(reaper: &Reaper, event: Event) -> Result<Value, DoorError> {
     let dry_run = event.payload.get("dryRun").and_then(Value::as_bool).unwrap_or(false);
     // On the heap, or the compiler loses count of what is nested here.
     let report = reaper.sweep(dry_run, left.saturating_sub(SWEEP_MARGIN)).boxed().await.map_err(with_causes)?;
-    let total = report.total();
-    if !dry_run {
+    if !dry_run && report.skipped.is_none() {
+        let counted = |count: Count| {
+            [
+                ("ReaperFound", "Count", count.found as f64),
+                ("ReaperDone", "Count", count.done as f64),
+                ("ReaperFailed", "Count", count.failed as f64),
+                ("ReaperLeft", "Count", count.left as f64),
+            ]
+        };
         telemetry::counted([
             ("ReaperRuns", "Count", 1.0),
-            ("ReaperDone", "Count", total.done as f64),
-            ("ReaperFailed", "Count", total.failed as f64),
-            ("ReaperLeft", "Count", total.left as f64),
             ("OldestUnregistered", "Seconds", report.oldest_unregistered as f64),
         ]);
+        telemetry::counted(counted(report.total()));
+        for (kind, count) in report.kinds.iter().filter(|(_, count)| count.found > 0) {
+            telemetry::counted_of_kind(&format!("{kind:?}"), counted(*count));
+        }
     }
     Ok(serde_json::to_value(report)?)
 }

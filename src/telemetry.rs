@@ -73,6 +73,7 @@ struct Story {
     cluster: Waited,
     database: Waited,
     others: Mutex<Vec<Metric>>,
+    kinds: Mutex<Vec<(String, Vec<Metric>)>>,
 }
 
 /// How long was waited for somebody, and whether at all.
@@ -116,6 +117,14 @@ pub fn stopped(jobs: usize) {
 /// What else is to be counted of this invocation.
 pub fn counted(metrics: impl IntoIterator<Item = Metric>) {
     tell(|story| story.others.lock().unwrap_or_else(PoisonError::into_inner).extend(metrics));
+}
+
+/// What is to be counted of this invocation by kind of work.
+pub fn counted_of_kind(kind: &str, metrics: impl IntoIterator<Item = Metric>) {
+    tell(|story| {
+        let counted = (kind.to_owned(), metrics.into_iter().collect());
+        story.kinds.lock().unwrap_or_else(PoisonError::into_inner).push(counted);
+    });
 }
 
 /// Counts how long the cluster is waited for.
@@ -193,6 +202,12 @@ pub async fn log_invocation<T, E: Display>(
     let span = tracing::error_span!("invocation", request_id, function, xray);
     let story = Arc::new(Story::default());
     let result = STORY.scope(story.clone(), invocation).instrument(span).await;
+    for (kind, counted) in story.kinds.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        print(
+            metrics_of_kind(function, kind, counted, SystemTime::now()),
+            serde_json::json!({ "request_id": request_id }),
+        );
+    }
     print(
         metrics(function, &of_any(&story), SystemTime::now()),
         serde_json::json!({
@@ -237,6 +252,15 @@ fn of_request(story: &Story, status: u16) -> Vec<Metric> {
 /// What CloudWatch reads as metrics
 /// (<https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>).
 fn metrics(function: &str, metrics: &[Metric], at: SystemTime) -> serde_json::Value {
+    dimensioned(&[("FunctionName", function)], metrics, at)
+}
+
+fn metrics_of_kind(function: &str, kind: &str, metrics: &[Metric], at: SystemTime) -> serde_json::Value {
+    dimensioned(&[("FunctionName", function), ("Kind", kind)], metrics, at)
+}
+
+fn dimensioned(dimensions: &[(&str, &str)], metrics: &[Metric], at: SystemTime) -> serde_json::Value {
+    let names: Vec<_> = dimensions.iter().map(|(name, _)| *name).collect();
     let definitions: Vec<_> =
         metrics.iter().map(|(name, unit, _)| serde_json::json!({ "Name": name, "Unit": unit })).collect();
     let milliseconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
@@ -244,11 +268,13 @@ fn metrics(function: &str, metrics: &[Metric], at: SystemTime) -> serde_json::Va
         "_aws": {
             "Timestamp": milliseconds,
             "CloudWatchMetrics": [
-                { "Namespace": "OperatorService", "Dimensions": [["FunctionName"]], "Metrics": definitions }
+                { "Namespace": "OperatorService", "Dimensions": [names], "Metrics": definitions }
             ]
         },
-        "FunctionName": function,
     });
+    for (name, value) in dimensions {
+        line[*name] = (*value).into();
+    }
     for (name, _, value) in metrics {
         line[*name] = (*value).into();
     }

@@ -5,6 +5,7 @@
 mod authorized;
 mod objects;
 mod pace;
+mod repeatable;
 mod steps;
 mod sweep;
 mod workflow;
@@ -27,8 +28,9 @@ use crate::aws::eks::TokenSource;
 use crate::aws::{self, Account, AwsError};
 use crate::config::{Config, Eks};
 use crate::telemetry;
-use authorized::AuthorizedLayer;
-use pace::{Pace, PacedLayer};
+use authorized::Authorized;
+use pace::Pace;
+use repeatable::InManner;
 
 pub use objects::{Component, names_namespace};
 pub use steps::{Hope, Step, StepState, Trouble};
@@ -162,10 +164,10 @@ impl Cluster {
         let builder = builder(config, self.pace.is_none())?;
         Ok(match (tokens, self.pace.clone()) {
             (None, None) => builder.build(),
-            (None, Some(pace)) => builder.with_layer(&PacedLayer(pace)).build(),
-            (Some(tokens), None) => builder.with_layer(&AuthorizedLayer(tokens)).build(),
+            (None, Some(pace)) => builder.with_layer(&InManner(pace)).build(),
+            (Some(tokens), None) => builder.with_layer(&InManner(Authorized(tokens))).build(),
             (Some(tokens), Some(pace)) => {
-                builder.with_layer(&AuthorizedLayer(tokens)).with_layer(&PacedLayer(pace)).build()
+                builder.with_layer(&InManner(Authorized(tokens))).with_layer(&InManner(pace)).build()
             }
         })
     }

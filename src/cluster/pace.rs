@@ -3,21 +3,17 @@
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::http::header::{DATE, RETRY_AFTER};
-use axum::http::{HeaderMap, Request, Response, StatusCode};
-use futures_util::future::BoxFuture;
+use axum::http::{HeaderMap, Response, StatusCode};
 use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::jiff::fmt::rfc2822::DateTimeParser;
-use kube::client::Body;
 use tokio::time::Instant;
-use tower::buffer::Buffer;
-use tower::{BoxError, Layer, Service, ServiceExt};
+use tower::BoxError;
 
-/// As many requests may wait for their turn; the service behind it is always ready.
-const WAITING: usize = 64;
+use super::repeatable::{Manner, Repeatable};
+
 /// How long the cluster may take to begin its answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// A request that is refused as one too many is made at most so often.
@@ -108,63 +104,34 @@ impl Pace {
 }
 
 /// Lets every request wait for its turn, and makes it again after the pause that a 429 asks for.
-pub(super) struct PacedLayer(pub(super) Pace);
-
-impl<S> Layer<S> for PacedLayer
-where
-    S: Service<Request<Body>, Error = BoxError> + Send + 'static,
-    S::Future: Send + 'static,
-{
-    type Service = Paced<S::Future>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        Paced { inner: Buffer::new(inner, WAITING), pace: self.0.clone() }
-    }
-}
-
-/// See [`PacedLayer`].
-pub(super) struct Paced<F> {
-    inner: Buffer<Request<Body>, F>,
-    pace: Pace,
-}
-
-impl<F, B> Service<Request<Body>> for Paced<F>
-where
-    F: Future<Output = Result<Response<B>, BoxError>> + Send + 'static,
-    B: Send + 'static,
-{
-    type Response = Response<B>;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Result<Response<B>, BoxError>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (inner, pace) = (self.inner.clone(), self.pace.clone());
-        Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let body = body.collect_bytes().await?;
-            let mut attempt = 1;
-            loop {
-                pace.turn().await;
-                let request = Request::from_parts(parts.clone(), Body::from(body.clone()));
-                let response = tokio::time::timeout(ANSWER_LIMIT, inner.clone().oneshot(request)).await??;
-                pace.hear(response.headers());
-                if response.status() != StatusCode::TOO_MANY_REQUESTS || attempt == ATTEMPTS {
-                    return Ok(response);
-                }
-                let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-                pace.pause(seconds.map_or(PAUSES[0], Duration::from_secs).min(PAUSES[1]));
-                attempt += 1;
+impl Manner for Pace {
+    async fn send<F, B>(self, request: Repeatable<F>) -> Result<Response<B>, BoxError>
+    where
+        F: Future<Output = Result<Response<B>, BoxError>> + Send + 'static,
+        B: Send + 'static,
+    {
+        let mut attempt = 1;
+        loop {
+            self.turn().await;
+            let response = tokio::time::timeout(ANSWER_LIMIT, request.send(|_| ())).await??;
+            self.hear(response.headers());
+            if response.status() != StatusCode::TOO_MANY_REQUESTS || attempt == ATTEMPTS {
+                return Ok(response);
             }
-        })
+            let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            self.pause(seconds.map_or(PAUSES[0], Duration::from_secs).min(PAUSES[1]));
+            attempt += 1;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::http::Request;
+    use kube::client::Body;
+    use tower::{Layer, ServiceExt};
+
+    use super::super::repeatable::InManner;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -244,7 +211,7 @@ mod tests {
                 Ok::<_, BoxError>(response)
             }
         });
-        let paced = PacedLayer(Pace::of(rate(1000))).layer(cluster);
+        let paced = InManner(Pace::of(rate(1000))).layer(cluster);
         let response = paced.oneshot(Request::new(Body::from(b"what was asked".to_vec()))).await.unwrap();
         let asked = asked.lock().unwrap();
         assert!(asked.iter().all(|(_, body)| body.as_ref() == b"what was asked"));

@@ -1,7 +1,7 @@
 //! What has become of the steps of a job, told from its Kubernetes Jobs and their pods. Pure.
 
 use k8s_openapi::api::batch::v1::{Job as EngineJob, JobStatus};
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, PodCondition, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -106,6 +106,42 @@ pub(super) fn step(job: &EngineJob, pods: &[Pod], now: Timestamp) -> Option<Step
     })
 }
 
+/// Objects without what nobody here asks for: there may be many, and their templates are large.
+pub(super) trait Slim {
+    fn slim(self) -> Self;
+}
+
+impl Slim for EngineJob {
+    fn slim(mut self) -> Self {
+        (self.metadata.managed_fields, self.metadata.annotations) = (None, None);
+        if let Some(spec) = &mut self.spec {
+            spec.template = Default::default();
+        }
+        self
+    }
+}
+
+impl Slim for Pod {
+    fn slim(mut self) -> Self {
+        (self.metadata.managed_fields, self.metadata.annotations) = (None, None);
+        if let Some(spec) = &mut self.spec {
+            let slim = |container: Container| Container {
+                name: container.name,
+                resources: container.resources,
+                ..Container::default()
+            };
+            let containers = std::mem::take(&mut spec.containers).into_iter().map(slim).collect();
+            *spec = PodSpec { containers, ..PodSpec::default() };
+        }
+        self
+    }
+}
+
+/// Whether it takes its pods to know what has become of a Job.
+pub(super) fn is_open(job: &EngineJob) -> bool {
+    !matches!(state(job, &[], Timestamp::MIN), StepState::Done | StepState::Going)
+}
+
 /// Seconds since then; what lies in the future is now.
 fn age(time: Option<&Time>, now: Timestamp) -> Option<f64> {
     time.map(|time| now.duration_since(time.0).as_secs_f64().max(0.0))
@@ -144,6 +180,8 @@ fn state(job: &EngineJob, pods: &[&Pod], now: Timestamp) -> StepState {
     let stuck = match latest(false) {
         Some(pod) if pod.metadata.deletion_timestamp.is_some() => None,
         Some(pod) => pod_trouble(pod, now),
+        // It had one, and its next is about to be made: the cluster makes a pause before that.
+        None if status.active.unwrap_or(0) > 0 || status.failed.unwrap_or(0) > 0 => None,
         None => {
             let since = status.start_time.as_ref().or(job.metadata.creation_timestamp.as_ref());
             Some((Trouble::NoPod, Hope::Room, age(since, now).unwrap_or(0.0)))
@@ -166,11 +204,14 @@ fn pod_trouble(pod: &Pod, now: Timestamp) -> Option<(Trouble, Hope, f64)> {
     let since = |condition: Option<&PodCondition>| {
         age(condition.and_then(|condition| condition.last_transition_time.as_ref()), now).unwrap_or_else(begun)
     };
+    let ready = condition("ContainersReady").or_else(|| condition("Ready"));
     match status.phase.as_deref() {
         Some("Succeeded") => return None,
         Some("Failed") => {
             let ended = containers(pod).filter_map(|it| it.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
-            let seconds = age(ended.max(), now).unwrap_or_else(begun);
+            let not_ready = ready.and_then(|condition| condition.last_transition_time.as_ref());
+            // What ran for hours has not failed for as long.
+            let seconds = age(ended.max().or(not_ready), now).unwrap_or(0.0);
             return Some((how_it_failed(pod), Hope::Retry, seconds));
         }
         _ => {}
@@ -181,7 +222,7 @@ fn pod_trouble(pod: &Pod, now: Timestamp) -> Option<(Trouble, Hope, f64)> {
         let lacks = unscheduled.message.as_deref().and_then(lacking);
         return Some((Trouble::Node(lacks), Hope::Room, since(Some(unscheduled))));
     }
-    let not_ready = || since(condition("ContainersReady").or_else(|| condition("Ready")));
+    let not_ready = || since(ready);
     containers(pod).find_map(|container| {
         let reason = container.state.as_ref()?.waiting.as_ref()?.reason.as_deref()?;
         let (trouble, hope, seconds) = match reason {

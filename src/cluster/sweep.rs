@@ -23,8 +23,9 @@ const PAGE: u32 = 250;
 const STEPS: &str = "workflow,component in (configure,algorithm,filter,publish)";
 /// How much of a log is kept, in bytes: its end.
 const LOG_KEPT: usize = 64 * 1024;
-/// How far back in a log, in lines, and how much of that, in bytes, is read for it.
-const LOG_READ: (i64, usize) = (10_000, 16 * 1024 * 1024);
+/// How far back in a log that may be, in lines; fewer where so many are more than is read, in bytes.
+const LOG_LINES: [i64; 3] = [10_000, 100, 1];
+const LOG_READ: usize = 16 * 1024 * 1024;
 /// What marks an object as this service's own.
 pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "operator-service");
 /// Finalizers of Kubernetes itself: what they wait for comes by itself.
@@ -76,7 +77,7 @@ impl Cluster {
     pub async fn steps(&self, namespace: &str) -> Result<BTreeMap<String, Vec<Step>>, ClusterError> {
         waiting_for_cluster(async {
             let jobs: Vec<EngineJob> = all(&self.namespaced(namespace).await?).await?;
-            let pods: Vec<Pod> = match jobs.iter().any(|job| job.metadata.deletion_timestamp.is_none()) {
+            let pods: Vec<Pod> = match jobs.iter().any(steps::is_open) {
                 true => all(&self.namespaced(namespace).await?).await?,
                 false => Vec::new(),
             };
@@ -88,6 +89,13 @@ impl Cluster {
             Ok(by_job)
         })
         .await
+    }
+
+    /// Whether there is any of the engine's Jobs for a job.
+    pub async fn has_steps(&self, job_id: &JobId, namespace: &str) -> Result<bool, ClusterError> {
+        let jobs: Api<EngineJob> = self.namespaced(namespace).await?;
+        let params = ListParams::default().labels(&format!("workflow={job_id}")).limit(1);
+        Ok(!waiting_for_cluster(jobs.list_metadata(&params)).await?.items.is_empty())
     }
 
     /// Deletes a step's Job with its pods, if it is still the one that was looked at.
@@ -104,23 +112,31 @@ impl Cluster {
         waiting_for_cluster(async {
             let pods: Api<Pod> = self.namespaced(namespace).await?;
             let Some(name) = youngest(&pods, &step.job_id, step.component).await? else { return Ok(None) };
-            let params = LogParams { tail_lines: Some(LOG_READ.0), ..LogParams::default() };
-            let stream = match pods.log_stream(&name, &params).await {
-                Ok(stream) => stream,
-                // A pod that is gone, or has not started.
-                Err(kube::Error::Api(status)) if matches!(status.code, 400 | 404) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            };
-            let mut stream = std::pin::pin!(stream.take(LOG_READ.1 as u64));
-            let (mut end, mut chunk) = (BytesMut::new(), vec![0; LOG_KEPT]);
-            loop {
-                let read = stream.read(&mut chunk).await.map_err(kube::Error::ReadEvents)?;
-                if read == 0 {
+            // Lines may be long, and only lines can be counted from the end.
+            for lines in LOG_LINES {
+                let params = LogParams { tail_lines: Some(lines), ..LogParams::default() };
+                let stream = match pods.log_stream(&name, &params).await {
+                    Ok(stream) => stream,
+                    // A pod that is gone, or has not started.
+                    Err(kube::Error::Api(status)) if matches!(status.code, 400 | 404) => return Ok(None),
+                    Err(error) => return Err(error.into()),
+                };
+                let mut stream = std::pin::pin!(stream.take(LOG_READ as u64));
+                let (mut end, mut chunk, mut all) = (BytesMut::new(), vec![0; LOG_KEPT], 0);
+                loop {
+                    let read = stream.read(&mut chunk).await.map_err(kube::Error::ReadEvents)?;
+                    if read == 0 {
+                        break;
+                    }
+                    all += read;
+                    end.extend_from_slice(&chunk[..read]);
+                    let _ = end.split_to(end.len().saturating_sub(LOG_KEPT));
+                }
+                if all < LOG_READ || lines == 1 {
                     return Ok(Some(end.to_vec()));
                 }
-                end.extend_from_slice(&chunk[..read]);
-                let _ = end.split_to(end.len().saturating_sub(LOG_KEPT));
             }
+            Ok(None)
         })
         .await
     }
@@ -214,13 +230,13 @@ impl Cluster {
 /// All pages of a list of what belongs to steps.
 async fn all<K>(api: &Api<K>) -> Result<Vec<K>, ClusterError>
 where
-    K: Clone + std::fmt::Debug + DeserializeOwned,
+    K: Clone + std::fmt::Debug + DeserializeOwned + steps::Slim,
 {
     let mut params = ListParams::default().labels(STEPS).limit(PAGE);
     let mut items = Vec::new();
     loop {
         let page = api.list(&params).await?;
-        items.extend(page.items);
+        items.extend(page.items.into_iter().map(steps::Slim::slim));
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
             None => return Ok(items),

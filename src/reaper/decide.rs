@@ -15,6 +15,9 @@ use super::report::Kind;
 /// As often an engine is given a job that none begins.
 const HAND_BACKS: i16 = 5;
 
+/// So many times the grace has a job of which a step other than the algorithm is seen at work.
+const AT_WORK: f64 = 24.0;
+
 /// What the cluster holds of a job.
 #[derive(Debug, Clone, Copy)]
 pub enum Seen<'a> {
@@ -35,6 +38,8 @@ pub enum Action {
         status: i32,
         /// Why, for its owner.
         reason: String,
+        /// Whether that is because the cluster holds nothing of it.
+        absent: bool,
     },
     /// Let engines have it again.
     HandBack,
@@ -124,9 +129,13 @@ pub fn live(job: &LiveJob, seen: Seen<'_>, announced: Option<f64>, rules: &Rules
     }
 }
 
+fn never_started(status: i32, reason: &str) -> Action {
+    Action::Finish { kind: Kind::NeverStarted, status, reason: reason.to_owned(), absent: false }
+}
+
 /// A job that no engine has begun and none is to begin any more.
 fn called_off(job: &LiveJob) -> Option<Action> {
-    let finish = |status, reason: &str| Action::Finish { kind: Kind::NeverStarted, status, reason: reason.to_owned() };
+    let finish = |status, reason: &str| never_started(status, reason);
     if job.stop_requested > 0 || job.removed {
         Some(finish(70, "The job was stopped before it was started."))
     } else if job.valid_for.is_some_and(|left| left < 0.0) {
@@ -141,7 +150,7 @@ fn handed_out(job: &LiveJob, rules: &Rules) -> Option<Action> {
     if job.handed_out_age <= rules.hand_out_grace {
         return None;
     }
-    let failed = |reason: &str| Action::Finish { kind: Kind::NeverStarted, status: 41, reason: reason.to_owned() };
+    let failed = |reason: &str| never_started(41, reason);
     let readable = workflow::summarize(job.workflow.as_deref()).readable;
     Some(match called_off(job) {
         Some(finish) => finish,
@@ -155,7 +164,13 @@ fn handed_out(job: &LiveJob, rules: &Rules) -> Option<Action> {
 
 /// A job that an engine has begun.
 fn running(job: &LiveJob, seen: Seen<'_>, limit: Limit, rules: &Rules) -> Option<Action> {
-    let long_past = limit.is_long_past(job.status_age, rules.limit_grace);
+    // Fetching data and publishing results have no limit of their own, and may take longer than the algorithm.
+    let at_work = |step: &Step| step.component != Component::Algorithm && step.state == StepState::Running;
+    let grace = match seen {
+        Seen::Steps(steps) if steps.iter().any(at_work) => rules.limit_grace * AT_WORK,
+        _ => rules.limit_grace,
+    };
+    let long_past = limit.is_long_past(job.status_age, grace);
     let action = match seen {
         Seen::Unknown => None,
         Seen::Steps([]) => match job.absent_for {
@@ -164,6 +179,7 @@ fn running(job: &LiveJob, seen: Seen<'_>, limit: Limit, rules: &Rules) -> Option
                 kind: Kind::Orphans,
                 status: last_status(job),
                 reason: orphaned(job, "The environment lost the job while it ran."),
+                absent: true,
             }),
             Some(_) => None,
         },
@@ -176,8 +192,10 @@ fn running(job: &LiveJob, seen: Seen<'_>, limit: Limit, rules: &Rules) -> Option
             kind: Kind::Orphans,
             status: last_status(job),
             reason: orphaned(job, "The environment did not go on with the job."),
+            absent: false,
         }),
-        (None, Seen::Steps([_, ..])) if job.absent_for.is_some() => Some(Action::NoteAbsence(false)),
+        // Nor does it count as absent where nobody could look.
+        (None, Seen::Unknown | Seen::Steps([_, ..])) if job.absent_for.is_some() => Some(Action::NoteAbsence(false)),
         (None, _) => None,
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
@@ -62,6 +62,9 @@ enum Failure {
     Output(#[from] OriginError),
     #[error("{0}")]
     Job(&'static str),
+    /// It was not even tried: its namespace cannot be read.
+    #[error("its namespace cannot be read")]
+    Refusing,
 }
 
 /// How a piece of work ended, and what is to be said of it.
@@ -137,19 +140,25 @@ struct Sweep<'a> {
     notes: Notes,
     /// How often in a row the cluster could not be reached.
     misses: AtomicU32,
-    /// The namespaces that refuse what is asked of them.
+    /// The namespaces that may not be read.
     refusing: Mutex<BTreeSet<String>>,
 }
 
 impl Sweep<'_> {
     async fn to_its_end(&self) -> Result<Report, StoreError> {
         // On the heap, here and below, or the compiler loses count of what is nested.
-        let complete = match tokio::time::timeout_at(self.until + GRACE, self.everything().boxed()).await {
-            Ok(result) => result? && Instant::now() < self.until,
+        let environments = self.store().swept_environments().await?;
+        let complete = match tokio::time::timeout_at(self.until + GRACE, self.everything(&environments).boxed()).await {
+            Ok(enough) => enough && Instant::now() < self.until,
             Err(_) => false,
         };
-        self.notes.lock().oldest_unregistered = self.store().oldest_unregistered().await?.max(0.0) as u64;
-        Ok(self.notes.finished(complete))
+        let report = self.notes.finished(complete);
+        for (kind, count) in report.kinds.iter().filter(|(_, count)| count.found > 0) {
+            let Count { found, done, failed, left } = count;
+            tracing::info!(?kind, found, done, failed, left, dry_run = self.dry_run, "the reaper's sweep");
+        }
+        tracing::debug!(complete, "the reaper's sweep has ended");
+        Ok(report)
     }
 
     fn store(&self) -> &Store {
@@ -166,15 +175,27 @@ impl Sweep<'_> {
 
     /// What is most urgent comes first, but may take no more than half of the time that is left, so that everything
     /// has its turn in each run. Says whether there was time for all.
-    async fn everything(&self) -> Result<bool, StoreError> {
-        let environments = self.store().swept_environments().await?;
-        let mut enough = self.environments(&environments, self.half()).boxed().await?;
-        enough &= self.registrations(self.half()).boxed().await?;
-        enough &= self.mirrors(self.half()).boxed().await?;
-        enough &= self.finished(self.half()).boxed().await?;
-        enough &= self.searches(&environments, self.half()).boxed().await?;
-        enough &= self.nonces(self.until).await?;
-        Ok(enough)
+    async fn everything(&self, environments: &[SweptEnvironment]) -> bool {
+        let oldest = self.store().oldest_unregistered().await.map(|seconds| {
+            self.notes.lock().oldest_unregistered = seconds.max(0.0) as u64;
+            true
+        });
+        let mut enough = self.went_well(oldest);
+        enough &= self.went_well(self.environments(environments, self.half()).boxed().await);
+        enough &= self.went_well(self.registrations(self.half()).boxed().await);
+        enough &= self.went_well(self.mirrors(self.half()).boxed().await);
+        enough &= self.went_well(self.finished(self.half()).boxed().await);
+        enough &= self.went_well(self.searches(environments, self.half()).boxed().await);
+        enough &= self.went_well(self.nonces(self.until).boxed().await);
+        enough
+    }
+
+    /// Whether there was time for something. That the books could not be read for a part of the run is told of.
+    fn went_well(&self, enough: Result<bool, StoreError>) -> bool {
+        enough.unwrap_or_else(|error| {
+            self.notes.trouble(error.to_string());
+            false
+        })
     }
 
     fn half(&self) -> Instant {
@@ -194,7 +215,7 @@ impl Sweep<'_> {
     /// Notes how the cluster answered.
     fn heard<T>(&self, answer: Result<T, ClusterError>) -> Result<T, ClusterError> {
         match &answer {
-            Err(ClusterError::Unavailable(_) | ClusterError::TimedOut | ClusterError::Aws(_)) => {
+            Err(error) if is_outage(error) => {
                 self.misses.fetch_add(1, Ordering::Relaxed);
             }
             _ => self.misses.store(0, Ordering::Relaxed),
@@ -229,25 +250,20 @@ impl Sweep<'_> {
         enough
     }
 
-    /// Notes how a piece of work for a job ended. One that the cluster, a bucket or its own row keeps failing is left
-    /// alone for a while; one that nobody could do at the moment is not.
+    /// Notes how a piece of work for a job ended. One that fails for itself is left alone for a while; one that failed
+    /// with many others is not.
     async fn note(&self, job_id: &str, kind: Kind, ended: Ended) {
-        let pause = match ended {
-            Ok((outcome, reason)) => {
-                self.notes.job(job_id, kind, outcome, reason);
-                return;
-            }
-            Err(error) => {
-                self.notes.job(job_id, kind, Outcome::Failed, Some(error.to_string()));
-                !matches!(
-                    error,
-                    Failure::Store(_)
-                        | Failure::Cluster(
-                            ClusterError::Unavailable(_) | ClusterError::TimedOut | ClusterError::Aws(_)
-                        )
-                )
-            }
+        let error = match ended {
+            Ok((outcome, reason)) => return self.notes.job(job_id, kind, outcome, reason),
+            Err(Failure::Refusing) => return,
+            Err(error) => error,
         };
+        let pause = match &error {
+            Failure::Store(_) => false,
+            Failure::Cluster(error) => !is_outage(error),
+            _ => true,
+        };
+        self.notes.job(job_id, kind, Outcome::Failed, Some(error.to_string()));
         if !pause {
             return;
         }
@@ -333,9 +349,10 @@ impl Sweep<'_> {
         announced: Option<f64>,
         until: Instant,
     ) -> Result<bool, StoreError> {
+        let limited = announced.is_some() || self.rules().algorithm_limit.is_some();
         let mut after = Some(After::default());
         while let Some(from) = after {
-            let (jobs, next) = self.store().live_jobs(namespace, &from).await?;
+            let (jobs, next) = self.store().live_jobs(namespace, limited, &from).await?;
             let due: Vec<(LiveJob, Action)> = jobs
                 .into_iter()
                 .filter_map(|job| {
@@ -380,26 +397,34 @@ impl Sweep<'_> {
                 let handed_back = self.store().hand_back(&job.job_id, job.status, grace).await?;
                 Ok(if handed_back { (Outcome::Done, None) } else { overtaken() })
             }
-            Action::Finish { status, reason, .. } => {
-                let finished = self.store().finish(&job.job_id, job.status, status, &reason).await?;
+            Action::Finish { status, reason, absent, .. } => {
+                // A slow engine may have made something since all were listed.
+                if absent
+                    && let Some((id, namespace)) = place(&job.job_id, job.namespace.as_deref())
+                    && self.heard(self.cluster().has_steps(&id, namespace).await)?
+                {
+                    return Ok(overtaken());
+                }
+                let finished = self.store().finish(job, status, &reason, absent).await?;
                 Ok(if finished { (Outcome::Done, Some(reason)) } else { overtaken() })
             }
             Action::End { step, reason, timed_out, .. } => {
                 let Some(namespace) = job.namespace.as_deref() else { return Ok(overtaken()) };
                 self.keep_log(&step, namespace).await?;
                 // Before the step ends: from then on the engine may finish the job at any moment.
-                let mut new = false;
+                let mut noted = None;
                 if let Some(reason) = &reason {
-                    match self.store().note_reason(&job.job_id, reason, timed_out).await? {
-                        Some(is_new) => new = is_new,
-                        None => return Ok(overtaken()),
+                    noted = self.store().note_reason(&job.job_id, reason, timed_out).await?;
+                    if noted.is_none() {
+                        return Ok(overtaken());
                     }
                 }
                 let ended = self.heard(self.cluster().end_step(&step, namespace).await);
-                if let (Ok(Deleted::Changed) | Err(ClusterError::Refused { .. }), Some(reason), true) =
-                    (&ended, &reason, new)
-                {
-                    self.store().withdraw_reason(&job.job_id, reason, &self.holder).await?;
+                // After any other error it may have been done.
+                let not_done =
+                    matches!(ended, Ok(Deleted::Changed) | Err(ClusterError::Refused { code: 400..500, .. }));
+                if let (true, Some(reason), Some(noted)) = (not_done, &reason, noted) {
+                    self.store().withdraw_reason(&job.job_id, reason, noted, &self.holder).await?;
                 }
                 let ended = ended?;
                 self.store().job_worked(&job.job_id).await?;
@@ -446,7 +471,7 @@ impl Sweep<'_> {
     async fn tidy(&self, job_id: &str, namespace: Option<&str>) -> Ended {
         let Some((id, namespace)) = place(job_id, namespace) else { return Ok((Outcome::Done, None)) };
         if self.refuses(namespace) {
-            return Err(Failure::Job("its namespace refuses what is asked of it"));
+            return Err(Failure::Refusing);
         }
         let held = self.heard(self.cluster().tidy(&id, namespace).await)?;
         let reason = (!held.is_empty()).then(|| format!("held by others' finalizers: {}", held.join("; ")));
@@ -490,22 +515,44 @@ impl Sweep<'_> {
     }
 
     async fn mirrors(&self, until: Instant) -> Result<bool, StoreError> {
-        let mut last = String::new();
+        // From anywhere on, and then the rest: those that fail keep none from their turn.
+        let unwritable: Mutex<BTreeSet<String>> = Mutex::default();
+        let middle = Uuid::new_v4().simple().to_string();
+        let (mut last, mut end) = (middle.clone(), None);
         loop {
-            let jobs = self.store().unmirrored_jobs(&last).await?;
-            let Some(job) = jobs.last() else { return Ok(true) };
+            let jobs = self.store().unmirrored_jobs(&last, end.as_deref()).await?;
+            let Some(job) = jobs.last() else {
+                if end.is_some() {
+                    return Ok(true);
+                }
+                (last, end) = (String::new(), Some(middle.clone()));
+                continue;
+            };
             last = job.job_id.clone();
             self.notes.found(Kind::Mirrors, jobs.len() as u64);
             if self.cluster_is_gone() {
                 return Ok(false);
             }
+            let unwritable = &unwritable;
             let mirror = |job: Mirrored| async move {
-                if self.dry_run || job.namespace.as_deref().is_some_and(|namespace| self.refuses(namespace)) {
+                let skipped = job.namespace.as_ref().is_some_and(|namespace| {
+                    unwritable.lock().unwrap_or_else(PoisonError::into_inner).contains(namespace)
+                });
+                if self.dry_run || skipped {
                     return;
                 }
                 match self.mirror(&job).await {
+                    Err(Failure::Refusing) => {}
                     Ok(()) => self.notes.ended(Kind::Mirrors, 1, Outcome::Done),
-                    Err(error) => self.notes.job(&job.job_id, Kind::Mirrors, Outcome::Failed, Some(error.to_string())),
+                    Err(error) => {
+                        let reason = Some(error.to_string());
+                        if let (Failure::Cluster(ClusterError::Refused { code: 403, .. }), Some(namespace)) =
+                            (&error, &job.namespace)
+                        {
+                            unwritable.lock().unwrap_or_else(PoisonError::into_inner).insert(namespace.clone());
+                        }
+                        self.notes.job(&job.job_id, Kind::Mirrors, Outcome::Failed, reason);
+                    }
                 }
             };
             if !self.side_by_side(jobs, until, mirror).await {
@@ -516,6 +563,9 @@ impl Sweep<'_> {
 
     async fn mirror(&self, job: &Mirrored) -> Result<(), Failure> {
         if let Some((id, namespace)) = place(&job.job_id, job.namespace.as_deref()) {
+            if self.refuses(namespace) {
+                return Err(Failure::Refusing);
+            }
             let status = WorkFlowStatus {
                 status: job.status,
                 status_text: job.status_text.clone(),
@@ -530,29 +580,8 @@ impl Sweep<'_> {
 
     // The finished jobs
 
-    /// Reads from the workflows of finished jobs for how long their outputs are kept.
-    async fn schedule(&self, until: Instant) -> Result<bool, StoreError> {
-        loop {
-            let jobs = self.store().unscheduled_jobs().await?;
-            if jobs.is_empty() {
-                return Ok(true);
-            }
-            if Instant::now() >= until {
-                return Ok(false);
-            }
-            let expiries = jobs.into_iter().map(|(id, document)| {
-                let expiry = decide::own_expiry(document.as_deref());
-                (id, expiry)
-            });
-            self.store().schedule(expiries.collect()).await?;
-        }
-    }
-
     async fn finished(&self, until: Instant) -> Result<bool, StoreError> {
-        let now = Instant::now();
-        // Half of the time, so that with very many to be read some are removed, too.
-        let reading = now + until.saturating_duration_since(now) / 2;
-        let enough = self.dry_run || self.schedule(reading).await?;
+        let enough = self.dry_run || self.schedule(self.half().min(until)).await?;
         let shared = self.rules().storage_expiry.map(|seconds| seconds.min(i64::MAX as u64 / 2) as i64);
         let mut after = Some(After::default());
         while let Some(from) = after {
@@ -579,6 +608,24 @@ impl Sweep<'_> {
             after = next;
         }
         Ok(enough)
+    }
+
+    /// Reads from their workflows for how long the outputs of finished jobs are kept.
+    async fn schedule(&self, until: Instant) -> Result<bool, StoreError> {
+        let mut after = Some(After::default());
+        while let Some(from) = after {
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            let (jobs, next) = self.store().unscheduled_jobs(&from).await?;
+            let expiries = jobs.into_iter().map(|(id, document)| {
+                let expiry = decide::own_expiry(document.as_deref());
+                (id, expiry)
+            });
+            self.store().schedule(expiries.collect()).await?;
+            after = next;
+        }
+        Ok(true)
     }
 
     async fn do_duty(&self, job: &FinishedJob, duty: Option<Duty>, seconds: Option<f64>) {
@@ -616,15 +663,21 @@ impl Sweep<'_> {
             self.heard(self.cluster().delete_workflow(id.as_str(), namespace, None).await)?;
         }
         let outputs = job.outputs.as_deref().and_then(output::parse);
+        let mut removals = Vec::new();
         for url in outputs.iter().flatten().filter_map(output::url_of) {
-            self.reaper.outputs.remove(url).await?;
+            removals.push(self.reaper.outputs.remove(url));
         }
+        stream::iter(removals).buffer_unordered(AT_ONCE as usize).try_collect::<Vec<bool>>().await?;
+        let unread = outputs.is_none() && job.outputs.as_deref().is_some_and(|text| !matches!(text, "" | "[]"));
         let without_urls = outputs.map(|outputs| workflow::to_ascii_json(&output::without_urls(outputs).into()));
         if !self.store().purged(&job.job_id, job.outputs.clone(), without_urls).await? {
             return Ok((Outcome::Left, Some("something was published meanwhile".to_owned())));
         }
         self.store().look_again(&job.job_id, None, false).await?;
-        Ok(ended)
+        Ok(match unread {
+            true => (Outcome::Done, Some("its outputs could not be read: files of it may be left".to_owned())),
+            false => ended,
+        })
     }
 
     // Chores
@@ -635,9 +688,6 @@ impl Sweep<'_> {
         for environment in environments.iter().filter(|it| it.searched_age >= often && !it.pausing) {
             if Instant::now() >= until || self.cluster_is_gone() {
                 return Ok(false);
-            }
-            if self.refuses(&environment.namespace) {
-                continue;
             }
             if !self.search(&environment.namespace, until).await? {
                 return Ok(false);
@@ -705,22 +755,42 @@ impl Sweep<'_> {
         if !self.store().nonces_due(CHORES).await? {
             return Ok(true);
         }
+        let mut after = String::new();
         loop {
-            let count = self.store().forget_nonces(self.rules().nonces_kept, self.dry_run).await? as u64;
+            let (count, last) = self.store().forget_nonces(self.rules().nonces_kept, &after, self.dry_run).await?;
             self.notes.found(Kind::Nonces, count);
-            if self.dry_run {
-                return Ok(true);
+            if !self.dry_run {
+                self.notes.ended(Kind::Nonces, count, Outcome::Done);
             }
-            self.notes.ended(Kind::Nonces, count, Outcome::Done);
-            if count == 0 {
-                self.store().nonces_forgotten().await?;
-                return Ok(true);
+            // Of those signers there may be more to forget.
+            if count == 0 || self.dry_run {
+                match last {
+                    Some(last) => after = last,
+                    None => break,
+                }
             }
             if Instant::now() >= until {
                 return Ok(false);
             }
         }
+        if !self.dry_run {
+            self.store().nonces_forgotten().await?;
+        }
+        Ok(true)
     }
+}
+
+/// Whether nobody's request would have fared better.
+fn is_outage(error: &ClusterError) -> bool {
+    matches!(
+        error,
+        ClusterError::Unavailable(_)
+            | ClusterError::Untrusted(_)
+            | ClusterError::TimedOut
+            | ClusterError::Aws(_)
+            | ClusterError::Configuration(_)
+            | ClusterError::Refused { code: 429 | 503 | 504, .. }
+    )
 }
 
 /// Where a job's objects are and what they are called after, if it can have any.

@@ -132,11 +132,17 @@ impl Notes {
 
     /// Work was found.
     pub(super) fn found(&self, kind: Kind, much: u64) {
+        if much == 0 {
+            return;
+        }
         self.lock().kinds.entry(kind).or_default().found += much;
     }
 
     /// Work was found, and ended like this.
     pub(super) fn ended(&self, kind: Kind, much: u64, outcome: Outcome) {
+        if much == 0 {
+            return;
+        }
         let mut report = self.lock();
         let count = report.kinds.entry(kind).or_default();
         match outcome {

@@ -207,6 +207,8 @@ impl Store {
             })
             .await;
         match result {
+            // Nothing was sent.
+            Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)) => result,
             // The connection may have been lost after the commit: then the job is there, and saying that it is
             // not would make the caller's next attempt fail.
             Err(error) => match self.jobs(by_id, Page::first(1)).await {

@@ -25,7 +25,7 @@ use login::Logins;
 pub use environments::Announcement;
 pub use jobs::{Change, Changed, NewJob, Page, RequestedBy, ResultRow, Started, TouchedJob, Which};
 pub use nonces::{NonceUse, Refused};
-pub use reaper::{After, FinishedJob, Known, LiveJob, Mirrored, SETTLING, SweptEnvironment, UnregisteredJob};
+pub use reaper::{After, FinishedJob, Known, LiveJob, Mirrored, Noted, SETTLING, SweptEnvironment, UnregisteredJob};
 
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrator = sqlx::migrate!();
@@ -34,8 +34,8 @@ static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     migrator
 });
 
-/// How long a request waits for a connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a request waits for a connection: when many come at once, those before it have theirs.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(3500);
 /// How long a connection that was kept may take to show that it is still one: after a freeze it often is not.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a request's statements may take, waiting for a connection included. Below the 5 s within which a

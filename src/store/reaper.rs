@@ -37,7 +37,8 @@ pub struct LiveJob {
     pub hand_backs: i16,
     /// For how many seconds the cluster has held nothing of it, as far as was looked.
     pub absent_for: Option<f64>,
-    /// The document that the engine reads, of jobs that an engine was given.
+    /// The document that the engine reads, if something is decided by it: of jobs that no engine has begun, and of those
+    /// with no other limit than their own.
     pub workflow: Option<String>,
 }
 
@@ -125,6 +126,18 @@ pub struct Known {
     pub due: bool,
 }
 
+/// What of a note was not so before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Noted {
+    /// The reason.
+    pub reason: bool,
+    /// That the job is over its limit.
+    pub timed_out: bool,
+}
+
+/// A job's id and the document that its engine read.
+pub type Unscheduled = (String, Option<String>);
+
 /// Where a list goes on.
 #[derive(Debug, Clone, Default)]
 pub struct After(Option<(f64, String)>);
@@ -132,10 +145,8 @@ pub struct After(Option<(f64, String)>);
 /// What is further away than so many seconds, a thousand years, is not due in any case; intervals have an end.
 const FAR: i64 = 1000 * 365 * 24 * 3600;
 
-/// As many rows are read at a time.
-const PAGE: usize = 200;
-/// As many, where each may hold a workflow of 400 KiB.
-const PAGE_OF_WORKFLOWS: usize = 25;
+/// As many rows are read at a time. A workflow may hold 400 KiB.
+const PAGE: usize = 100;
 
 impl Store {
     /// Becomes the one that sweeps, for so many seconds; false if somebody else is. The lease is a row that runs out:
@@ -266,10 +277,12 @@ impl Store {
     }
 
     /// The unfinished jobs of a namespace (`None`: of no namespace) that an engine was given or that are not to be
-    /// given to one any more, oldest first, a page at a time.
+    /// given to one any more, oldest first, a page at a time. `limited` says whether they have a limit apart from what
+    /// they say themselves.
     pub async fn live_jobs(
         &self,
         namespace: Option<&str>,
+        limited: bool,
         after: &After,
     ) -> Result<(Vec<LiveJob>, Option<After>), StoreError> {
         let namespace = namespace.map(str::to_owned);
@@ -288,7 +301,8 @@ impl Store {
                                     extract(epoch FROM clock_timestamp() - statussince)::float8) AS "handed_out_age!",
                            handbacks AS "hand_backs!",
                            extract(epoch FROM clock_timestamp() - absentsince)::float8 AS absent_for,
-                           CASE WHEN status >= 10 THEN workflow END AS workflow,
+                           CASE WHEN status BETWEEN 10 AND 19 OR NOT $5 AND validuntil IS NULL AND status >= 10
+                                THEN workflow END AS workflow,
                            coalesce(extract(epoch FROM datecreated), 0)::float8 AS "created!"
                     FROM jobs
                     WHERE datefinished IS NULL AND namespace IS NOT DISTINCT FROM $1
@@ -303,12 +317,12 @@ impl Store {
                     namespace,
                     begin,
                     name,
-                    PAGE_OF_WORKFLOWS as i64,
+                    PAGE as i64,
+                    limited,
                 )
                 .fetch_all(connection)
                 .await?;
-                let next =
-                    After::of(rows.len(), PAGE_OF_WORKFLOWS, rows.last().map(|row| (row.created, row.job_id.clone())));
+                let next = After::of(rows.len(), rows.last().map(|row| (row.created, row.job_id.clone())));
                 let jobs = rows.into_iter().map(|row| LiveJob {
                     job_id: row.job_id,
                     namespace: row.namespace,
@@ -329,9 +343,11 @@ impl Store {
         .await
     }
 
-    /// Finishes a job that is still in that status: false if it is not, or finished already.
-    pub async fn finish(&self, job_id: &str, from: i32, to: i32, reason: &str) -> Result<bool, StoreError> {
-        let (job_id, reason) = (job_id.to_owned(), reason.to_owned());
+    /// Finishes a job that is still in that status, and, if it is given up because it is `absent`, still noted to be so
+    /// and has published nothing since; false if it is not.
+    pub async fn finish(&self, job: &LiveJob, to: i32, reason: &str, absent: bool) -> Result<bool, StoreError> {
+        let (job_id, from, has_outputs) = (job.job_id.clone(), job.status, job.has_outputs);
+        let reason = reason.to_owned();
         self.run(move |connection| {
             Box::pin(async move {
                 // Its words stay where its status does.
@@ -340,12 +356,16 @@ impl Store {
                      SET datefinished = clock_timestamp() AT TIME ZONE 'UTC', closed = true, status = $3,
                          statustext = CASE WHEN $2::int = $3::int THEN statustext ELSE $4 END,
                          reason = coalesce(reason, $5)
-                     WHERE workflowid = $1 AND datefinished IS NULL AND coalesce(status, 0) = $2",
+                     WHERE workflowid = $1 AND datefinished IS NULL AND coalesce(status, 0) = $2
+                       AND (NOT $6 OR absentsince IS NOT NULL
+                                      AND (coalesce(outputsurl, '') NOT IN ('', '[]')) = $7)",
                     job_id,
                     from,
                     to,
                     job::status_text(to),
-                    reason
+                    reason,
+                    absent,
+                    has_outputs
                 )
                 .execute(connection)
                 .await?;
@@ -400,20 +420,24 @@ impl Store {
     }
 
     /// Notes why a step of an unfinished job is ended, and if `timed_out`, that it is over its limit. A stop that
-    /// was asked for stays one. Says whether the reason is the one that is noted now and was not before; `None` if the
-    /// job is finished.
-    pub async fn note_reason(&self, job_id: &str, reason: &str, timed_out: bool) -> Result<Option<bool>, StoreError> {
+    /// was asked for stays one. Says what of that was not so before; `None` if the job is finished.
+    pub async fn note_reason(&self, job_id: &str, reason: &str, timed_out: bool) -> Result<Option<Noted>, StoreError> {
         let (job_id, reason) = (job_id.to_owned(), reason.to_owned());
         self.run(move |connection| {
             Box::pin(async move {
-                let noted = sqlx::query_scalar!(
+                let noted = sqlx::query_as!(
+                    Noted,
                     r#"
-                    WITH before AS (SELECT reason FROM jobs WHERE workflowid = $1 AND datefinished IS NULL LIMIT 1)
+                    WITH before AS (
+                        SELECT reason, coalesce(stopreq, 0) AS stopreq FROM jobs
+                        WHERE workflowid = $1 AND datefinished IS NULL LIMIT 1
+                    )
                     UPDATE jobs
                     SET reason = coalesce(reason, $2),
                         stopreq = CASE WHEN NOT $3 OR stopreq = 1 THEN stopreq ELSE 2 END
                     WHERE workflowid = $1 AND datefinished IS NULL
-                    RETURNING (SELECT before.reason FROM before) IS NULL AS "new!"
+                    RETURNING (SELECT before.reason FROM before) IS NULL AS "reason!",
+                              $3 AND (SELECT before.stopreq FROM before) = 0 AS "timed_out!"
                     "#,
                     job_id,
                     reason,
@@ -427,19 +451,29 @@ impl Store {
         .await
     }
 
-    /// Takes a reason back: the step went on after all. Nothing happens if another holds the sweep by now: a statement of
+    /// Takes back what was noted: the step went on after all. Nothing happens if another holds the sweep by now: a statement of
     /// one that was killed may arrive late.
-    pub async fn withdraw_reason(&self, job_id: &str, reason: &str, holder: &str) -> Result<(), StoreError> {
+    pub async fn withdraw_reason(
+        &self,
+        job_id: &str,
+        reason: &str,
+        noted: Noted,
+        holder: &str,
+    ) -> Result<(), StoreError> {
         let (job_id, reason, holder) = (job_id.to_owned(), reason.to_owned(), holder.to_owned());
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(
-                    "UPDATE jobs SET reason = NULL, stopreq = CASE WHEN stopreq = 2 THEN 0 ELSE stopreq END
+                    "UPDATE jobs
+                     SET reason = CASE WHEN $4 THEN NULL ELSE reason END,
+                         stopreq = CASE WHEN $5 AND stopreq = 2 THEN 0 ELSE stopreq END
                      WHERE workflowid = $1 AND datefinished IS NULL AND reason = $2
                        AND EXISTS (SELECT FROM sweeps WHERE holder = $3)",
                     job_id,
                     reason,
-                    holder
+                    holder,
+                    noted.reason,
+                    noted.timed_out
                 )
                 .execute(connection)
                 .await?;
@@ -449,15 +483,16 @@ impl Store {
         .await
     }
 
-    /// Notes that something with a job failed: it is left alone for a while, longer each time, at most for an hour. Of a
-    /// finished one, everything is removed again then.
+    /// Notes that something with a job failed: it is left alone for a while, longer each time, at most for ten minutes,
+    /// or an hour if it is finished. Of a finished one, everything is removed again then.
     pub async fn job_failed(&self, job_id: &str) -> Result<(), StoreError> {
         let job_id = job_id.to_owned();
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(
                     "UPDATE jobs SET reapfailures = least(reapfailures + 1, 20), tidied = tidied AND datefinished IS NULL,
-                         reapat = clock_timestamp() + make_interval(secs => least(10 * 2 ^ reapfailures, 3600))
+                         reapat = clock_timestamp() + make_interval(secs => least(10 * 2 ^ reapfailures,
+                             CASE WHEN datefinished IS NULL THEN 600 ELSE 3600 END))
                      WHERE workflowid = $1",
                     job_id
                 )
@@ -476,7 +511,7 @@ impl Store {
             Box::pin(async move {
                 sqlx::query!(
                     "UPDATE jobs SET registerfailures = least(registerfailures + 1, 20),
-                         registerat = clock_timestamp() + make_interval(secs => least(10 * 2 ^ registerfailures, 3600))
+                         registerat = clock_timestamp() + make_interval(secs => least(10 * 2 ^ registerfailures, 600))
                      WHERE workflowid = $1",
                     job_id
                 )
@@ -506,7 +541,8 @@ impl Store {
         .await
     }
 
-    /// The unfinished jobs whose objects are not in the cluster yet, oldest first, a page at a time.
+    /// The unfinished jobs whose objects are not in the cluster yet, unless they are not to be started any more: an object
+    /// is what lets the engines of 2019 and 2020 start a job. Oldest first, a page at a time.
     pub async fn unregistered_jobs(&self, after: &After) -> Result<(Vec<UnregisteredJob>, Option<After>), StoreError> {
         let (begin, name) = after.parts();
         self.run(move |connection| {
@@ -517,6 +553,8 @@ impl Store {
                            coalesce(extract(epoch FROM datecreated), 0)::float8 AS "created!"
                     FROM jobs
                     WHERE NOT registered AND datefinished IS NULL AND registerat <= clock_timestamp()
+                      AND (status <> 1 OR coalesce(stopreq, 0) = 0 AND coalesce(removed, 0) = 0
+                                          AND coalesce(validuntil > extract(epoch FROM clock_timestamp()), true))
                       AND (coalesce(extract(epoch FROM datecreated), 0)::float8, workflowid) > ($1, $2)
                     ORDER BY coalesce(extract(epoch FROM datecreated), 0)::float8, workflowid
                     LIMIT 20
@@ -558,9 +596,10 @@ impl Store {
         .await
     }
 
-    /// The registered jobs whose objects do not say what the book says, by name, a page at a time.
-    pub async fn unmirrored_jobs(&self, after: &str) -> Result<Vec<Mirrored>, StoreError> {
-        let after = after.to_owned();
+    /// The jobs whose objects do not say what the book says, by name, a page at a time. Those not registered have theirs
+    /// made first; unless they are finished, when there may be one all the same: whoever made it died before it said so.
+    pub async fn unmirrored_jobs(&self, after: &str, until: Option<&str>) -> Result<Vec<Mirrored>, StoreError> {
+        let (after, until) = (after.to_owned(), until.map(str::to_owned));
         self.run(move |connection| {
             Box::pin(async move {
                 Ok(sqlx::query_as!(
@@ -569,11 +608,13 @@ impl Store {
                     SELECT workflowid AS job_id, namespace, status, statustext AS status_text, reason,
                            to_char(extract(epoch FROM datefinished), 'FM9999999999990.000000') AS date_finished
                     FROM jobs
-                    WHERE NOT mirrored AND registered AND workflowid > $1
+                    WHERE NOT mirrored AND (registered OR datefinished IS NOT NULL) AND workflowid > $1
+                      AND ($3::text IS NULL OR workflowid <= $3)
                     ORDER BY workflowid LIMIT $2
                     "#,
                     after,
-                    PAGE as i64
+                    PAGE as i64,
+                    until
                 )
                 .fetch_all(connection)
                 .await?)
@@ -605,32 +646,41 @@ impl Store {
         .await
     }
 
-    /// Finished jobs whose workflow has not been read for how long their outputs are kept: id and document.
-    pub async fn unscheduled_jobs(&self) -> Result<Vec<(String, Option<String>)>, StoreError> {
-        self.run(|connection| {
+    /// Finished jobs whose workflow has not been read for how long their outputs are kept, a page at a time: id and
+    /// document.
+    pub async fn unscheduled_jobs(&self, after: &After) -> Result<(Vec<Unscheduled>, Option<After>), StoreError> {
+        let (begin, name) = after.parts();
+        self.run(move |connection| {
             Box::pin(async move {
                 let rows = sqlx::query!(
-                    "SELECT workflowid, workflow FROM jobs
-                     WHERE datefinished IS NOT NULL AND reapat < 'infinity' AND reapat <= clock_timestamp()
-                       AND expiry IS NULL
-                     ORDER BY reapat, workflowid LIMIT $1",
-                    PAGE_OF_WORKFLOWS as i64
+                    r#"SELECT workflowid, workflow, extract(epoch FROM reapat)::float8 AS "place!" FROM jobs
+                       WHERE datefinished IS NOT NULL AND reapat < 'infinity' AND reapat <= now()
+                         AND expiry IS NULL AND (reapat, workflowid) > (to_timestamp($2), $3)
+                       ORDER BY reapat, workflowid LIMIT $1"#,
+                    PAGE as i64,
+                    begin,
+                    name
                 )
                 .fetch_all(connection)
                 .await?;
-                Ok(rows.into_iter().map(|row| (row.workflowid, row.workflow)).collect())
+                let next = After::of(rows.len(), rows.last().map(|row| (row.place, row.workflowid.clone())));
+                Ok((rows.into_iter().map(|row| (row.workflowid, row.workflow)).collect(), next))
             })
         })
         .await
     }
 
-    /// Notes for how long the outputs of jobs are kept (see [`FinishedJob::expiry`]).
+    /// Notes for how long the outputs of jobs are kept (see [`FinishedJob::expiry`]). Those with nothing else to do are
+    /// not looked at again.
     pub async fn schedule(&self, expiries: Vec<(String, i64)>) -> Result<(), StoreError> {
         let (job_ids, seconds): (Vec<String>, Vec<i64>) = expiries.into_iter().unzip();
         self.run(move |connection| {
             Box::pin(async move {
                 sqlx::query!(
-                    "UPDATE jobs SET expiry = read.expiry
+                    "UPDATE jobs
+                     SET expiry = read.expiry,
+                         reapat = CASE WHEN tidied AND read.expiry <= 0 AND coalesce(removed, 0) <> 1 THEN 'infinity'
+                                       ELSE reapat END
                      FROM unnest($1::text[], $2::bigint[]) AS read (workflowid, expiry)
                      WHERE jobs.workflowid = read.workflowid AND jobs.datefinished IS NOT NULL",
                     &job_ids,
@@ -654,7 +704,6 @@ impl Store {
         after: &After,
     ) -> Result<(Vec<FinishedJob>, Option<After>), StoreError> {
         let (begin, name) = after.parts();
-        let page = if unscheduled_too { PAGE_OF_WORKFLOWS } else { PAGE };
         let shared_expiry = shared_expiry.map(|seconds| seconds.min(FAR));
         self.run(move |connection| {
             Box::pin(async move {
@@ -667,14 +716,14 @@ impl Store {
                            place AS "place!"
                     FROM (
                         (SELECT *, extract(epoch FROM reapat)::float8 AS place FROM jobs
-                         WHERE datefinished IS NOT NULL AND reapat < 'infinity' AND reapat <= clock_timestamp()
-                           AND (expiry IS NOT NULL OR $5)
-                           AND (extract(epoch FROM reapat)::float8, workflowid) > ($1, $2)
+                         WHERE datefinished IS NOT NULL AND reapat < 'infinity' AND reapat <= now()
+                           AND (expiry IS NOT NULL OR $5) AND (reapat, workflowid) > (to_timestamp($1), $2)
                          ORDER BY reapat, workflowid LIMIT $3)
                         UNION ALL
                         (SELECT *, extract(epoch FROM datefinished)::float8 AS place FROM jobs
                          WHERE expiry = -1 AND NOT purged AND reapat = 'infinity'
-                           AND datefinished <= clock_timestamp() AT TIME ZONE 'UTC' - make_interval(secs => $4::bigint)
+                           AND datefinished <= now() AT TIME ZONE 'UTC' - make_interval(secs => $4::bigint)
+                           AND datefinished >= to_timestamp($1) AT TIME ZONE 'UTC'
                            AND (extract(epoch FROM datefinished)::float8, workflowid) > ($1, $2)
                          ORDER BY datefinished, workflowid LIMIT $3)
                     ) AS due
@@ -682,13 +731,13 @@ impl Store {
                     "#,
                     begin,
                     name,
-                    page as i64,
+                    PAGE as i64,
                     shared_expiry,
                     unscheduled_too,
                 )
                 .fetch_all(connection)
                 .await?;
-                let next = After::of(rows.len(), page, rows.last().map(|row| (row.place, row.job_id.clone())));
+                let next = After::of(rows.len(), rows.last().map(|row| (row.place, row.job_id.clone())));
                 let jobs = rows.into_iter().map(|row| FinishedJob {
                     job_id: row.job_id,
                     namespace: row.namespace,
@@ -725,7 +774,7 @@ impl Store {
     }
 
     /// Marks a finished job as removed and forgets where its outputs were, if they are still those that were read, and
-    /// the logs that were kept of it. `without_urls` is what stays of the outputs. False if they are others by now.
+    /// the logs that were kept of it; false if they are not. `without_urls` is what stays of the outputs.
     pub async fn purged(
         &self,
         job_id: &str,
@@ -746,9 +795,12 @@ impl Store {
                 )
                 .execute(&mut *transaction)
                 .await?;
+                if done.rows_affected() == 0 {
+                    return Ok(false);
+                }
                 sqlx::query!("DELETE FROM keptlogs WHERE workflowid = $1", job_id).execute(&mut *transaction).await?;
                 transaction.commit().await?;
-                Ok(done.rows_affected() > 0)
+                Ok(true)
             })
         })
         .await
@@ -855,19 +907,26 @@ impl Store {
         .await
     }
 
-    /// Forgets nonces that lie more than so many seconds below their signer's highest, some at a time; says how many.
-    /// With `dry`, it counts them only.
-    pub async fn forget_nonces(&self, margin: f64, dry: bool) -> Result<i64, StoreError> {
+    /// Forgets nonces that lie more than so many seconds below their signer's highest, of some signers at a time, by
+    /// address, beginning after one. Says how many, and the last signer; `None` after the last. With `dry`, they are
+    /// counted only.
+    pub async fn forget_nonces(
+        &self,
+        margin: f64,
+        after: &str,
+        dry: bool,
+    ) -> Result<(u64, Option<String>), StoreError> {
+        let after = after.to_owned();
         self.run(move |connection| {
             Box::pin(async move {
-                let found = sqlx::query_scalar!(
+                let row = sqlx::query!(
                     r#"
                     WITH RECURSIVE signers AS (
-                        (SELECT signer FROM usednonces ORDER BY signer LIMIT 1)
+                        (SELECT signer, 1 AS number FROM usednonces WHERE signer > $3 ORDER BY signer LIMIT 1)
                         UNION ALL
                         SELECT (SELECT used.signer FROM usednonces AS used WHERE used.signer > signers.signer
-                                ORDER BY used.signer LIMIT 1)
-                        FROM signers WHERE signers.signer IS NOT NULL
+                                ORDER BY used.signer LIMIT 1), number + 1
+                        FROM signers WHERE signers.signer IS NOT NULL AND number < 2000
                     ), old AS (
                         SELECT used.signer, used.ns
                         FROM signers
@@ -876,22 +935,22 @@ impl Store {
                             WHERE usednonces.signer = signers.signer
                               AND ns < (SELECT max(highest.ns) FROM usednonces AS highest
                                         WHERE highest.signer = signers.signer) - $1::float8::numeric * 1e9
-                            LIMIT 1000
+                            LIMIT 5000
                         ) AS used
-                        LIMIT 5000
+                        LIMIT 10000
                     ), gone AS (
                         DELETE FROM usednonces USING old
                         WHERE NOT $2 AND usednonces.signer = old.signer AND usednonces.ns = old.ns
-                        RETURNING 1
                     )
-                    SELECT CASE WHEN $2 THEN (SELECT count(*) FROM old) ELSE (SELECT count(*) FROM gone) END AS "count!"
+                    SELECT (SELECT count(*) FROM old) AS "old!", (SELECT max(signer) FROM signers) AS last
                     "#,
                     margin,
-                    dry
+                    dry,
+                    after
                 )
                 .fetch_one(connection)
                 .await?;
-                Ok(found)
+                Ok((row.old as u64, row.last))
             })
         })
         .await
@@ -914,8 +973,8 @@ impl After {
         self.0.clone().unwrap_or((f64::NEG_INFINITY, String::new()))
     }
 
-    /// Where to go on after so many rows, unless they did not fill the page.
-    fn of(rows: usize, page: usize, last: Option<(f64, String)>) -> Option<Self> {
-        last.filter(|_| rows == page).map(|last| Self(Some(last)))
+    /// Where to go on after a page of so many rows, unless it was the last.
+    fn of(rows: usize, last: Option<(f64, String)>) -> Option<Self> {
+        last.filter(|_| rows == PAGE).map(|last| Self(Some(last)))
     }
 }

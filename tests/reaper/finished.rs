@@ -6,10 +6,11 @@ use std::time::Duration;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use operator_service::cluster::WorkFlow;
+use operator_service::reaper::Kind;
 use serde_json::{Value, json};
 
 use crate::scene::{Scene, count, of_job};
-use crate::support::{App, Key, Stored, agreement_id, caller, owner, workflow};
+use crate::support::{App, Database, Key, Stored, agreement_id, caller, owner, workflow};
 
 const EVERYTHING: [&str; 7] = [
     "ConfigMap",
@@ -71,7 +72,7 @@ async fn an_engine_that_leaves_something_behind_later_is_cleaned_up_after_again(
     let scene = Scene::start().await;
     let done = finished(&scene, 70, 1.0, Stored::finished()).await;
     scene.sweep().await;
-    scene.app.cluster.engine_objects(&scene.app.namespace, &done.job_id).await;
+    scene.app.cluster.engine_job(&scene.app.namespace, &done.job_id, "filter").await;
     scene.sweep().await;
     assert_eq!(scene.objects(&done).await, ["WorkFlow"]);
 }
@@ -262,6 +263,18 @@ async fn each_object_says_what_the_book_says() {
 }
 
 #[tokio::test]
+async fn an_object_says_so_too_if_the_job_was_finished_before_it_counted_as_registered() {
+    let scene = Scene::start().await;
+    // Whoever registered it died before it could say so.
+    let job = scene.job(Stored { stopreq: Some(1), ..Stored::default() }).await;
+    scene.app.database.execute("UPDATE jobs SET registered = false").await;
+    scene.sweep().await;
+    let object = scene.app.cluster.workflow(&scene.app.namespace, &job.job_id).await.unwrap();
+    assert_eq!(object["status"]["status"], 70);
+    assert_eq!(object["status"]["reason"], "The job was stopped before it was started.");
+}
+
+#[tokio::test]
 async fn objects_in_no_book_and_those_of_old_jobs_go() {
     let scene = Scene::builder().var("REAP_STRAY_GRACE", 0).var("WORKFLOW_TTL", 1000).start().await;
     let (namespace, cluster) = (scene.app.namespace.as_str(), &scene.app.cluster);
@@ -380,6 +393,35 @@ async fn a_dry_run_says_what_a_run_would_do_and_changes_nothing() {
     for kind in ["timeLimits", "expired", "neverStarted"] {
         assert_eq!(count(&report, kind), [1, 1, 0, 0], "{kind} {report:#}");
     }
+}
+
+#[tokio::test]
+async fn a_book_of_the_old_service_loses_nothing_that_has_not_expired() {
+    let database = Database::of_the_old_service(10).await;
+    database.store().migrate().await.unwrap();
+    let unfinished = async |database: &Database| database.count("jobs WHERE datefinished IS NULL").await;
+    let finished = async |app: &App| {
+        let rows = "SELECT coalesce(jsonb_agg(to_jsonb(jobs) - '{reapat,expiry}'::text[] ORDER BY agreementid, workflowid), \
+                    '[]') FROM jobs WHERE datefinished IS NOT NULL AND workflowid <> $1";
+        app.database.row(rows, "").await.unwrap()
+    };
+    let scene = Scene::builder().app(|app| app.database(database).unannounced()).start().await;
+    let before = (unfinished(&scene.app.database).await, finished(&scene.app).await);
+    let report = scene.sweep().await;
+    assert_eq!(count(&report, "expired"), [0; 4], "{report:#}");
+    assert_eq!((unfinished(&scene.app.database).await, finished(&scene.app).await), before);
+    // Those that ran when the old engine died are given up.
+    let update = "UPDATE jobs SET absentsince = absentsince - interval '61 s' WHERE absentsince IS NOT NULL";
+    scene.app.database.execute(update).await;
+    scene.sweep().await;
+    let begun = scene.app.database.count("jobs WHERE datefinished IS NULL AND status >= 20").await;
+    assert_eq!(begun, 0);
+    // If everything is to expire, as much of it does as there is time for.
+    let all = scene.another_reaper(&[("STORAGE_EXPIRY", "1")]).await;
+    let report = all.sweep(false, Duration::from_secs(5)).await.unwrap();
+    let expired = scene.app.database.count("jobs WHERE purged AND removed = 1").await;
+    assert!(expired > 0);
+    assert_eq!(report.kinds[&Kind::Expired].done, expired as u64);
 }
 
 #[tokio::test]

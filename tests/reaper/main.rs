@@ -8,5 +8,7 @@ mod support;
 mod scene;
 
 mod bad_days;
+mod engine;
 mod finished;
+mod interleavings;
 mod unfinished;

@@ -187,7 +187,8 @@ impl Scene {
             })
         };
         let conditions = [condition("FailureTarget"), condition("Failed")];
-        self.job_status(job_id, component, json!({ "conditions": conditions, "failed": 1, "active": 0 })).await;
+        let status = json!({ "startTime": ago(5), "conditions": conditions, "failed": 1, "active": 0 });
+        self.job_status(job_id, component, status).await;
     }
 
     /// So many seconds pass for a time stamp of a job's row.

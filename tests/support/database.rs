@@ -106,9 +106,14 @@ impl Database {
         tokio::net::lookup_host((self.server.host.as_str(), self.server.port)).await.unwrap().next().unwrap()
     }
 
+    /// How to connect to it.
+    pub fn connect_options(&self) -> PgConnectOptions {
+        self.server.options(&self.name)
+    }
+
     /// A connection beside the pool's.
     pub async fn connect(&self) -> PgConnection {
-        self.server.options(&self.name).connect().await.unwrap()
+        self.connect_options().connect().await.unwrap()
     }
 
     /// The service's own way to it.
