@@ -14,7 +14,7 @@ const MILLION: u32 = 1_000_000;
 /// What the rows of a table are, by the columns that the old service knows.
 async fn rows(database: &Database) -> (Vec<Value>, Vec<Value>, (i64, i64)) {
     const NEW: &str = "to_jsonb(jobs) - '{signerverified,registered,validuntil,handedout,reason,statussince,closed,\
-                       mirrored,absentsince,handbacks,reapat,reapfailures,tidied,purged,expiry}'::text[]";
+                       mirrored,absentsince,handbacks,reapat,reapfailures,tidied,purged,expiry,registerat,registerfailures}'::text[]";
     let text = format!("SELECT ({NEW})::text FROM jobs ORDER BY agreementid, workflowid");
     let jobs: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(text)).fetch_all(&database.pool).await.unwrap();
     let envs: Vec<String> = sqlx::query_scalar("SELECT to_jsonb(envs)::text FROM envs ORDER BY namespace")

@@ -209,3 +209,26 @@ async fn a_database_that_is_not_there_fails_the_function() {
     assert!(function.process.is_running());
     assert!(!function.process.output().contains("the-password"));
 }
+
+/// Whoever may start jobs may start many large ones.
+#[tokio::test]
+async fn large_workflows_do_not_fill_its_memory() {
+    let scene = Scene::start().await;
+    sqlx::query(
+        "INSERT INTO jobs (agreementid, workflowid, status, statustext, datefinished, namespace, mirrored, workflow)
+         SELECT 'agreement', md5(i::text), 40, 'Running algorithm', CASE WHEN i % 2 = 0 THEN now() END, $1, true,
+                '{\"' || repeat('x', 400 * 1024) || '\": 0}'
+         FROM generate_series(1, 400) AS i",
+    )
+    .bind(&scene.cluster.namespace)
+    .execute(&scene.database.pool)
+    .await
+    .unwrap();
+    let function = Function::start_with(REAPER, &[], &scene.env, Duration::from_secs(60)).await;
+    for event in [json!({ "dryRun": true }), scheduled()] {
+        let report = function.invoke(event).json().await.unwrap();
+        assert_eq!((&report["complete"], &report["troubles"]), (&json!(true), &json!([])), "{report:#}");
+    }
+    let memory = function.process.memory("VmHWM");
+    assert!(memory < 80 * 1024, "{memory} KiB");
+}

@@ -255,7 +255,7 @@ async fn a_job_that_was_handed_out_and_not_begun_is_offered_again() {
     let scene = Scene::start().await;
     let namespace = scene.app.namespace.clone();
     let job = scene.job(Stored::default()).await;
-    assert_eq!(scene.app.database.engine(&namespace, "{}", 5).await, [job.job_id.clone()]);
+    assert_eq!(scene.app.database.engine(&namespace, "{}", 5).await, [job.job_id.as_str()]);
     scene.sweep().await;
     assert_eq!(scene.status(&job).await["status"], 10, "the engine has time to begin it");
     for time in 1..=5 {
@@ -263,7 +263,7 @@ async fn a_job_that_was_handed_out_and_not_begun_is_offered_again() {
         let report = scene.sweep().await;
         assert_eq!(count(&report, "handBacks"), [1, 1, 0, 0], "{report:#}");
         assert_eq!(scene.status(&job).await["statusText"], "Warming up");
-        assert_eq!(scene.app.database.engine(&namespace, "{}", 5).await, [job.job_id.clone()], "{time}");
+        assert_eq!(scene.app.database.engine(&namespace, "{}", 5).await, [job.job_id.as_str()], "{time}");
     }
     // Nobody can begin it: it would cost one slot after the other.
     scene.passed(&job.job_id, "handedout", 301).await;
