@@ -257,6 +257,9 @@ async fn a_sweep_may_be_killed_at_any_line() {
                 break;
             }
         }
+        // It may even have come in the middle of that.
+        lease_runs_out(&scene).await;
+        scene.sweep().await;
         assert_eq!(end_state(&scene, &jobs).await, expected, "killed after {polls}");
         rounds += 1;
         if ended.is_some() {
