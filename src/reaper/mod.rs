@@ -176,18 +176,21 @@ impl Sweep<'_> {
     /// What is most urgent comes first, but may take no more than half of the time that is left, so that everything
     /// has its turn in each run. Says whether there was time for all.
     async fn everything(&self, environments: &[SweptEnvironment]) -> bool {
-        let oldest = self.store().oldest_unregistered().await.map(|seconds| {
-            self.notes.lock().oldest_unregistered = seconds.max(0.0) as u64;
-            true
-        });
-        let mut enough = self.went_well(oldest);
+        // Now, in case there is no time for it in the end.
+        let mut enough = self.went_well(self.look_at_registrations().await);
         enough &= self.went_well(self.environments(environments, self.half()).boxed().await);
         enough &= self.went_well(self.registrations(self.half()).boxed().await);
         enough &= self.went_well(self.mirrors(self.half()).boxed().await);
         enough &= self.went_well(self.finished(self.half()).boxed().await);
         enough &= self.went_well(self.searches(environments, self.half()).boxed().await);
         enough &= self.went_well(self.nonces(self.until).boxed().await);
-        enough
+        enough & self.went_well(self.look_at_registrations().await)
+    }
+
+    async fn look_at_registrations(&self) -> Result<bool, StoreError> {
+        let seconds = self.store().oldest_unregistered().await?;
+        self.notes.lock().oldest_unregistered = seconds.max(0.0) as u64;
+        Ok(true)
     }
 
     /// Whether there was time for something. That the books could not be read for a part of the run is told of.
@@ -581,7 +584,10 @@ impl Sweep<'_> {
     // The finished jobs
 
     async fn finished(&self, until: Instant) -> Result<bool, StoreError> {
-        let enough = self.dry_run || self.schedule(self.half().min(until)).await?;
+        let now = Instant::now();
+        // Half of the time, so that with very many to be read some are removed, too.
+        let reading = now + until.saturating_duration_since(now) / 2;
+        let enough = self.dry_run || self.schedule(reading).await?;
         let shared = self.rules().storage_expiry.map(|seconds| seconds.min(i64::MAX as u64 / 2) as i64);
         let mut after = Some(After::default());
         while let Some(from) = after {

@@ -38,7 +38,6 @@ impl Scene {
         std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
         let env = Env::of(database.variables())
             .with("KUBECONFIG", kubeconfig.to_str().unwrap())
-            .with("POSTGRES_PASSWORD", "the-password")
             .with("X_API_KEY", "the-api-key");
         let namespace = Some(cluster.namespace.clone());
         let job = |job: Stored| Stored { namespace: namespace.clone(), ..job }.insert(&database);
@@ -98,9 +97,7 @@ async fn reap_says_why_it_cannot() {
     let port = devstack::local::free_port().unwrap().to_string();
     let empty = Database::empty().await;
     let not_migrated = Env::of(empty.variables());
-    for (env, why) in
-        [(scene.env.clone().with("POSTGRES_PORT", port), "not available"), (not_migrated, "operator-service migrate")]
-    {
+    for (env, why) in [(unreachable(&scene.env, port), "not available"), (not_migrated, "operator-service migrate")] {
         for arguments in [&["reap"][..], &["reap", "--dry-run"]] {
             let output = run(arguments, &env).await;
             let said = stderr(&output);
@@ -112,14 +109,19 @@ async fn reap_says_why_it_cannot() {
     }
 }
 
+/// With a database that is not there.
+fn unreachable(env: &Env, port: String) -> Env {
+    env.clone().with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password")
+}
+
 // The function
 
-/// The metrics of the invocations so far.
+/// The metrics of the invocations so far, without those of each kind of work.
 async fn metrics(function: &Function, invocations: usize) -> Vec<Value> {
     eventually("the lines", crate::LIMIT, async || {
         let output = function.process.output();
         let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let lines: Vec<_> = lines.filter(|line| !line["_aws"].is_null()).collect();
+        let lines: Vec<_> = lines.filter(|line| !line["_aws"].is_null() && line["Kind"].is_null()).collect();
         (lines.len() == invocations).then_some(lines)
     })
     .await
@@ -168,7 +170,10 @@ async fn a_schedule_makes_it_sweep_and_its_metrics_say_how_much() {
         [Some(0.0); 3]
     );
     let output = function.process.output();
-    assert!(!output.contains("the-password") && !output.contains("the-api-key"), "{output}");
+    let of_kind = |line: &Value| line["Kind"] == "Registrations" && line["ReaperFound"] == 1.0;
+    let kinds = output.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(of_kind);
+    assert_eq!(kinds.map(|line| line["ReaperDone"].as_f64()).collect::<Vec<_>>(), [Some(0.0), Some(1.0)]);
+    assert!(!output.contains("the-api-key"), "{output}");
 }
 
 #[tokio::test]
@@ -198,7 +203,7 @@ async fn it_stops_before_its_deadline_and_says_what_is_left() {
 async fn a_database_that_is_not_there_fails_the_function() {
     let scene = Scene::start().await;
     let port = devstack::local::free_port().unwrap().to_string();
-    let mut function = Function::start(REAPER, &scene.env.clone().with("POSTGRES_PORT", port)).await;
+    let mut function = Function::start(REAPER, &unreachable(&scene.env, port)).await;
     for _ in 0..2 {
         let failed = function.invoke(scheduled()).json().await.unwrap_err();
         let message = failed["errorMessage"].as_str().unwrap();
