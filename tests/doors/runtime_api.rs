@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -77,6 +78,7 @@ impl Function {
             .route("/2018-06-01/runtime/invocation/{id}/error", post(error))
             .with_state(Arc::clone(&shared));
         let server = tokio::spawn(async move { axum::serve(listener, router.into_make_service()).await.unwrap() });
+        let binary = as_deployed(binary.as_ref());
         Self { process: Process::start(binary, arguments, &lambda(env, address)), events, shared, server }
     }
 
@@ -101,6 +103,14 @@ impl Function {
     pub async fn call(&self, call: &Call) -> Answer {
         self.send(Event::of(call)).await
     }
+}
+
+/// The binary of that name in the directory that FUNCTIONS_DIR names, if it is set and there is one: those that are built
+/// as they are deployed.
+fn as_deployed(binary: &OsStr) -> PathBuf {
+    let deployed = std::env::var_os("FUNCTIONS_DIR").map(PathBuf::from);
+    let deployed = deployed.and_then(|directory| Some(directory.join(std::path::Path::new(binary).file_name()?)));
+    deployed.filter(|binary| binary.exists()).unwrap_or_else(|| binary.into())
 }
 
 impl Drop for Function {
