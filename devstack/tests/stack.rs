@@ -171,7 +171,7 @@ fn start_endless_job(directory: &Path, psql: &str) {
     let columns = "agreementid, workflowid, owner, status, namespace, workflow";
     fs::write(&statement, format!("INSERT INTO jobs ({columns}) VALUES {row}")).unwrap();
     sh(&format!("{psql} -f {}", statement.display()));
-    let begun = directory.join(format!("engine/work/{id}/data/begun"));
+    let begun = directory.join("engine").join("work").join(id).join("data").join("begun");
     let deadline = Instant::now() + LIMIT;
     while !begun.exists() {
         assert!(Instant::now() < deadline, "the algorithm does not begin");

@@ -13,7 +13,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::query::Query;
 use sqlx::{Connection, PgConnection};
 
 use crate::aws::kept::Held;
@@ -203,6 +204,11 @@ impl Store {
             })
         };
         tokio::time::timeout(MIGRATION_TIMEOUT, migrate).await.unwrap_or(Err(StoreError::TimedOut))
+    }
+
+    /// Runs one statement, within the time limit. Says how many rows it changed.
+    async fn execute(&self, statement: Query<'static, sqlx::Postgres, PgArguments>) -> Result<u64, StoreError> {
+        self.run(|connection| Box::pin(async move { Ok(statement.execute(connection).await?.rows_affected()) })).await
     }
 
     /// Runs statements on one connection, within the time limit. A connection that was given up in the middle

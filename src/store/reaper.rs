@@ -152,35 +152,25 @@ impl Store {
     /// Becomes the one that sweeps, for so many seconds; false if somebody else is. The lease is a row that runs out:
     /// whoever holds it may die, and no session is bound to it.
     pub async fn take_sweep(&self, holder: &str, seconds: f64) -> Result<bool, StoreError> {
-        let holder = holder.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                let taken = sqlx::query!(
-                    "UPDATE sweeps SET holder = $1, helduntil = clock_timestamp() + make_interval(secs => $2)
+        let changed = self
+            .execute(sqlx::query!(
+                "UPDATE sweeps SET holder = $1, helduntil = clock_timestamp() + make_interval(secs => $2)
                      WHERE holder = $1 OR helduntil <= clock_timestamp()",
-                    holder,
-                    seconds
-                )
-                .execute(connection)
-                .await?;
-                Ok(taken.rows_affected() == 1)
-            })
-        })
-        .await
+                holder,
+                seconds
+            ))
+            .await?;
+        Ok(changed == 1)
     }
 
     /// Lets others sweep.
     pub async fn leave_sweep(&self, holder: &str) -> Result<(), StoreError> {
-        let holder = holder.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!("UPDATE sweeps SET holder = NULL, helduntil = '-infinity' WHERE holder = $1", holder)
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            })
-        })
-        .await
+        self.execute(sqlx::query!(
+            "UPDATE sweeps SET holder = NULL, helduntil = '-infinity' WHERE holder = $1",
+            holder
+        ))
+        .await?;
+        Ok(())
     }
 
     /// Every environment that has jobs or was announced, the one first whose turn was longest ago.
@@ -219,61 +209,40 @@ impl Store {
 
     /// Notes that an environment's running jobs were gone through, and if `searched`, its objects.
     pub async fn environment_swept(&self, namespace: &str, searched: bool) -> Result<(), StoreError> {
-        let namespace = namespace.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "INSERT INTO sweptenvs (namespace, swept, searched)
+        self.execute(sqlx::query!(
+            "INSERT INTO sweptenvs (namespace, swept, searched)
                      VALUES ($1, now(), CASE WHEN $2 THEN now() ELSE '-infinity' END)
                      ON CONFLICT (namespace) DO UPDATE SET swept = now(), failures = 0, retryat = '-infinity',
                          searched = CASE WHEN $2 THEN now() ELSE sweptenvs.searched END",
-                    namespace,
-                    searched
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            namespace,
+            searched
+        ))
+        .await?;
+        Ok(())
     }
 
     /// Notes that an environment has had its turn, though it could not be read.
     pub async fn environment_passed(&self, namespace: &str) -> Result<(), StoreError> {
-        let namespace = namespace.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "INSERT INTO sweptenvs (namespace, swept) VALUES ($1, now())
+        self.execute(sqlx::query!(
+            "INSERT INTO sweptenvs (namespace, swept) VALUES ($1, now())
                      ON CONFLICT (namespace) DO UPDATE SET swept = now()",
-                    namespace
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            namespace
+        ))
+        .await?;
+        Ok(())
     }
 
     /// Notes that an environment refused to be read: it is left alone for a while, longer each time.
     pub async fn environment_failed(&self, namespace: &str) -> Result<(), StoreError> {
-        let namespace = namespace.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "INSERT INTO sweptenvs (namespace, swept, failures, retryat)
+        self.execute(sqlx::query!(
+            "INSERT INTO sweptenvs (namespace, swept, failures, retryat)
                      VALUES ($1, now(), 1, now() + make_interval(secs => 10))
                      ON CONFLICT (namespace) DO UPDATE SET swept = now(), failures = least(sweptenvs.failures + 1, 20),
                          retryat = now() + make_interval(secs => least(10 * 2 ^ sweptenvs.failures, 600))",
-                    namespace
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            namespace
+        ))
+        .await?;
+        Ok(())
     }
 
     /// The unfinished jobs of a namespace (`None`: of no namespace) that an engine was given or that are not to be
@@ -346,77 +315,58 @@ impl Store {
     /// Finishes a job that is still in that status, and, if it is given up because it is `absent`, still noted to be so
     /// and has published nothing since; false if it is not.
     pub async fn finish(&self, job: &LiveJob, to: i32, reason: &str, absent: bool) -> Result<bool, StoreError> {
-        let (job_id, from, has_outputs) = (job.job_id.clone(), job.status, job.has_outputs);
-        let reason = reason.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                // Its words stay where its status does.
-                let done = sqlx::query!(
-                    "UPDATE jobs
+        let (job_id, from, has_outputs) = (job.job_id.as_str(), job.status, job.has_outputs);
+        // Its words stay where its status does.
+        let changed = self
+            .execute(sqlx::query!(
+                "UPDATE jobs
                      SET datefinished = clock_timestamp() AT TIME ZONE 'UTC', closed = true, status = $3,
                          statustext = CASE WHEN $2::int = $3::int THEN statustext ELSE $4 END,
                          reason = coalesce(reason, $5)
                      WHERE workflowid = $1 AND datefinished IS NULL AND coalesce(status, 0) = $2
                        AND (NOT $6 OR absentsince IS NOT NULL
                                       AND (coalesce(outputsurl, '') NOT IN ('', '[]')) = $7)",
-                    job_id,
-                    from,
-                    to,
-                    job::status_text(to),
-                    reason,
-                    absent,
-                    has_outputs
-                )
-                .execute(connection)
-                .await?;
-                Ok(done.rows_affected() > 0)
-            })
-        })
-        .await
+                job_id,
+                from,
+                to,
+                job::status_text(to),
+                reason,
+                absent,
+                has_outputs
+            ))
+            .await?;
+        Ok(changed > 0)
     }
 
     /// Lets engines have a job again that one was given at least so many seconds ago; false if it has begun since.
     pub async fn hand_back(&self, job_id: &str, from: i32, seconds: f64) -> Result<bool, StoreError> {
-        let job_id = job_id.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                let done = sqlx::query!(
-                    "UPDATE jobs
+        let changed = self
+            .execute(sqlx::query!(
+                "UPDATE jobs
                      SET status = $2, statustext = $3, handedout = NULL, handbacks = handbacks + 1
                      WHERE workflowid = $1 AND datefinished IS NULL AND status = $4
                        AND coalesce(handedout AT TIME ZONE 'UTC', statussince)
                            <= clock_timestamp() - make_interval(secs => $5)",
-                    job_id,
-                    job::WARMING_UP,
-                    job::status_text(job::WARMING_UP),
-                    from,
-                    seconds
-                )
-                .execute(connection)
-                .await?;
-                Ok(done.rows_affected() > 0)
-            })
-        })
-        .await
+                job_id,
+                job::WARMING_UP,
+                job::status_text(job::WARMING_UP),
+                from,
+                seconds
+            ))
+            .await?;
+        Ok(changed > 0)
     }
 
     /// Notes whether the cluster holds something of a running job.
     pub async fn note_absence(&self, job_id: &str, absent: bool) -> Result<(), StoreError> {
-        let job_id = job_id.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "UPDATE jobs SET absentsince = CASE WHEN $2 THEN coalesce(absentsince, clock_timestamp()) END
+        self.execute(sqlx::query!(
+            "UPDATE jobs SET absentsince = CASE WHEN $2 THEN coalesce(absentsince, clock_timestamp()) END
                      WHERE workflowid = $1 AND datefinished IS NULL",
-                    job_id,
-                    absent
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            job_id,
+            absent
+        ))
+        .await?;
+        Ok(())
     }
 
     /// Notes why a step of an unfinished job is ended, and if `timed_out`, that it is over its limit. A stop that
@@ -460,85 +410,57 @@ impl Store {
         noted: Noted,
         holder: &str,
     ) -> Result<(), StoreError> {
-        let (job_id, reason, holder) = (job_id.to_owned(), reason.to_owned(), holder.to_owned());
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "UPDATE jobs
+        self.execute(sqlx::query!(
+            "UPDATE jobs
                      SET reason = CASE WHEN $4 THEN NULL ELSE reason END,
                          stopreq = CASE WHEN $5 AND stopreq = 2 THEN 0 ELSE stopreq END
                      WHERE workflowid = $1 AND datefinished IS NULL AND reason = $2
                        AND EXISTS (SELECT FROM sweeps WHERE holder = $3)",
-                    job_id,
-                    reason,
-                    holder,
-                    noted.reason,
-                    noted.timed_out
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            job_id,
+            reason,
+            holder,
+            noted.reason,
+            noted.timed_out
+        ))
+        .await?;
+        Ok(())
     }
 
     /// Notes that something with a job failed: it is left alone for a while, longer each time, at most for ten minutes,
     /// or an hour if it is finished. Of a finished one, everything is removed again then.
     pub async fn job_failed(&self, job_id: &str) -> Result<(), StoreError> {
-        let job_id = job_id.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "UPDATE jobs SET reapfailures = least(reapfailures + 1, 20), tidied = tidied AND datefinished IS NULL,
+        self.execute(sqlx::query!(
+            "UPDATE jobs SET reapfailures = least(reapfailures + 1, 20), tidied = tidied AND datefinished IS NULL,
                          reapat = clock_timestamp() + make_interval(secs => least(10 * 2 ^ reapfailures,
                              CASE WHEN datefinished IS NULL THEN 600 ELSE 3600 END))
                      WHERE workflowid = $1",
-                    job_id
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            job_id
+        ))
+        .await?;
+        Ok(())
     }
 
     /// As [`Store::job_failed`], of a job's registration, which keeps nothing else waiting.
     pub async fn registration_failed(&self, job_id: &str) -> Result<(), StoreError> {
-        let job_id = job_id.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "UPDATE jobs SET registerfailures = least(registerfailures + 1, 20),
+        self.execute(sqlx::query!(
+            "UPDATE jobs SET registerfailures = least(registerfailures + 1, 20),
                          registerat = clock_timestamp() + make_interval(secs => least(10 * 2 ^ registerfailures, 600))
                      WHERE workflowid = $1",
-                    job_id
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            job_id
+        ))
+        .await?;
+        Ok(())
     }
 
     /// Notes that what failed with an unfinished job has worked.
     pub async fn job_worked(&self, job_id: &str) -> Result<(), StoreError> {
-        let job_id = job_id.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "UPDATE jobs SET reapfailures = 0, reapat = '-infinity'
+        self.execute(sqlx::query!(
+            "UPDATE jobs SET reapfailures = 0, reapat = '-infinity'
                      WHERE workflowid = $1 AND reapfailures > 0 AND datefinished IS NULL",
-                    job_id
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            job_id
+        ))
+        .await?;
+        Ok(())
     }
 
     /// The unfinished jobs whose objects are not in the cluster yet, unless they are not to be started any more: an object
@@ -625,25 +547,19 @@ impl Store {
 
     /// Notes that a job's object says what was read, unless the book says something else by now.
     pub async fn mirrored(&self, said: Mirrored) -> Result<(), StoreError> {
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "UPDATE jobs SET mirrored = true
+        self.execute(sqlx::query!(
+            "UPDATE jobs SET mirrored = true
                      WHERE workflowid = $1 AND status IS NOT DISTINCT FROM $2 AND statustext IS NOT DISTINCT FROM $3
                        AND reason IS NOT DISTINCT FROM $4
                        AND to_char(extract(epoch FROM datefinished), 'FM9999999999990.000000') IS NOT DISTINCT FROM $5",
-                    said.job_id,
-                    said.status,
-                    said.status_text,
-                    said.reason,
-                    said.date_finished
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            said.job_id,
+            said.status,
+            said.status_text,
+            said.reason,
+            said.date_finished
+        ))
+        .await?;
+        Ok(())
     }
 
     /// Finished jobs whose workflow has not been read for how long their outputs are kept, a page at a time: id and
@@ -674,24 +590,18 @@ impl Store {
     /// not looked at again.
     pub async fn schedule(&self, expiries: Vec<(String, i64)>) -> Result<(), StoreError> {
         let (job_ids, seconds): (Vec<String>, Vec<i64>) = expiries.into_iter().unzip();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "UPDATE jobs
+        self.execute(sqlx::query!(
+            "UPDATE jobs
                      SET expiry = read.expiry,
                          reapat = CASE WHEN tidied AND read.expiry <= 0 AND coalesce(removed, 0) <> 1 THEN 'infinity'
                                        ELSE reapat END
                      FROM unnest($1::text[], $2::bigint[]) AS read (workflowid, expiry)
                      WHERE jobs.workflowid = read.workflowid AND jobs.datefinished IS NOT NULL",
-                    &job_ids,
-                    &seconds
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            &job_ids,
+            &seconds
+        ))
+        .await?;
+        Ok(())
     }
 
     /// The finished jobs with something to do, those first that have waited longest, a page at a time: those whose
@@ -758,19 +668,12 @@ impl Store {
 
     /// Notes that what the engine left of a finished job is gone.
     pub async fn tidied(&self, job_id: &str) -> Result<(), StoreError> {
-        let job_id = job_id.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "UPDATE jobs SET tidied = true WHERE workflowid = $1 AND datefinished IS NOT NULL",
-                    job_id
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+        self.execute(sqlx::query!(
+            "UPDATE jobs SET tidied = true WHERE workflowid = $1 AND datefinished IS NOT NULL",
+            job_id
+        ))
+        .await?;
+        Ok(())
     }
 
     /// Marks a finished job as removed and forgets where its outputs were, if they are still those that were read, and
@@ -809,24 +712,18 @@ impl Store {
     /// Notes in how many seconds there is next something to do with a finished job; `None` for never. If somebody
     /// deleted it meanwhile, or published something, that is now; unless `removal_waits`, because its engine is not done.
     pub async fn look_again(&self, job_id: &str, seconds: Option<f64>, removal_waits: bool) -> Result<(), StoreError> {
-        let (job_id, seconds) = (job_id.to_owned(), seconds.map(|seconds| seconds.min(FAR as f64)));
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "UPDATE jobs SET reapfailures = 0,
+        let seconds = seconds.map(|seconds| seconds.min(FAR as f64));
+        self.execute(sqlx::query!(
+            "UPDATE jobs SET reapfailures = 0,
                          reapat = coalesce(clock_timestamp() + make_interval(secs => $2), 'infinity')
                      WHERE workflowid = $1 AND datefinished IS NOT NULL
                        AND (purged OR coalesce(removed, 0) <> 1 OR $3)",
-                    job_id,
-                    seconds,
-                    removal_waits
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            job_id,
+            seconds,
+            removal_waits
+        ))
+        .await?;
+        Ok(())
     }
 
     /// Those of some names that are in the book.
@@ -856,22 +753,15 @@ impl Store {
 
     /// Keeps the end of a step's log. What was kept of an earlier pod is replaced.
     pub async fn keep_log(&self, job_id: &JobId, component: &str, log: Vec<u8>) -> Result<(), StoreError> {
-        let (job_id, component) = (job_id.to_string(), component.to_owned());
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!(
-                    "INSERT INTO keptlogs (workflowid, component, log) VALUES ($1, $2, $3)
+        self.execute(sqlx::query!(
+            "INSERT INTO keptlogs (workflowid, component, log) VALUES ($1, $2, $3)
                      ON CONFLICT (workflowid, component) DO UPDATE SET log = EXCLUDED.log",
-                    job_id,
-                    component,
-                    log
-                )
-                .execute(connection)
-                .await?;
-                Ok(())
-            })
-        })
-        .await
+            job_id.as_str(),
+            component,
+            log
+        ))
+        .await?;
+        Ok(())
     }
 
     /// The end of a step's log that was kept, if there is one.
@@ -958,13 +848,8 @@ impl Store {
 
     /// Notes that all nonces that could be forgotten are.
     pub async fn nonces_forgotten(&self) -> Result<(), StoreError> {
-        self.run(|connection| {
-            Box::pin(async move {
-                sqlx::query!("UPDATE sweeps SET nonceschored = now()").execute(connection).await?;
-                Ok(())
-            })
-        })
-        .await
+        self.execute(sqlx::query!("UPDATE sweeps SET nonceschored = now()")).await?;
+        Ok(())
     }
 }
 
