@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::given::started;
-use crate::support::{Answer, App, Call, Cluster, Database, Stored, left_out};
+use crate::support::{Answer, App, Call, Cluster, Stored, TestDatabase, left_out};
 
 const ROUTES: [(&str, Method); 4] =
     [("pgsqlinit", Method::POST), ("info", Method::GET), ("list", Method::GET), ("logs", Method::GET)];
@@ -116,7 +116,7 @@ async fn there_is_no_cors() {
 
 #[tokio::test]
 async fn pgsqlinit_brings_the_schema_up_to_date() {
-    let app = App::builder().unannounced().database(Database::empty().await).start().await;
+    let app = App::builder().unannounced().database(TestDatabase::empty().await).start().await;
     assert_eq!(app.send(Call::get("runningjobs")).await.error().0, 503);
     for _ in 0..2 {
         is_text(&app.send(Call::new(Method::POST, "pgsqlinit")).await, 200, "");

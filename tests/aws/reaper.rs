@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use crate::moto::Moto;
 use crate::process::{Directory, Env, run, stderr};
-use crate::support::{Cluster, Database, Stored, unique};
+use crate::support::{Cluster, Stored, TestDatabase, unique};
 
 /// A job whose outputs have expired, and what a reaper needs to remove them.
 struct Scene {
-    database: Database,
+    database: TestDatabase,
     cluster: Cluster,
     env: Env,
     _kubeconfig: Directory,
@@ -16,7 +16,7 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
-        let (database, cluster) = (Database::migrated().await, Cluster::start().await);
+        let (database, cluster) = (TestDatabase::migrated().await, Cluster::start().await);
         let directory = Directory::new();
         let kubeconfig = directory.file("kubeconfig");
         std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Po
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use operator_service::cluster::{WorkFlow, definition};
+use operator_service::kubernetes::{WorkFlow, definition};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
@@ -77,8 +77,8 @@ impl Cluster {
     }
 
     /// The service's own way to it.
-    pub async fn service(&self) -> operator_service::cluster::Cluster {
-        operator_service::cluster::Cluster::from_kubeconfig(&self.kubeconfig).await.unwrap()
+    pub async fn service(&self) -> operator_service::kubernetes::Cluster {
+        operator_service::kubernetes::Cluster::from_kubeconfig(&self.kubeconfig).await.unwrap()
     }
 
     /// A kubeconfig's text.
