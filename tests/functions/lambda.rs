@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::child::{Directory, Env, run_program, stderr};
+use crate::origin::{Answer as File, Origin, PatternCheck};
 use crate::runtime_api::{Event, Function, Outcome, Part, lambda};
 use crate::scene::{OWNER, finished, hosts, output, parts};
-use crate::storage::{Answer as File, Origin, PatternCheck};
 use crate::support::caller::{brizo, ocean_node, provider};
 use crate::support::{Call, Cluster, Key, Proxy, TestDatabase, agreement_id, nonce, workflow};
 

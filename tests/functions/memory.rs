@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::origin::{Answer, Origin, PatternCheck};
 use crate::scene::{Scene, hosts};
-use crate::storage::{Answer, Origin, PatternCheck};
 
 const LENGTH: u64 = 300_000_000;
 /// In KiB.

@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use crate::child::{Directory, Env, OPERATOR_SERVICE, Process, Service, run, stderr};
+use crate::origin::{Answer as File, Origin};
 use crate::scene::{OWNER, Scene, hosts, parts};
-use crate::storage::{Answer as File, Origin};
 use crate::support::{Answer, Call, TestDatabase, client, eventually};
 
 async fn get(service: &Service, path: &str) -> Answer {

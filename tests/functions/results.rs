@@ -6,8 +6,8 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::child::Service;
+use crate::origin::{Answer, Origin};
 use crate::scene::{OWNER, Scene, finished, hosts, output, parts};
-use crate::storage::{Answer, Origin};
 use crate::support::caller::{ocean_node, provider};
 use crate::support::{Call, Key, Stored, client, nonce};
 

@@ -6,8 +6,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::child::{Directory, Env, Service};
+use crate::origin::{Answer as File, Origin};
 use crate::scene::{OWNER, finished, hosts, output, parts};
-use crate::storage::{Answer as File, Origin};
 use crate::support::caller::{brizo, ocean_node, provider};
 use crate::support::{Answer, Call, Cluster, Key, TestDatabase, agreement_id, client, nonce, workflow};
 
