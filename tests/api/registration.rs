@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use devstack::cluster::Match;
+use fake_kubernetes::Match;
 use operator_service::cluster::WorkFlowSpec;
 use operator_service::job::JobId;
 use serde_json::{Value, json};
