@@ -252,7 +252,7 @@ async fn logs_of_no_pod() {
 async fn a_bad_day_of_the_cluster_is_a_503_in_bounded_time() {
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     let faults = app.cluster.stand_in().faults();
-    let all = devstack::cluster::Match::any;
+    let all = fake_kubernetes::Match::any;
     let bad_days: [&dyn Fn(); 4] = [
         &|| faults.refuse_connections(),
         &|| faults.delay(all(), std::time::Duration::from_secs(120)),

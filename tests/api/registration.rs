@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use devstack::cluster::Match;
+use fake_kubernetes::Match;
 use operator_service::domain::JobId;
 use operator_service::kubernetes::WorkFlowSpec;
 use serde_json::{Value, json};

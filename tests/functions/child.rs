@@ -8,7 +8,7 @@ use std::process::{ExitStatus, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use devstack::process::{Child, Program};
+use fake_engine::process::{Child, Program};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -80,7 +80,7 @@ impl Process {
     pub fn start(program: impl AsRef<OsStr>, arguments: &[&str], env: &Env) -> Self {
         let directory = Directory::new();
         let log = File::create(directory.file("output")).unwrap();
-        // Through `env`: the shell that devstack starts programs with drops names that it cannot use, X-API-KEY's say.
+        // Through `env`: the shell that `Program` starts programs with drops names that it cannot use, X-API-KEY's say.
         let mut command =
             Program::new("env").arg("-i").arg(format!("PATH={}", std::env::var("PATH").unwrap_or_default()));
         for (name, value) in &env.0 {
@@ -162,7 +162,7 @@ impl Service {
 
     /// As `start`, for those that are told to log less than where they listen.
     pub async fn start_quietly(env: &Env) -> Self {
-        let port = devstack::local::free_port().unwrap();
+        let port = fake_engine::local::free_port().unwrap();
         let mut process = Process::start(OPERATOR_SERVICE, &["serve"], &env.clone().with("PORT", port.to_string()));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let started = tokio::time::Instant::now();

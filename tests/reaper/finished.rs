@@ -162,7 +162,7 @@ async fn a_crash_in_the_middle_of_a_removal_leaves_it_due() {
     let job = Stored { workflow: kept_for(Value::Null), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
     let job = finished(&scene, 70, 100.0, job).await;
     let faults = scene.app.cluster.stand_in().faults();
-    faults.answer(devstack::cluster::Match::any().verb("delete").resource("configmaps"), 500);
+    faults.answer(fake_kubernetes::Match::any().verb("delete").resource("configmaps"), 500);
     let report = scene.sweep().await;
     assert_eq!(count(&report, "expired"), [1, 0, 1, 0], "{report:#}");
     assert_eq!(scene.objects(&job).await, ["ConfigMap", "WorkFlow"]);
