@@ -9,26 +9,24 @@ use crate::auth::{NonceRefused, NonceUse};
 impl Database {
     /// Takes a nonce on its own, where nothing else is written.
     pub async fn take_nonce(&self, nonce: NonceUse) -> Result<Result<(), NonceRefused>, DatabaseError> {
-        self.run(move |connection| Box::pin(async move { take(connection, &nonce).await })).await
+        self.run(async |connection| take(connection, &nonce).await).await
     }
 
     /// Whether a nonce would pass now, without taking it.
     pub async fn peek_nonce(&self, nonce: NonceUse) -> Result<Result<(), NonceRefused>, DatabaseError> {
-        self.run(move |connection| {
-            Box::pin(async move {
-                let passes = sqlx::query_scalar!(
-                    r#"
+        self.run(async |connection| {
+            let passes = sqlx::query_scalar!(
+                r#"
                     SELECT nonce_passes($1, $2, $3)
                        AND NOT EXISTS (SELECT FROM usednonces WHERE signer = $1 AND ns = nonce_ns($2)) AS "passes!"
                     "#,
-                    nonce.signer.to_lowercase(),
-                    nonce.nonce.as_str(),
-                    nonce.window.as_secs_f64(),
-                )
-                .fetch_one(&mut *connection)
-                .await?;
-                if passes { Ok(Ok(())) } else { why_refused(connection, &nonce).await.map(Err) }
-            })
+                nonce.signer.to_lowercase(),
+                nonce.nonce.as_str(),
+                nonce.window.as_secs_f64(),
+            )
+            .fetch_one(&mut *connection)
+            .await?;
+            if passes { Ok(Ok(())) } else { why_refused(connection, &nonce).await.map(Err) }
         })
         .await
     }

@@ -171,12 +171,11 @@ impl Database {
 
     /// Every environment that has jobs or was announced, the one first whose turn was longest ago.
     pub async fn swept_environments(&self) -> Result<Vec<SweptEnvironment>, DatabaseError> {
-        self.run(|connection| {
-            Box::pin(async move {
-                // The namespaces of millions of rows, in as many steps as there are namespaces.
-                Ok(sqlx::query_as!(
-                    SweptEnvironment,
-                    r#"
+        self.run(async |connection| {
+            // The namespaces of millions of rows, in as many steps as there are namespaces.
+            Ok(sqlx::query_as!(
+                SweptEnvironment,
+                r#"
                     WITH RECURSIVE used AS (
                         (SELECT namespace FROM jobs WHERE namespace IS NOT NULL ORDER BY namespace LIMIT 1)
                         UNION ALL
@@ -195,10 +194,9 @@ impl Database {
                     LEFT JOIN sweptenvs ON sweptenvs.namespace = known.namespace
                     ORDER BY sweptenvs.swept NULLS FIRST, known.namespace
                     "#
-                )
-                .fetch_all(connection)
-                .await?)
-            })
+            )
+            .fetch_all(connection)
+            .await?)
         })
         .await
     }
@@ -252,10 +250,9 @@ impl Database {
     ) -> Result<(Vec<LiveJob>, Option<After>), DatabaseError> {
         let namespace = namespace.map(str::to_owned);
         let (begin, name) = after.parts();
-        self.run(move |connection| {
-            Box::pin(async move {
-                let rows = sqlx::query!(
-                    r#"
+        self.run(async |connection| {
+            let rows = sqlx::query!(
+                r#"
                     SELECT workflowid AS job_id, namespace, coalesce(status, 0) AS "status!",
                            extract(epoch FROM clock_timestamp() - statussince)::float8 AS "status_age!",
                            coalesce(stopreq, 0::smallint) AS "stop_requested!",
@@ -279,31 +276,30 @@ impl Database {
                     ORDER BY coalesce(extract(epoch FROM datecreated), 0)::float8, workflowid
                     LIMIT $4
                     "#,
-                    namespace,
-                    begin,
-                    name,
-                    PAGE as i64,
-                    limited,
-                )
-                .fetch_all(connection)
-                .await?;
-                let next = After::of(rows.len(), rows.last().map(|row| (row.created, row.job_id.clone())));
-                let jobs = rows.into_iter().map(|row| LiveJob {
-                    job_id: row.job_id,
-                    namespace: row.namespace,
-                    status: row.status,
-                    status_age: row.status_age,
-                    stop_requested: row.stop_requested,
-                    removed: row.removed,
-                    has_outputs: row.has_outputs,
-                    valid_for: row.valid_for,
-                    handed_out_age: row.handed_out_age,
-                    hand_backs: row.hand_backs,
-                    absent_for: row.absent_for,
-                    workflow: row.workflow,
-                });
-                Ok((jobs.collect(), next))
-            })
+                namespace,
+                begin,
+                name,
+                PAGE as i64,
+                limited,
+            )
+            .fetch_all(connection)
+            .await?;
+            let next = After::of(rows.len(), rows.last().map(|row| (row.created, row.job_id.clone())));
+            let jobs = rows.into_iter().map(|row| LiveJob {
+                job_id: row.job_id,
+                namespace: row.namespace,
+                status: row.status,
+                status_age: row.status_age,
+                stop_requested: row.stop_requested,
+                removed: row.removed,
+                has_outputs: row.has_outputs,
+                valid_for: row.valid_for,
+                handed_out_age: row.handed_out_age,
+                hand_backs: row.hand_backs,
+                absent_for: row.absent_for,
+                workflow: row.workflow,
+            });
+            Ok((jobs.collect(), next))
         })
         .await
     }
@@ -374,11 +370,10 @@ impl Database {
         timed_out: bool,
     ) -> Result<Option<Noted>, DatabaseError> {
         let (job_id, reason) = (job_id.to_owned(), reason.to_owned());
-        self.run(move |connection| {
-            Box::pin(async move {
-                let noted = sqlx::query_as!(
-                    Noted,
-                    r#"
+        self.run(async |connection| {
+            let noted = sqlx::query_as!(
+                Noted,
+                r#"
                     WITH before AS (
                         SELECT reason, coalesce(stopreq, 0) AS stopreq FROM jobs
                         WHERE workflowid = $1 AND datefinished IS NULL LIMIT 1
@@ -390,14 +385,13 @@ impl Database {
                     RETURNING (SELECT before.reason FROM before) IS NULL AS "reason!",
                               $3 AND (SELECT before.stopreq FROM before) = 0 AS "timed_out!"
                     "#,
-                    job_id,
-                    reason,
-                    timed_out
-                )
-                .fetch_optional(connection)
-                .await?;
-                Ok(noted)
-            })
+                job_id,
+                reason,
+                timed_out
+            )
+            .fetch_optional(connection)
+            .await?;
+            Ok(noted)
         })
         .await
     }
@@ -471,10 +465,9 @@ impl Database {
         after: &After,
     ) -> Result<(Vec<UnregisteredJob>, Option<After>), DatabaseError> {
         let (begin, name) = after.parts();
-        self.run(move |connection| {
-            Box::pin(async move {
-                let rows = sqlx::query!(
-                    r#"
+        self.run(async |connection| {
+            let rows = sqlx::query!(
+                r#"
                     SELECT workflowid AS job_id, namespace, owner, agreementid AS agreement_id, workflow,
                            coalesce(extract(epoch FROM datecreated), 0)::float8 AS "created!"
                     FROM jobs
@@ -485,29 +478,27 @@ impl Database {
                     ORDER BY coalesce(extract(epoch FROM datecreated), 0)::float8, workflowid
                     LIMIT 20
                     "#,
-                    begin,
-                    name,
-                )
-                .fetch_all(connection)
-                .await?;
-                let last = rows.last().map(|row| (row.created, row.job_id.clone()));
-                let jobs = rows.into_iter().map(|row| UnregisteredJob {
-                    job_id: row.job_id,
-                    namespace: row.namespace,
-                    owner: row.owner,
-                    agreement_id: row.agreement_id,
-                    workflow: row.workflow,
-                });
-                Ok((jobs.collect(), last.map(|last| After(Some(last)))))
-            })
+                begin,
+                name,
+            )
+            .fetch_all(connection)
+            .await?;
+            let last = rows.last().map(|row| (row.created, row.job_id.clone()));
+            let jobs = rows.into_iter().map(|row| UnregisteredJob {
+                job_id: row.job_id,
+                namespace: row.namespace,
+                owner: row.owner,
+                agreement_id: row.agreement_id,
+                workflow: row.workflow,
+            });
+            Ok((jobs.collect(), last.map(|last| After(Some(last)))))
         })
         .await
     }
 
     /// For how many seconds the job has waited that has waited longest for its registration; 0 if none does.
     pub async fn oldest_unregistered(&self) -> Result<f64, DatabaseError> {
-        self.run(|connection| {
-            Box::pin(async move {
+        self.run(async |connection| {
                 Ok(sqlx::query_scalar!(
                     r#"
                     SELECT coalesce(extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - min(datecreated)), 0)::float8
@@ -517,7 +508,6 @@ impl Database {
                 )
                 .fetch_one(connection)
                 .await?)
-            })
         })
         .await
     }
@@ -526,11 +516,10 @@ impl Database {
     /// made first; unless they are finished, when there may be one all the same: whoever made it died before it said so.
     pub async fn unmirrored_jobs(&self, after: &str, until: Option<&str>) -> Result<Vec<Mirrored>, DatabaseError> {
         let (after, until) = (after.to_owned(), until.map(str::to_owned));
-        self.run(move |connection| {
-            Box::pin(async move {
-                Ok(sqlx::query_as!(
-                    Mirrored,
-                    r#"
+        self.run(async |connection| {
+            Ok(sqlx::query_as!(
+                Mirrored,
+                r#"
                     SELECT workflowid AS job_id, namespace, status, statustext AS status_text, reason,
                            to_char(extract(epoch FROM datefinished), 'FM9999999999990.000000') AS date_finished
                     FROM jobs
@@ -538,13 +527,12 @@ impl Database {
                       AND ($3::text IS NULL OR workflowid <= $3)
                     ORDER BY workflowid LIMIT $2
                     "#,
-                    after,
-                    PAGE as i64,
-                    until
-                )
-                .fetch_all(connection)
-                .await?)
-            })
+                after,
+                PAGE as i64,
+                until
+            )
+            .fetch_all(connection)
+            .await?)
         })
         .await
     }
@@ -570,22 +558,20 @@ impl Database {
     /// document.
     pub async fn unscheduled_jobs(&self, after: &After) -> Result<(Vec<Unscheduled>, Option<After>), DatabaseError> {
         let (begin, name) = after.parts();
-        self.run(move |connection| {
-            Box::pin(async move {
-                let rows = sqlx::query!(
-                    r#"SELECT workflowid, workflow, extract(epoch FROM reapat)::float8 AS "place!" FROM jobs
+        self.run(async |connection| {
+            let rows = sqlx::query!(
+                r#"SELECT workflowid, workflow, extract(epoch FROM reapat)::float8 AS "place!" FROM jobs
                        WHERE datefinished IS NOT NULL AND reapat < 'infinity' AND reapat <= now()
                          AND expiry IS NULL AND (reapat, workflowid) > (to_timestamp($2), $3)
                        ORDER BY reapat, workflowid LIMIT $1"#,
-                    PAGE as i64,
-                    begin,
-                    name
-                )
-                .fetch_all(connection)
-                .await?;
-                let next = After::of(rows.len(), rows.last().map(|row| (row.place, row.workflowid.clone())));
-                Ok((rows.into_iter().map(|row| (row.workflowid, row.workflow)).collect(), next))
-            })
+                PAGE as i64,
+                begin,
+                name
+            )
+            .fetch_all(connection)
+            .await?;
+            let next = After::of(rows.len(), rows.last().map(|row| (row.place, row.workflowid.clone())));
+            Ok((rows.into_iter().map(|row| (row.workflowid, row.workflow)).collect(), next))
         })
         .await
     }
@@ -619,10 +605,9 @@ impl Database {
     ) -> Result<(Vec<FinishedJob>, Option<After>), DatabaseError> {
         let (begin, name) = after.parts();
         let shared_expiry = shared_expiry.map(|seconds| seconds.min(FAR));
-        self.run(move |connection| {
-            Box::pin(async move {
-                let rows = sqlx::query!(
-                    r#"
+        self.run(async |connection| {
+            let rows = sqlx::query!(
+                r#"
                     SELECT workflowid AS "job_id!", namespace, coalesce(status, 0) AS "status!",
                            extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - datefinished)::float8 AS "age!",
                            coalesce(removed, 0) = 1 AS "removed!", tidied AS "tidied!", purged AS "purged!",
@@ -643,29 +628,28 @@ impl Database {
                     ) AS due
                     ORDER BY place, workflowid LIMIT $3
                     "#,
-                    begin,
-                    name,
-                    PAGE as i64,
-                    shared_expiry,
-                    unscheduled_too,
-                )
-                .fetch_all(connection)
-                .await?;
-                let next = After::of(rows.len(), rows.last().map(|row| (row.place, row.job_id.clone())));
-                let jobs = rows.into_iter().map(|row| FinishedJob {
-                    job_id: row.job_id,
-                    namespace: row.namespace,
-                    status: row.status,
-                    age: row.age,
-                    removed: row.removed,
-                    tidied: row.tidied,
-                    purged: row.purged,
-                    expiry: row.expiry,
-                    workflow: row.workflow,
-                    outputs: row.outputs,
-                });
-                Ok((jobs.collect(), next))
-            })
+                begin,
+                name,
+                PAGE as i64,
+                shared_expiry,
+                unscheduled_too,
+            )
+            .fetch_all(connection)
+            .await?;
+            let next = After::of(rows.len(), rows.last().map(|row| (row.place, row.job_id.clone())));
+            let jobs = rows.into_iter().map(|row| FinishedJob {
+                job_id: row.job_id,
+                namespace: row.namespace,
+                status: row.status,
+                age: row.age,
+                removed: row.removed,
+                tidied: row.tidied,
+                purged: row.purged,
+                expiry: row.expiry,
+                workflow: row.workflow,
+                outputs: row.outputs,
+            });
+            Ok((jobs.collect(), next))
         })
         .await
     }
@@ -689,26 +673,24 @@ impl Database {
         without_urls: Option<String>,
     ) -> Result<bool, DatabaseError> {
         let job_id = job_id.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                let mut transaction = connection.begin().await?;
-                let done = sqlx::query!(
-                    "UPDATE jobs SET removed = 1, purged = true, tidied = true, outputsurl = $3, configlogurl = NULL,
+        self.run(async |connection| {
+            let mut transaction = connection.begin().await?;
+            let done = sqlx::query!(
+                "UPDATE jobs SET removed = 1, purged = true, tidied = true, outputsurl = $3, configlogurl = NULL,
                          publishlogurl = NULL, algologurl = NULL
                      WHERE workflowid = $1 AND datefinished IS NOT NULL AND outputsurl IS NOT DISTINCT FROM $2",
-                    job_id,
-                    read,
-                    without_urls
-                )
-                .execute(&mut *transaction)
-                .await?;
-                if done.rows_affected() == 0 {
-                    return Ok(false);
-                }
-                sqlx::query!("DELETE FROM keptlogs WHERE workflowid = $1", job_id).execute(&mut *transaction).await?;
-                transaction.commit().await?;
-                Ok(true)
-            })
+                job_id,
+                read,
+                without_urls
+            )
+            .execute(&mut *transaction)
+            .await?;
+            if done.rows_affected() == 0 {
+                return Ok(false);
+            }
+            sqlx::query!("DELETE FROM keptlogs WHERE workflowid = $1", job_id).execute(&mut *transaction).await?;
+            transaction.commit().await?;
+            Ok(true)
         })
         .await
     }
@@ -737,8 +719,7 @@ impl Database {
 
     /// Those of some names that are in the book.
     pub async fn known(&self, names: Vec<String>) -> Result<Vec<Known>, DatabaseError> {
-        self.run(move |connection| {
-            Box::pin(async move {
+        self.run(async |connection| {
                 Ok(sqlx::query_as!(
                     Known,
                     r#"
@@ -755,7 +736,6 @@ impl Database {
                 )
                 .fetch_all(connection)
                 .await?)
-            })
         })
         .await
     }
@@ -776,32 +756,28 @@ impl Database {
     /// The end of a step's log that was kept, if there is one.
     pub async fn kept_log(&self, job_id: &JobId, component: &str) -> Result<Option<Vec<u8>>, DatabaseError> {
         let (job_id, component) = (job_id.to_string(), component.to_owned());
-        self.run(move |connection| {
-            Box::pin(async move {
-                Ok(sqlx::query_scalar!(
-                    "SELECT log FROM keptlogs WHERE workflowid = $1 AND component = $2",
-                    job_id,
-                    component
-                )
-                .fetch_optional(connection)
-                .await?)
-            })
+        self.run(async |connection| {
+            Ok(sqlx::query_scalar!(
+                "SELECT log FROM keptlogs WHERE workflowid = $1 AND component = $2",
+                job_id,
+                component
+            )
+            .fetch_optional(connection)
+            .await?)
         })
         .await
     }
 
     /// Whether it is time to forget nonces: the last time was at least so many seconds ago.
     pub async fn nonces_due(&self, seconds: f64) -> Result<bool, DatabaseError> {
-        self.run(move |connection| {
-            Box::pin(async move {
-                Ok(sqlx::query_scalar!(
-                    r#"SELECT EXISTS (SELECT FROM sweeps
+        self.run(async |connection| {
+            Ok(sqlx::query_scalar!(
+                r#"SELECT EXISTS (SELECT FROM sweeps
                                       WHERE nonceschored <= now() - make_interval(secs => $1)) AS "due!""#,
-                    seconds
-                )
-                .fetch_one(connection)
-                .await?)
-            })
+                seconds
+            )
+            .fetch_one(connection)
+            .await?)
         })
         .await
     }
@@ -816,10 +792,9 @@ impl Database {
         dry: bool,
     ) -> Result<(u64, Option<String>), DatabaseError> {
         let after = after.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                let row = sqlx::query!(
-                    r#"
+        self.run(async |connection| {
+            let row = sqlx::query!(
+                r#"
                     WITH RECURSIVE signers AS (
                         (SELECT signer, 1 AS number FROM usednonces WHERE signer > $3 ORDER BY signer LIMIT 1)
                         UNION ALL
@@ -843,14 +818,13 @@ impl Database {
                     )
                     SELECT (SELECT count(*) FROM old) AS "old!", (SELECT max(signer) FROM signers) AS last
                     "#,
-                    margin,
-                    dry,
-                    after
-                )
-                .fetch_one(connection)
-                .await?;
-                Ok((row.old as u64, row.last))
-            })
+                margin,
+                dry,
+                after
+            )
+            .fetch_one(connection)
+            .await?;
+            Ok((row.old as u64, row.last))
         })
         .await
     }
