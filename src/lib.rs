@@ -1,17 +1,16 @@
-//! operator-service: takes compute jobs over HTTP, keeps the books in Postgres, sets them up in Kubernetes.
+//! operator-service: takes compute jobs over HTTP, keeps their records in Postgres, registers them in Kubernetes.
 //!
 //! docs/architecture.md says where things are and what may depend on what.
 
+pub mod api;
+pub mod auth;
 pub mod aws;
-pub mod cluster;
+mod cache;
 pub mod config;
-pub mod door;
-pub mod error;
-pub mod job;
-pub mod origin;
+pub mod db;
+pub mod domain;
+pub mod kubernetes;
 pub mod reaper;
-pub mod routes;
-pub mod signature;
-pub mod store;
-mod streaming;
+pub mod runtime;
+pub mod storage;
 pub mod telemetry;

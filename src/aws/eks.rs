@@ -16,9 +16,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use super::kept::{Held, Kept};
 use super::sign::{Service, Unsigned, presign};
 use super::{Account, AwsError, Cause, domain};
+use crate::cache::{Cached, Versioned};
 
 /// What a token begins with.
 const PREFIX: &str = "k8s-aws-v1.";
@@ -54,7 +54,7 @@ struct Shared {
     role_arn: Option<String>,
     /// The account in the role, once it is needed.
     in_role: OnceCell<Account>,
-    tokens: Kept<SecretString, AwsError>,
+    tokens: Cached<SecretString, AwsError>,
     clock: fn() -> SystemTime,
 }
 
@@ -66,7 +66,7 @@ impl std::fmt::Debug for Shared {
 
 /// A token that was handed out.
 #[derive(Debug, Clone)]
-pub struct Token(Held<SecretString>);
+pub struct Token(Versioned<SecretString>);
 
 impl Token {
     /// What stands behind `Bearer`.
@@ -88,7 +88,7 @@ impl TokenSource {
                 account,
                 role_arn: role_arn.map(str::to_owned),
                 in_role: OnceCell::new(),
-                tokens: Kept::default(),
+                tokens: Cached::default(),
                 clock,
             }),
         }
@@ -101,7 +101,7 @@ impl TokenSource {
 
     /// Another token than the one that the cluster refused.
     pub async fn instead_of(&self, refused: &Token) -> Result<Token, AwsError> {
-        self.get(Some(refused.0.serial)).await
+        self.get(Some(refused.0.version)).await
     }
 
     async fn get(&self, refused: Option<u64>) -> Result<Token, AwsError> {
@@ -325,11 +325,11 @@ mod tests {
         let asked = Arc::default();
         let source = TokenSource::new(account(&asked, None), "compute", None);
         let all = futures_util::future::join_all((0..100).map(|_| source.token())).await;
-        let serials: BTreeSet<u64> = all.iter().map(|token| token.as_ref().unwrap().0.serial).collect();
+        let serials: BTreeSet<u64> = all.iter().map(|token| token.as_ref().unwrap().0.version).collect();
         assert_eq!(serials.len(), 1);
         let refused = source.token().await.unwrap();
         let all = futures_util::future::join_all((0..100).map(|_| source.instead_of(&refused))).await;
-        let others: BTreeSet<u64> = all.iter().map(|token| token.as_ref().unwrap().0.serial).collect();
+        let others: BTreeSet<u64> = all.iter().map(|token| token.as_ref().unwrap().0.version).collect();
         assert_eq!(others.len(), 1);
         assert_ne!(others, serials);
         assert_eq!(asked.load(Ordering::SeqCst), 1);
@@ -346,14 +346,14 @@ mod tests {
         });
         let first = source.token().await.unwrap();
         LATER.store(119, Ordering::SeqCst);
-        assert_eq!(source.token().await.unwrap().0.serial, first.0.serial);
+        assert_eq!(source.token().await.unwrap().0.version, first.0.version);
         LATER.store(120, Ordering::SeqCst);
-        assert_ne!(source.token().await.unwrap().0.serial, first.0.serial);
+        assert_ne!(source.token().await.unwrap().0.version, first.0.version);
     }
 
     #[test]
     fn nothing_that_prints_prints_the_token() {
-        let token = Token(Held { value: "k8s-aws-v1.secret".to_owned().into(), serial: 1 });
+        let token = Token(Versioned { value: "k8s-aws-v1.secret".to_owned().into(), version: 1 });
         assert!(!format!("{token:?}").contains("secret\""));
         assert!(!format!("{token:?}").contains("k8s-aws"));
     }

@@ -8,7 +8,6 @@
 //! AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL …) it reads as everywhere.
 
 pub mod eks;
-pub(crate) mod kept;
 pub mod rds;
 pub mod s3;
 pub mod secrets;
@@ -27,7 +26,7 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_smithy_http_client::tls;
 use tokio::sync::OnceCell;
 
-use kept::Kept;
+use crate::cache::Cached;
 
 /// How long a service may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -96,7 +95,7 @@ pub struct Account {
     sdk: Arc<OnceCell<SdkConfig>>,
     /// Which region, where not the SDK's own rules say so.
     region: Option<String>,
-    credentials: Arc<Kept<Credentials, AwsError>>,
+    credentials: Arc<Cached<Credentials, AwsError>>,
 }
 
 impl Account {

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use operator_service::config::Books;
-use operator_service::door;
-use operator_service::routes::admin::{self, Admins};
+use operator_service::api::admin::{self, Admins};
+use operator_service::config::DatabaseConfig;
+use operator_service::runtime;
 
 fn main() -> ExitCode {
-    door::run(door::lambda(Books::Needed, |config| {
-        let (store, cluster, admins) = (door::store(&config)?, door::cluster(&config), Admins::listed(&config));
-        Ok(admin::router(config, store, cluster, admins))
+    runtime::run(runtime::lambda(DatabaseConfig::Required, |config| {
+        let (db, cluster, admins) = (runtime::db(&config)?, runtime::cluster(&config), Admins::listed(&config));
+        Ok(admin::router(config, db, cluster, admins))
     }))
 }

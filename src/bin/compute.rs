@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use operator_service::config::Books;
-use operator_service::door;
-use operator_service::routes::{compute, with_cors};
+use operator_service::api::{compute, with_cors};
+use operator_service::config::DatabaseConfig;
+use operator_service::runtime;
 
 fn main() -> ExitCode {
-    door::run(door::lambda(Books::Needed, |config| {
-        let (store, cluster) = (door::store(&config)?, door::cluster(&config));
-        Ok(with_cors(compute::router(config, store, cluster)))
+    runtime::run(runtime::lambda(DatabaseConfig::Required, |config| {
+        let (db, cluster) = (runtime::db(&config)?, runtime::cluster(&config));
+        Ok(with_cors(compute::router(config, db, cluster)))
     }))
 }

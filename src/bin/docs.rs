@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use operator_service::config::Books;
-use operator_service::door;
-use operator_service::routes::{docs, with_cors};
+use operator_service::api::{docs, with_cors};
+use operator_service::config::DatabaseConfig;
+use operator_service::runtime;
 
 fn main() -> ExitCode {
-    door::run(door::lambda(Books::NotNeeded, |config| Ok(with_cors(docs::router(config)))))
+    runtime::run(runtime::lambda(DatabaseConfig::Optional, |config| Ok(with_cors(docs::router(config)))))
 }

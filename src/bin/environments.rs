@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
-use operator_service::config::Books;
-use operator_service::door;
-use operator_service::routes::{environments, with_cors};
+use operator_service::api::{environments, with_cors};
+use operator_service::config::DatabaseConfig;
+use operator_service::runtime;
 
 fn main() -> ExitCode {
-    door::run(door::lambda(Books::Needed, |config| Ok(with_cors(environments::router(door::store(&config)?)))))
+    runtime::run(runtime::lambda(DatabaseConfig::Required, |config| {
+        Ok(with_cors(environments::router(runtime::db(&config)?)))
+    }))
 }

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use operator_service::config::Books;
-use operator_service::door::{self, DoorError};
-use operator_service::store::Store;
+use operator_service::config::DatabaseConfig;
+use operator_service::db::Database;
+use operator_service::runtime::{self, BoxError};
 use serde_json::json;
 
 /// How long after the first try another one may begin. A role, a secret's policy and a security group that were made a moment
@@ -17,26 +17,26 @@ const TRY: Duration = Duration::from_secs(35);
 const PAUSE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    door::run(door::on_events(Books::Needed, |config| {
-        let store = door::store(&config)?;
-        Ok(async move |event: door::Event| {
-            migrate(&store, event.context.deadline()).await?;
+    runtime::run(runtime::on_events(DatabaseConfig::Required, |config| {
+        let db = runtime::db(&config)?;
+        Ok(async move |event: runtime::Event| {
+            migrate(&db, event.context.deadline()).await?;
             Ok(json!({ "schema": "up to date" }))
         })
     }))
 }
 
 /// Tries until it is done, or cannot be done, or there is no time left.
-async fn migrate(store: &Store, deadline: SystemTime) -> Result<(), DoorError> {
+async fn migrate(db: &Database, deadline: SystemTime) -> Result<(), BoxError> {
     let last = (SystemTime::now() + PATIENCE).min(deadline - TRY);
     loop {
-        match store.migrate().await {
+        match db.migrate().await {
             Ok(()) => return Ok(()),
             Err(error) if error.may_pass() && SystemTime::now() + PAUSE < last => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "not yet; trying again");
                 tokio::time::sleep(PAUSE).await;
             }
-            Err(error) => return Err(door::with_causes(error)),
+            Err(error) => return Err(runtime::with_causes(error)),
         }
     }
 }

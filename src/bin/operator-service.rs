@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use operator_service::aws::{Account, eks};
-use operator_service::config::{Books, Config};
-use operator_service::door::{self, DoorError};
+use operator_service::config::{Config, DatabaseConfig};
+use operator_service::runtime::{self, BoxError};
 use operator_service::telemetry::{self, Format};
-use operator_service::{cluster, routes};
+use operator_service::{api, kubernetes};
 
 /// Takes Ocean Protocol's compute jobs over HTTP, keeps the books in Postgres, sets them up in Kubernetes.
 ///
@@ -55,13 +55,13 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    door::run(async move {
+    runtime::run(async move {
         match arguments.command {
-            Command::Serve => door::serve().await,
+            Command::Serve => runtime::serve().await,
             Command::Migrate => migrate().await,
             Command::Reap { dry_run, limit } => reap(dry_run, limit).await,
-            Command::Crd => print(serde_yaml_ng::to_string(&cluster::definition())?),
-            Command::Openapi => print(routes::docs::openapi().to_pretty_json()? + "\n"),
+            Command::Crd => print(serde_yaml_ng::to_string(&kubernetes::definition())?),
+            Command::Openapi => print(api::docs::openapi().to_pretty_json()? + "\n"),
             Command::EksToken { cluster_name, region, role_arn } => {
                 eks_token(&cluster_name, region.as_deref(), role_arn.as_deref()).await
             }
@@ -69,33 +69,34 @@ fn main() -> ExitCode {
     })
 }
 
-async fn migrate() -> Result<(), DoorError> {
-    let config = Config::from_env(Books::Needed)?;
+async fn migrate() -> Result<(), BoxError> {
+    let config = Config::from_env(DatabaseConfig::Required)?;
     telemetry::init(&config.log, Format::Text)?;
-    door::store(&config)?.migrate().await.map_err(door::with_causes)?;
+    runtime::db(&config)?.migrate().await.map_err(runtime::with_causes)?;
     tracing::info!("the schema is up to date");
     Ok(())
 }
 
-async fn reap(dry_run: bool, limit: u64) -> Result<(), DoorError> {
-    let config = Config::from_env(Books::Needed)?;
+async fn reap(dry_run: bool, limit: u64) -> Result<(), BoxError> {
+    let config = Config::from_env(DatabaseConfig::Required)?;
     telemetry::init(&config.log, Format::Text)?;
-    let report = door::reaper(&config)?.sweep(dry_run, Duration::from_secs(limit)).await.map_err(door::with_causes)?;
+    let report =
+        runtime::reaper(&config)?.sweep(dry_run, Duration::from_secs(limit)).await.map_err(runtime::with_causes)?;
     print(serde_json::to_string_pretty(&report)? + "\n")
 }
 
-async fn eks_token(cluster: &str, region: Option<&str>, role_arn: Option<&str>) -> Result<(), DoorError> {
+async fn eks_token(cluster: &str, region: Option<&str>, role_arn: Option<&str>) -> Result<(), BoxError> {
     let account = match region {
         Some(region) => Account::of_process_in(region),
         None => Account::of_process(),
     };
     let exec_info = std::env::var("KUBERNETES_EXEC_INFO").ok();
     let credential = eks::exec_credential(&account, cluster, role_arn, exec_info.as_deref());
-    let credential = credential.await.map_err(door::with_causes)?;
+    let credential = credential.await.map_err(runtime::with_causes)?;
     print(serde_json::to_string_pretty(&credential)? + "\n")
 }
 
-fn print(text: String) -> Result<(), DoorError> {
+fn print(text: String) -> Result<(), BoxError> {
     use std::io::Write;
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }

@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use operator_service::config::Books;
-use operator_service::door;
+use operator_service::config::DatabaseConfig;
+use operator_service::runtime;
 
 fn main() -> ExitCode {
-    door::run(door::on_events(Books::Needed, |config| {
-        let reaper = door::reaper(&config)?;
-        Ok(async move |event: door::Event| door::sweep(&reaper, event).await)
+    runtime::run(runtime::on_events(DatabaseConfig::Required, |config| {
+        let reaper = runtime::reaper(&config)?;
+        Ok(async move |event: runtime::Event| runtime::sweep(&reaper, event).await)
     }))
 }

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use operator_service::config::Books;
-use operator_service::door;
-use operator_service::routes::{results, with_cors};
+use operator_service::api::{results, with_cors};
+use operator_service::config::DatabaseConfig;
+use operator_service::runtime;
 
 fn main() -> ExitCode {
-    door::run(door::lambda_streaming(Books::Needed, |config| {
-        let (store, origins) = (door::store(&config)?, door::origins(&config)?);
-        Ok(with_cors(results::router(config, store, origins)))
+    runtime::run(runtime::lambda_streaming(DatabaseConfig::Required, |config| {
+        let (db, storage) = (runtime::db(&config)?, runtime::storage(&config)?);
+        Ok(with_cors(results::router(config, db, storage)))
     }))
 }

@@ -5,10 +5,10 @@
 
 use serde_json::Value;
 
-use crate::cluster::{Component, Hope, Listed, Step, StepState, Trouble};
-use crate::config::Reaper as Rules;
-use crate::job::{self, environment, workflow};
-use crate::store::{FinishedJob, Known, LiveJob, SETTLING};
+use crate::config::ReaperRules;
+use crate::db::{FinishedJob, Known, LiveJob};
+use crate::domain::{Status, environment, settles_in, workflow};
+use crate::kubernetes::{Component, Hope, Listed, Step, StepState, Trouble};
 
 use super::report::Kind;
 
@@ -69,7 +69,7 @@ struct Limit {
 
 impl Limit {
     /// The least of those that are set; only if none is, the stored `maxtime` (contract: `engine.md`).
-    fn of(job: &LiveJob, announced: Option<f64>, rules: &Rules) -> Self {
+    fn of(job: &LiveJob, announced: Option<f64>, rules: &ReaperRules) -> Self {
         let configured = rules.algorithm_limit.map(|limit| limit as f64);
         let seconds = match (configured, announced) {
             (Some(configured), Some(announced)) => Some(configured.min(announced)),
@@ -120,9 +120,9 @@ pub fn announced_limit(announcement: Option<&str>) -> Option<f64> {
 }
 
 /// What is to be done with an unfinished job; `announced` is its environment's limit.
-pub fn live(job: &LiveJob, seen: Seen<'_>, announced: Option<f64>, rules: &Rules) -> Option<Action> {
+pub fn live(job: &LiveJob, seen: Seen<'_>, announced: Option<f64>, rules: &ReaperRules) -> Option<Action> {
     match job.status {
-        job::WARMING_UP => called_off(job),
+        1 => called_off(job),
         10..20 if !matches!(seen, Seen::Steps([_, ..])) => handed_out(job, rules),
         10.. => running(job, seen, Limit::of(job, announced, rules), rules),
         _ => None,
@@ -146,7 +146,7 @@ fn called_off(job: &LiveJob) -> Option<Action> {
 }
 
 /// A job that an engine was given.
-fn handed_out(job: &LiveJob, rules: &Rules) -> Option<Action> {
+fn handed_out(job: &LiveJob, rules: &ReaperRules) -> Option<Action> {
     if job.handed_out_age <= rules.hand_out_grace {
         return None;
     }
@@ -163,7 +163,7 @@ fn handed_out(job: &LiveJob, rules: &Rules) -> Option<Action> {
 }
 
 /// A job that an engine has begun.
-fn running(job: &LiveJob, seen: Seen<'_>, limit: Limit, rules: &Rules) -> Option<Action> {
+fn running(job: &LiveJob, seen: Seen<'_>, limit: Limit, rules: &ReaperRules) -> Option<Action> {
     // Fetching data and publishing results have no limit of their own, and may take longer than the algorithm.
     let at_work = |step: &Step| step.component != Component::Algorithm && step.state == StepState::Running;
     let grace = match seen {
@@ -199,7 +199,7 @@ fn running(job: &LiveJob, seen: Seen<'_>, limit: Limit, rules: &Rules) -> Option
     }
 }
 
-fn of_step(job: &LiveJob, step: &Step, limit: Limit, rules: &Rules) -> Option<Action> {
+fn of_step(job: &LiveJob, step: &Step, limit: Limit, rules: &ReaperRules) -> Option<Action> {
     let end = |kind, reason, timed_out| Some(Action::End { kind, step: step.clone(), reason, timed_out });
     match &step.state {
         StepState::Done | StepState::Going => None,
@@ -217,7 +217,7 @@ fn of_step(job: &LiveJob, step: &Step, limit: Limit, rules: &Rules) -> Option<Ac
 }
 
 /// For how many seconds trouble may last.
-fn grace(hope: Hope, rules: &Rules) -> f64 {
+fn grace(hope: Hope, rules: &ReaperRules) -> f64 {
     match hope {
         Hope::None => 0.0,
         Hope::Retry => rules.retry_grace,
@@ -279,7 +279,7 @@ pub enum Duty {
 }
 
 /// What is to be done with a WorkFlow object that was found, if anything, and why; `known` is what the book says.
-pub fn object(found: &Listed, known: Option<&Known>, rules: &Rules) -> Option<Kind> {
+pub fn object(found: &Listed, known: Option<&Known>, rules: &ReaperRules) -> Option<Kind> {
     match known {
         // Others may keep objects of their own there.
         None => (found.ours && found.age > rules.stray_grace).then_some(Kind::Strays),
@@ -291,8 +291,8 @@ pub fn object(found: &Listed, known: Option<&Known>, rules: &Rules) -> Option<Ki
 }
 
 /// What is to be done with a finished job now, and in how many seconds there is next something to do.
-pub fn finished(job: &FinishedJob, rules: &Rules) -> (Option<Duty>, Option<f64>) {
-    let settles_in = if job::is_settled(job.status) { 0.0 } else { SETTLING as f64 - job.age };
+pub fn finished(job: &FinishedJob, rules: &ReaperRules) -> (Option<Duty>, Option<f64>) {
+    let settles_in = settles_in(Status::from_code(job.status), job.age);
     if settles_in > 0.0 {
         return (None, Some(settles_in));
     }
@@ -323,10 +323,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::job::JobId;
+    use crate::domain::JobId;
 
-    fn rules() -> Rules {
-        Rules {
+    fn rules() -> ReaperRules {
+        ReaperRules {
             algorithm_limit: None,
             storage_expiry: None,
             hand_out_grace: 300.0,
@@ -364,7 +364,7 @@ mod tests {
 
     fn step(component: Component, running_for: f64, state: StepState) -> Step {
         let (uid, resource_version) = ("uid".to_owned(), "1".to_owned());
-        Step { job_id: JobId::parse("job").unwrap(), component, uid, resource_version, running_for, state }
+        Step { job_id: JobId::stored("job"), component, uid, resource_version, running_for, state }
     }
 
     /// What is done, in one line: the status or `end`, the kind, the reason.
@@ -466,7 +466,7 @@ mod tests {
     fn running_jobs_with_steps() {
         use Component::{Algorithm, Publish};
         use StepState::{Done, Going, Running};
-        let limited = Rules { algorithm_limit: Some(100), ..rules() };
+        let limited = ReaperRules { algorithm_limit: Some(100), ..rules() };
         let over = "end Algorithm TimeLimits true The algorithm was stopped at its time limit of 100 seconds.";
         let stuck = |hope, seconds| StepState::Stuck { trouble: Trouble::Image, hope, seconds };
         let image = "The algorithm could not begin: its image cannot be pulled.";
@@ -524,7 +524,7 @@ mod tests {
     fn the_least_limit_counts() {
         let limit = |configured, announced, valid_for, maxtime: Value| {
             let job = LiveJob { valid_for, workflow: document(json!({ "maxtime": maxtime })), ..job(40) };
-            Limit::of(&job, announced, &Rules { algorithm_limit: configured, ..rules() }).seconds
+            Limit::of(&job, announced, &ReaperRules { algorithm_limit: configured, ..rules() }).seconds
         };
         for (found, expected) in [
             (limit(Some(50), Some(60.0), Some(9.0), json!(1)), Some(50.0)),
@@ -637,7 +637,7 @@ mod tests {
             (FinishedJob { status: 60, age: 3600.0, ..job(1) }, None, (purge, None)),
             (FinishedJob { status: 41, age: 3600.0, ..job(0) }, None, (tidy, None)),
         ] {
-            let rules = Rules { storage_expiry: shared, ..rules() };
+            let rules = ReaperRules { storage_expiry: shared, ..rules() };
             assert_eq!(finished(&job, &rules), expected, "{job:?} {shared:?}");
         }
         let unread = FinishedJob { expiry: None, workflow: document(json!({ "storageExpiry": 50 })), ..done };
@@ -667,7 +667,7 @@ mod tests {
         ] {
             assert_eq!(object(&found, known.as_ref(), &rules()), expected, "{found:?} {known:?}");
         }
-        let for_ever = Rules { workflow_ttl: None, ..rules() };
+        let for_ever = ReaperRules { workflow_ttl: None, ..rules() };
         assert_eq!(object(&found(true, 1e12), Some(&known(Some(1e12), true)), &for_ever), None);
     }
 }

@@ -17,11 +17,13 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
-use crate::cluster::{self, Cluster, ClusterError, Deleted, Listed, Step, StepState, WorkFlowSpec, WorkFlowStatus};
-use crate::config::Reaper as Rules;
-use crate::job::{JobId, output, workflow};
-use crate::origin::{OriginError, Origins};
-use crate::store::{After, FinishedJob, LiveJob, Mirrored, Store, StoreError, SweptEnvironment, UnregisteredJob};
+use crate::config::ReaperRules;
+use crate::db::{After, Database, DatabaseError, FinishedJob, LiveJob, Mirrored, SweptEnvironment, UnregisteredJob};
+use crate::domain::{JobId, output, workflow};
+use crate::kubernetes::{
+    Cluster, ClusterError, Deleted, Listed, Step, StepState, WorkFlowSpec, WorkFlowStatus, names_namespace,
+};
+use crate::storage::{Storage, StorageError};
 use decide::{Action, Duty, Seen};
 use report::Notes;
 
@@ -45,21 +47,21 @@ const CHORES: f64 = 3600.0;
 /// Cleans up.
 #[derive(Clone)]
 pub struct Reaper {
-    store: Store,
+    db: Database,
     cluster: Cluster,
-    outputs: Origins,
-    rules: Rules,
+    outputs: Storage,
+    rules: ReaperRules,
 }
 
 /// Why something about a job failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Database(#[from] DatabaseError),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error("an output could not be removed: {0}")]
-    Output(#[from] OriginError),
+    Output(#[from] StorageError),
     #[error("{0}")]
     Job(&'static str),
     /// It was not even tried: its namespace cannot be read.
@@ -72,9 +74,9 @@ type Ended = Result<(Outcome, Option<String>), Failure>;
 
 impl Reaper {
     /// A reaper of this book, this cluster and these outputs.
-    pub fn new(store: Store, cluster: &Cluster, outputs: Origins, rules: Rules) -> Self {
+    pub fn new(db: Database, cluster: &Cluster, outputs: Storage, rules: ReaperRules) -> Self {
         let cluster = cluster.paced(rules.requests_per_second);
-        Self { store, cluster, outputs, rules }
+        Self { db, cluster, outputs, rules }
     }
 
     /// Does what is due, for so long at most; with `dry_run`, only says what is. Does nothing if another sweep is
@@ -82,7 +84,7 @@ impl Reaper {
     ///
     /// # Errors
     /// If the books cannot be read. Whatever else fails is in the report.
-    pub async fn sweep(&self, dry_run: bool, time: Duration) -> Result<Report, StoreError> {
+    pub async fn sweep(&self, dry_run: bool, time: Duration) -> Result<Report, DatabaseError> {
         let until = Instant::now() + time;
         let sweep = Sweep {
             reaper: self,
@@ -96,7 +98,7 @@ impl Reaper {
         if dry_run {
             return sweep.to_its_end().await;
         }
-        if !self.store.take_sweep(&sweep.holder, LEASE).await? {
+        if !self.db.take_sweep(&sweep.holder, LEASE).await? {
             let skipped = Some("another sweep is under way".to_owned());
             return Ok(Report { skipped, ..sweep.notes.finished(false) });
         }
@@ -108,7 +110,7 @@ impl Reaper {
             }
         };
         // It runs out anyway.
-        if let Err(error) = self.store.leave_sweep(&sweep.holder).await {
+        if let Err(error) = self.db.leave_sweep(&sweep.holder).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the sweep's lease could not be given back");
         }
         result
@@ -121,7 +123,7 @@ impl Reaper {
         let mut failures = 0;
         while failures < RENEWALS.1 {
             tick.tick().await;
-            match self.store.take_sweep(holder, LEASE).await {
+            match self.db.take_sweep(holder, LEASE).await {
                 Ok(true) => failures = 0,
                 Ok(false) => return,
                 Err(_) => failures += 1,
@@ -145,9 +147,9 @@ struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    async fn to_its_end(&self) -> Result<Report, StoreError> {
+    async fn to_its_end(&self) -> Result<Report, DatabaseError> {
         // On the heap, here and below, or the compiler loses count of what is nested.
-        let environments = self.store().swept_environments().await?;
+        let environments = self.db().swept_environments().await?;
         let complete = match tokio::time::timeout_at(self.until + GRACE, self.everything(&environments).boxed()).await {
             Ok(enough) => enough && Instant::now() < self.until,
             Err(_) => false,
@@ -161,15 +163,15 @@ impl Sweep<'_> {
         Ok(report)
     }
 
-    fn store(&self) -> &Store {
-        &self.reaper.store
+    fn db(&self) -> &Database {
+        &self.reaper.db
     }
 
     fn cluster(&self) -> &Cluster {
         &self.reaper.cluster
     }
 
-    fn rules(&self) -> &Rules {
+    fn rules(&self) -> &ReaperRules {
         &self.reaper.rules
     }
 
@@ -187,14 +189,14 @@ impl Sweep<'_> {
         enough & self.went_well(self.look_at_registrations().await)
     }
 
-    async fn look_at_registrations(&self) -> Result<bool, StoreError> {
-        let seconds = self.store().oldest_unregistered().await?;
+    async fn look_at_registrations(&self) -> Result<bool, DatabaseError> {
+        let seconds = self.db().oldest_unregistered().await?;
         self.notes.lock().oldest_unregistered = seconds.max(0.0) as u64;
         Ok(true)
     }
 
     /// Whether there was time for something. That the books could not be read for a part of the run is told of.
-    fn went_well(&self, enough: Result<bool, StoreError>) -> bool {
+    fn went_well(&self, enough: Result<bool, DatabaseError>) -> bool {
         enough.unwrap_or_else(|error| {
             self.notes.trouble(error.to_string());
             false
@@ -262,7 +264,7 @@ impl Sweep<'_> {
             Err(error) => error,
         };
         let pause = match &error {
-            Failure::Store(_) => false,
+            Failure::Database(_) => false,
             Failure::Cluster(error) => !is_outage(error),
             _ => true,
         };
@@ -271,8 +273,8 @@ impl Sweep<'_> {
             return;
         }
         let noted = match kind {
-            Kind::Registrations => self.store().registration_failed(job_id).await,
-            _ => self.store().job_failed(job_id).await,
+            Kind::Registrations => self.db().registration_failed(job_id).await,
+            _ => self.db().job_failed(job_id).await,
         };
         if let Err(error) = noted {
             self.notes.trouble(error.to_string());
@@ -281,7 +283,7 @@ impl Sweep<'_> {
 
     // The unfinished jobs
 
-    async fn environments(&self, environments: &[SweptEnvironment], until: Instant) -> Result<bool, StoreError> {
+    async fn environments(&self, environments: &[SweptEnvironment], until: Instant) -> Result<bool, DatabaseError> {
         let mut enough = self.live_jobs(None, Seen::Unknown, None, until).await?;
         for environment in environments {
             if Instant::now() >= until {
@@ -292,7 +294,7 @@ impl Sweep<'_> {
         Ok(enough)
     }
 
-    async fn environment(&self, environment: &SweptEnvironment, until: Instant) -> Result<bool, StoreError> {
+    async fn environment(&self, environment: &SweptEnvironment, until: Instant) -> Result<bool, DatabaseError> {
         let namespace = environment.namespace.as_str();
         let announced = decide::announced_limit(environment.announcement.as_deref());
         if environment.pausing {
@@ -305,7 +307,7 @@ impl Sweep<'_> {
                 Err(error) => {
                     self.unreadable(namespace, &error);
                     if matches!(error, ClusterError::Refused { .. } | ClusterError::NoNamespace) && !self.dry_run {
-                        self.store().environment_failed(namespace).await?;
+                        self.db().environment_failed(namespace).await?;
                     }
                     None
                 }
@@ -314,7 +316,7 @@ impl Sweep<'_> {
         let Some(steps) = steps else {
             let enough = self.live_jobs(Some(namespace), Seen::Unknown, announced, until).await?;
             if !self.dry_run {
-                self.store().environment_passed(namespace).await?;
+                self.db().environment_passed(namespace).await?;
             }
             return Ok(enough);
         };
@@ -324,7 +326,7 @@ impl Sweep<'_> {
         let names = steps.iter().filter(|(_, steps)| !steps.iter().all(is_going)).map(|(name, _)| name.clone());
         enough &= self.leftovers(namespace, names.collect(), until).await?;
         if !self.dry_run {
-            self.store().environment_swept(namespace, false).await?;
+            self.db().environment_swept(namespace, false).await?;
         }
         Ok(enough)
     }
@@ -341,7 +343,7 @@ impl Sweep<'_> {
         seen: Seen<'_>,
         announced: Option<f64>,
         until: Instant,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<bool, DatabaseError> {
         self.live_jobs_seen(namespace, &|_| seen, announced, until).await
     }
 
@@ -351,11 +353,11 @@ impl Sweep<'_> {
         seen: &(dyn Fn(&str) -> Seen<'s> + Sync),
         announced: Option<f64>,
         until: Instant,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<bool, DatabaseError> {
         let limited = announced.is_some() || self.rules().algorithm_limit.is_some();
         let mut after = Some(After::default());
         while let Some(from) = after {
-            let (jobs, next) = self.store().live_jobs(namespace, limited, &from).await?;
+            let (jobs, next) = self.db().live_jobs(namespace, limited, &from).await?;
             let due: Vec<(LiveJob, Action)> = jobs
                 .into_iter()
                 .filter_map(|job| {
@@ -378,7 +380,7 @@ impl Sweep<'_> {
         let Some(kind) = kind_of(&action) else {
             if let Action::NoteAbsence(absent) = action
                 && !self.dry_run
-                && let Err(error) = self.store().note_absence(&job.job_id, absent).await
+                && let Err(error) = self.db().note_absence(&job.job_id, absent).await
             {
                 self.notes.trouble(error.to_string());
             }
@@ -397,7 +399,7 @@ impl Sweep<'_> {
             Action::NoteAbsence(_) => Ok((Outcome::Done, None)),
             Action::HandBack => {
                 let grace = self.rules().hand_out_grace;
-                let handed_back = self.store().hand_back(&job.job_id, job.status, grace).await?;
+                let handed_back = self.db().hand_back(&job.job_id, job.status, grace).await?;
                 Ok(if handed_back { (Outcome::Done, None) } else { overtaken() })
             }
             Action::Finish { status, reason, absent, .. } => {
@@ -408,7 +410,7 @@ impl Sweep<'_> {
                 {
                     return Ok(overtaken());
                 }
-                let finished = self.store().finish(job, status, &reason, absent).await?;
+                let finished = self.db().finish(job, status, &reason, absent).await?;
                 Ok(if finished { (Outcome::Done, Some(reason)) } else { overtaken() })
             }
             Action::End { step, reason, timed_out, .. } => {
@@ -417,7 +419,7 @@ impl Sweep<'_> {
                 // Before the step ends: from then on the engine may finish the job at any moment.
                 let mut noted = None;
                 if let Some(reason) = &reason {
-                    noted = self.store().note_reason(&job.job_id, reason, timed_out).await?;
+                    noted = self.db().note_reason(&job.job_id, reason, timed_out).await?;
                     if noted.is_none() {
                         return Ok(overtaken());
                     }
@@ -427,10 +429,10 @@ impl Sweep<'_> {
                 let not_done =
                     matches!(ended, Ok(Deleted::Changed) | Err(ClusterError::Refused { code: 400..500, .. }));
                 if let (true, Some(reason), Some(noted)) = (not_done, &reason, noted) {
-                    self.store().withdraw_reason(&job.job_id, reason, noted, &self.holder).await?;
+                    self.db().withdraw_reason(&job.job_id, reason, noted, &self.holder).await?;
                 }
                 let ended = ended?;
-                self.store().job_worked(&job.job_id).await?;
+                self.db().job_worked(&job.job_id).await?;
                 Ok(match ended {
                     Deleted::Gone => (Outcome::Done, reason),
                     Deleted::Held(by) => (Outcome::Done, Some(format!("its Job is held by {}", by.join(", ")))),
@@ -446,7 +448,7 @@ impl Sweep<'_> {
         let log = tokio::time::timeout(LOG_TIME, self.cluster().end_of_log(step, namespace).boxed()).await;
         match log.unwrap_or(Err(ClusterError::TimedOut)) {
             Ok(None) => {}
-            Ok(Some(log)) => self.store().keep_log(&step.job_id, step.component.as_str(), log).await?,
+            Ok(Some(log)) => self.db().keep_log(&step.job_id, step.component.as_str(), log).await?,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(job = %step.job_id, error, "the log of a step that is ended could not be kept");
@@ -456,11 +458,11 @@ impl Sweep<'_> {
     }
 
     /// What engines left of finished jobs: their Jobs were seen.
-    async fn leftovers(&self, namespace: &str, names: Vec<String>, until: Instant) -> Result<bool, StoreError> {
-        let known = self.store().known(names).await?;
+    async fn leftovers(&self, namespace: &str, names: Vec<String>, until: Instant) -> Result<bool, DatabaseError> {
+        let known = self.db().known(names).await?;
         let due: Vec<_> = known.into_iter().filter(|job| job.settled && !job.due).collect();
         self.notes.found(Kind::Leftovers, due.len() as u64);
-        let tidy = |job: crate::store::Known| async move {
+        let tidy = |job: crate::db::Known| async move {
             let ended = match self.dry_run {
                 true => Ok((Outcome::Would, None)),
                 false => self.tidy(&job.job_id, Some(namespace)).await,
@@ -483,10 +485,10 @@ impl Sweep<'_> {
 
     // Book and cluster
 
-    async fn registrations(&self, until: Instant) -> Result<bool, StoreError> {
+    async fn registrations(&self, until: Instant) -> Result<bool, DatabaseError> {
         let mut after = Some(After::default());
         while let Some(from) = after {
-            let (jobs, next) = self.store().unregistered_jobs(&from).await?;
+            let (jobs, next) = self.db().unregistered_jobs(&from).await?;
             self.notes.found(Kind::Registrations, jobs.len() as u64);
             if self.cluster_is_gone() {
                 return Ok(false);
@@ -507,23 +509,23 @@ impl Sweep<'_> {
     }
 
     async fn register(&self, job: &UnregisteredJob) -> Ended {
-        let id = JobId::parse(&job.job_id).ok_or(Failure::Job("its id can name no object"))?;
+        let id = JobId::of_object(&job.job_id).ok_or(Failure::Job("its id can name no object"))?;
         let namespace = job.namespace.as_deref().ok_or(Failure::Job("it has no namespace"))?;
         let metadata = job.workflow.as_deref().and_then(workflow::stored);
         let metadata = metadata.ok_or(Failure::Job("its workflow cannot be read"))?;
         let spec = WorkFlowSpec { owner: job.owner.clone(), agreement_id: Some(job.agreement_id.clone()), metadata };
         self.heard(self.cluster().register(&id, namespace, spec).await)?;
-        self.store().registered(&id).await?;
+        self.db().registered(&id).await?;
         Ok((Outcome::Done, None))
     }
 
-    async fn mirrors(&self, until: Instant) -> Result<bool, StoreError> {
+    async fn mirrors(&self, until: Instant) -> Result<bool, DatabaseError> {
         // From anywhere on, and then the rest: those that fail keep none from their turn.
         let unwritable: Mutex<BTreeSet<String>> = Mutex::default();
         let middle = Uuid::new_v4().simple().to_string();
         let (mut last, mut end) = (middle.clone(), None);
         loop {
-            let jobs = self.store().unmirrored_jobs(&last, end.as_deref()).await?;
+            let jobs = self.db().unmirrored_jobs(&last, end.as_deref()).await?;
             let Some(job) = jobs.last() else {
                 if end.is_some() {
                     return Ok(true);
@@ -578,12 +580,12 @@ impl Sweep<'_> {
             // Whether there is one or not: nothing is said that is not so.
             self.heard(self.cluster().mirror(id.as_str(), namespace, &status).await)?;
         }
-        Ok(self.store().mirrored(job.clone()).await?)
+        Ok(self.db().mirrored(job.clone()).await?)
     }
 
     // The finished jobs
 
-    async fn finished(&self, until: Instant) -> Result<bool, StoreError> {
+    async fn finished(&self, until: Instant) -> Result<bool, DatabaseError> {
         let now = Instant::now();
         // Half of the time, so that with very many to be read some are removed, too.
         let reading = now + until.saturating_duration_since(now) / 2;
@@ -591,7 +593,7 @@ impl Sweep<'_> {
         let shared = self.rules().storage_expiry.map(|seconds| seconds.min(i64::MAX as u64 / 2) as i64);
         let mut after = Some(After::default());
         while let Some(from) = after {
-            let (jobs, next) = self.store().due_jobs(shared, self.dry_run, &from).await?;
+            let (jobs, next) = self.db().due_jobs(shared, self.dry_run, &from).await?;
             let due: Vec<_> = jobs
                 .into_iter()
                 .map(|job| {
@@ -617,18 +619,18 @@ impl Sweep<'_> {
     }
 
     /// Reads from their workflows for how long the outputs of finished jobs are kept.
-    async fn schedule(&self, until: Instant) -> Result<bool, StoreError> {
+    async fn schedule(&self, until: Instant) -> Result<bool, DatabaseError> {
         let mut after = Some(After::default());
         while let Some(from) = after {
             if Instant::now() >= until {
                 return Ok(false);
             }
-            let (jobs, next) = self.store().unscheduled_jobs(&from).await?;
+            let (jobs, next) = self.db().unscheduled_jobs(&from).await?;
             let expiries = jobs.into_iter().map(|(id, document)| {
                 let expiry = decide::own_expiry(document.as_deref());
                 (id, expiry)
             });
-            self.store().schedule(expiries.collect()).await?;
+            self.db().schedule(expiries.collect()).await?;
             after = next;
         }
         Ok(true)
@@ -642,7 +644,7 @@ impl Sweep<'_> {
             (Some(Duty::Purge), false) => self.purge(job).boxed().await,
             (None, false) => {
                 let waits = job.removed && seconds.is_some();
-                if let Err(error) = self.store().look_again(&job.job_id, seconds, waits).await {
+                if let Err(error) = self.db().look_again(&job.job_id, seconds, waits).await {
                     self.notes.trouble(error.to_string());
                 }
                 return;
@@ -655,8 +657,8 @@ impl Sweep<'_> {
 
     async fn tidy_away(&self, job: &FinishedJob, seconds: Option<f64>) -> Ended {
         let ended = self.tidy(&job.job_id, job.namespace.as_deref()).await?;
-        self.store().tidied(&job.job_id).await?;
-        self.store().look_again(&job.job_id, seconds, false).await?;
+        self.db().tidied(&job.job_id).await?;
+        self.db().look_again(&job.job_id, seconds, false).await?;
         Ok(ended)
     }
 
@@ -676,10 +678,10 @@ impl Sweep<'_> {
         stream::iter(removals).buffer_unordered(AT_ONCE as usize).try_collect::<Vec<bool>>().await?;
         let unread = outputs.is_none() && job.outputs.as_deref().is_some_and(|text| !matches!(text, "" | "[]"));
         let without_urls = outputs.map(|outputs| workflow::to_ascii_json(&output::without_urls(outputs).into()));
-        if !self.store().purged(&job.job_id, job.outputs.clone(), without_urls).await? {
+        if !self.db().purged(&job.job_id, job.outputs.clone(), without_urls).await? {
             return Ok((Outcome::Left, Some("something was published meanwhile".to_owned())));
         }
-        self.store().look_again(&job.job_id, None, false).await?;
+        self.db().look_again(&job.job_id, None, false).await?;
         Ok(match unread {
             true => (Outcome::Done, Some("its outputs could not be read: files of it may be left".to_owned())),
             false => ended,
@@ -688,7 +690,7 @@ impl Sweep<'_> {
 
     // Chores
 
-    async fn searches(&self, environments: &[SweptEnvironment], until: Instant) -> Result<bool, StoreError> {
+    async fn searches(&self, environments: &[SweptEnvironment], until: Instant) -> Result<bool, DatabaseError> {
         let rules = self.rules();
         let often = rules.workflow_ttl.unwrap_or(CHORES).min(rules.stray_grace).min(CHORES);
         for environment in environments.iter().filter(|it| it.searched_age >= often && !it.pausing) {
@@ -703,7 +705,7 @@ impl Sweep<'_> {
     }
 
     /// Goes through the WorkFlow objects of a namespace.
-    async fn search(&self, namespace: &str, until: Instant) -> Result<bool, StoreError> {
+    async fn search(&self, namespace: &str, until: Instant) -> Result<bool, DatabaseError> {
         let mut from = None;
         loop {
             let page = match self.heard(self.cluster().workflows(namespace, from).await) {
@@ -713,7 +715,7 @@ impl Sweep<'_> {
                     return Ok(true);
                 }
             };
-            let known = self.store().known(page.items.iter().map(|item| item.name.clone()).collect()).await?;
+            let known = self.db().known(page.items.iter().map(|item| item.name.clone()).collect()).await?;
             let due: Vec<(Listed, Kind)> = page
                 .items
                 .into_iter()
@@ -741,7 +743,7 @@ impl Sweep<'_> {
             }
         }
         if !self.dry_run {
-            self.store().environment_swept(namespace, true).await?;
+            self.db().environment_swept(namespace, true).await?;
         }
         Ok(true)
     }
@@ -757,13 +759,13 @@ impl Sweep<'_> {
         })
     }
 
-    async fn nonces(&self, until: Instant) -> Result<bool, StoreError> {
-        if !self.store().nonces_due(CHORES).await? {
+    async fn nonces(&self, until: Instant) -> Result<bool, DatabaseError> {
+        if !self.db().nonces_due(CHORES).await? {
             return Ok(true);
         }
         let mut after = String::new();
         loop {
-            let (count, last) = self.store().forget_nonces(self.rules().nonces_kept, &after, self.dry_run).await?;
+            let (count, last) = self.db().forget_nonces(self.rules().nonces_kept, &after, self.dry_run).await?;
             self.notes.found(Kind::Nonces, count);
             if !self.dry_run {
                 self.notes.ended(Kind::Nonces, count, Outcome::Done);
@@ -780,7 +782,7 @@ impl Sweep<'_> {
             }
         }
         if !self.dry_run {
-            self.store().nonces_forgotten().await?;
+            self.db().nonces_forgotten().await?;
         }
         Ok(true)
     }
@@ -801,7 +803,7 @@ fn is_outage(error: &ClusterError) -> bool {
 
 /// Where a job's objects are and what they are called after, if it can have any.
 fn place<'a>(job_id: &str, namespace: Option<&'a str>) -> Option<(JobId, &'a str)> {
-    Some((JobId::parse(job_id)?, namespace.filter(|namespace| cluster::names_namespace(namespace))?))
+    Some((JobId::of_object(job_id)?, namespace.filter(|namespace| names_namespace(namespace))?))
 }
 
 fn is_going(step: &Step) -> bool {

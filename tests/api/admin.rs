@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::given::started;
-use crate::support::{Answer, App, Call, Cluster, Database, Stored, left_out};
+use crate::support::{Answer, App, Call, Cluster, Stored, TestDatabase, left_out};
 
 const ROUTES: [(&str, Method); 4] =
     [("pgsqlinit", Method::POST), ("info", Method::GET), ("list", Method::GET), ("logs", Method::GET)];
@@ -116,7 +116,7 @@ async fn there_is_no_cors() {
 
 #[tokio::test]
 async fn pgsqlinit_brings_the_schema_up_to_date() {
-    let app = App::builder().unannounced().database(Database::empty().await).start().await;
+    let app = App::builder().unannounced().database(TestDatabase::empty().await).start().await;
     assert_eq!(app.send(Call::get("runningjobs")).await.error().0, 503);
     for _ in 0..2 {
         is_text(&app.send(Call::new(Method::POST, "pgsqlinit")).await, 200, "");
@@ -252,7 +252,7 @@ async fn logs_of_no_pod() {
 async fn a_bad_day_of_the_cluster_is_a_503_in_bounded_time() {
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     let faults = app.cluster.stand_in().faults();
-    let all = devstack::cluster::Match::any;
+    let all = fake_kubernetes::Match::any;
     let bad_days: [&dyn Fn(); 4] = [
         &|| faults.refuse_connections(),
         &|| faults.delay(all(), std::time::Duration::from_secs(120)),

@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::given::{now, started};
-use crate::support::{App, Call, Database, Key, Stored, agreement_id, caller, owner, workflow};
+use crate::support::{App, Call, Key, Stored, TestDatabase, agreement_id, caller, owner, workflow};
 
 #[tokio::test]
 async fn announces_the_environment() {
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     assert_eq!(database.engine("here", r#"{"cpuNumber": 1}"#, 5).await, [""; 0]);
     database.execute("UPDATE envs SET lastping = now() - interval '1 hour'").await;
     assert_eq!(database.engine("here", r#"{"cpuNumber": 2}"#, 5).await, [""; 0]);
@@ -37,7 +37,7 @@ async fn hands_a_started_job_out_once() {
 
 #[tokio::test]
 async fn oldest_first_and_not_more_than_asked_for() {
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     let mut jobs = Vec::new();
     // Written in another order than they were created in.
     for created in [5.0, 2.0, 4.0, 1.0, 3.0] {
@@ -54,7 +54,7 @@ async fn oldest_first_and_not_more_than_asked_for() {
 
 #[tokio::test]
 async fn skips_what_is_not_to_be_started() {
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     let here = || Stored { namespace: Some("here".to_owned()), ..Stored::default() };
     let now = now();
     for job in [
@@ -107,7 +107,7 @@ async fn a_stop_a_delete_and_the_end_of_its_validity_keep_a_job_from_being_start
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_engines_at_once_never_share_a_job() {
-    let database = std::sync::Arc::new(Database::migrated().await);
+    let database = std::sync::Arc::new(TestDatabase::migrated().await);
     for _ in 0..200 {
         Stored { namespace: Some("here".to_owned()), ..Stored::default() }.insert(&database).await;
     }
@@ -139,7 +139,7 @@ async fn two_engines_at_once_never_share_a_job() {
 
 #[tokio::test]
 async fn an_engine_does_not_wait_for_another_ones_job() {
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     let mut ids = Vec::new();
     for created in [1.0, 2.0] {
         let namespace = Some("here".to_owned());

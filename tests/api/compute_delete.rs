@@ -166,7 +166,7 @@ async fn what_is_gone_already_is_gone() {
 async fn one_object_that_cannot_be_deleted_does_not_keep_the_others() {
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     let faults = app.cluster.stand_in().faults();
-    let refused = devstack::cluster::Match::any().verb("delete").resource("persistentvolumeclaims");
+    let refused = fake_kubernetes::Match::any().verb("delete").resource("persistentvolumeclaims");
     faults.answer(refused, 500);
     assert_eq!(
         left_after_delete(&app, 70, Some(1.0)).await,

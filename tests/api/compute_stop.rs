@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use devstack::cluster::Match;
+use fake_kubernetes::Match;
 use reqwest::Method;
 use serde_json::json;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use sqlx::Row;
 
-use crate::support::{App, Call, Database, Key, Stored, agreement_id, caller, eventually, nonce, owner, workflow};
+use crate::support::{App, Call, Key, Stored, TestDatabase, agreement_id, caller, eventually, nonce, owner, workflow};
 
 const FILL: [&str; 5] = [
     "INSERT INTO jobs (agreementid, workflowid, owner, status, statustext, datecreated, datefinished, namespace, workflow, \
@@ -25,7 +25,7 @@ const FILL: [&str; 5] = [
 ];
 
 /// How often each table was read whole so far, and how often through an index, as the server counts it.
-async fn scans(database: &Database) -> Vec<(String, i64, i64)> {
+async fn scans(database: &TestDatabase) -> Vec<(String, i64, i64)> {
     // A connection reports when it ends, at the latest. This one must not be among those that are ended.
     let mut connection = database.connect().await;
     let statement = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use sqlx::Executor;
 
 use crate::given::job_ids;
-use crate::support::{App, Call, Database, Key, agreement_id, caller, eventually, nonce, owner, workflow};
+use crate::support::{App, Call, Key, TestDatabase, agreement_id, caller, eventually, nonce, owner, workflow};
 
 const MILLION: u32 = 1_000_000;
 
 /// What the rows of a table are, by the columns that the old service knows.
-async fn rows(database: &Database) -> (Vec<Value>, Vec<Value>, (i64, i64)) {
+async fn rows(database: &TestDatabase) -> (Vec<Value>, Vec<Value>, (i64, i64)) {
     const NEW: &str = "to_jsonb(jobs) - '{signerverified,registered,validuntil,handedout,reason,statussince,closed,\
                        mirrored,absentsince,handbacks,reapat,reapfailures,tidied,purged,expiry,registerat,registerfailures}'::text[]";
     let text = format!("SELECT ({NEW})::text FROM jobs ORDER BY agreementid, workflowid");
@@ -34,19 +34,19 @@ async fn in_time<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work).await.expect("the migration hangs")
 }
 
-async fn migrated() -> Database {
-    let database = Database::of_the_old_service(1000).await;
+async fn migrated() -> TestDatabase {
+    let database = TestDatabase::of_the_old_service(1000).await;
     in_time(database.store().migrate()).await.unwrap();
     database
 }
 
-async fn serve(database: Database) -> App {
+async fn serve(database: TestDatabase) -> App {
     App::builder().database(database).unannounced().start().await
 }
 
 #[tokio::test]
 async fn keeps_every_row_and_can_be_repeated() {
-    let database = Database::of_the_old_service(MILLION).await;
+    let database = TestDatabase::of_the_old_service(MILLION).await;
     let before = rows(&database).await;
     assert_eq!((before.0.len(), before.1.len(), before.2.0), (5009, 2, 1_000_004));
     for _ in 0..2 {
@@ -59,7 +59,7 @@ async fn keeps_every_row_and_can_be_repeated() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn several_at_once() {
-    let database = Database::of_the_old_service(MILLION).await;
+    let database = TestDatabase::of_the_old_service(MILLION).await;
     let before = rows(&database).await;
     let stores = [database.store(), database.store(), database.store()];
     let done = in_time(futures_util::future::join_all(stores.iter().map(|store| store.migrate()))).await;
@@ -68,7 +68,7 @@ async fn several_at_once() {
     }
     assert_eq!(rows(&database).await, before);
 
-    let empty = Database::empty().await;
+    let empty = TestDatabase::empty().await;
     let stores = [empty.store(), empty.store(), empty.store()];
     for result in in_time(futures_util::future::join_all(stores.iter().map(|store| store.migrate()))).await {
         result.unwrap();
@@ -79,7 +79,7 @@ async fn several_at_once() {
 
 #[tokio::test]
 async fn by_http() {
-    let database = Database::of_the_old_service(MILLION).await;
+    let database = TestDatabase::of_the_old_service(MILLION).await;
     let before = rows(&database).await;
     let app = serve(database).await;
     let answer = in_time(app.send(Call::post("pgsqlinit"))).await;
@@ -90,7 +90,7 @@ async fn by_http() {
 
 #[tokio::test]
 async fn as_earlier_versions_of_the_old_service_made_it() {
-    let database = Database::of_the_old_service(0).await;
+    let database = TestDatabase::of_the_old_service(0).await;
     database.execute("ALTER TABLE jobs DROP COLUMN provider, DROP COLUMN did, DROP COLUMN chainid").await;
     for statement in ["DROP INDEX indx_owner_jobs", "DROP TABLE nonces"] {
         database.execute(statement).await;
@@ -108,7 +108,7 @@ async fn announced(app: App) -> App {
 
 #[tokio::test]
 async fn while_somebody_reads_and_writes_it() {
-    let database = Arc::new(Database::of_the_old_service(MILLION).await);
+    let database = Arc::new(TestDatabase::of_the_old_service(MILLION).await);
     // A transaction of the old service that takes its time.
     let mut busy = database.pool.begin().await.unwrap();
     sqlx::query("UPDATE jobs SET stopreq=1 WHERE workflowId='by-hand'").execute(&mut *busy).await.unwrap();
@@ -362,13 +362,13 @@ async fn the_old_services_own_pgsqlinit_still_works() {
 }
 
 /// What the database holds as announce().
-async fn announce(database: &Database) -> String {
+async fn announce(database: &TestDatabase) -> String {
     const DEFINITION: &str = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'announce'";
     sqlx::query_scalar(DEFINITION).fetch_one(&database.pool).await.unwrap()
 }
 
 /// Puts the old service's announce() in the place of what is there, as its POST /pgsqlinit does.
-async fn replace_announce(database: &Database) -> String {
+async fn replace_announce(database: &TestDatabase) -> String {
     let old = include_str!("../old_service.sql");
     let begin = old.find("CREATE FUNCTION announce(").unwrap();
     let end = begin + old[begin..].find("$$;").unwrap() + "$$;".len();
@@ -380,7 +380,7 @@ async fn replace_announce(database: &Database) -> String {
 #[tokio::test]
 async fn its_announce_gives_way_whenever_the_schema_is_brought_up_to_date() {
     // As the migrations alone make it.
-    let database = Database::empty().await;
+    let database = TestDatabase::empty().await;
     sqlx::migrate!().run(&database.pool).await.unwrap();
     let ours = announce(&database).await;
     for _ in 0..2 {
@@ -399,7 +399,7 @@ async fn its_announce_gives_way_whenever_the_schema_is_brought_up_to_date() {
 /// A deployment that is rolled back leaves the schema of the newer version.
 #[tokio::test]
 async fn what_a_newer_version_made_is_left_alone() {
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     let newer = replace_announce(&database).await;
     database
         .execute(

@@ -7,14 +7,14 @@ use serde_json::json;
 
 use crate::given::status_of;
 use crate::support::{
-    App, AppBuilder, Call, Database, Key, Proxy, Stored, agreement_id, caller, eventually, owner, workflow,
+    App, AppBuilder, Call, Key, Proxy, Stored, TestDatabase, agreement_id, caller, eventually, owner, workflow,
 };
 
 const BOUND: Duration = Duration::from_secs(10);
 
 /// A service whose way to the database can be cut.
 async fn behind_a_proxy(configure: impl FnOnce(AppBuilder) -> AppBuilder) -> (App, Proxy) {
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     let proxy = Proxy::to(database.address().await).await;
     let builder = App::builder()
         .database(database)
@@ -217,7 +217,7 @@ async fn a_database_that_is_not_there_or_does_not_let_us_in() {
 
 #[tokio::test]
 async fn a_database_without_the_schema_says_what_to_do() {
-    let app = App::builder().database(Database::empty().await).unannounced().start().await;
+    let app = App::builder().database(TestDatabase::empty().await).unannounced().start().await;
     for call in one_of_each(&app, &Key::new()) {
         let (status, text) = app.send(call.clone()).await.error();
         assert_eq!(status, 503, "{call:?}");

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use devstack::cluster::Match;
-use operator_service::cluster::WorkFlowSpec;
-use operator_service::job::JobId;
+use fake_kubernetes::Match;
+use operator_service::domain::JobId;
+use operator_service::kubernetes::WorkFlowSpec;
 use serde_json::{Value, json};
 
 use crate::given::started;
@@ -136,7 +136,7 @@ async fn a_namespace_that_is_missing_does_not_keep_a_job_out() {
 #[tokio::test]
 async fn an_object_that_is_there_already_is_registered() {
     let cluster = Cluster::start().await;
-    let (service, job_id) = (cluster.service().await, JobId::new());
+    let (service, job_id) = (cluster.service().await, JobId::random());
     let spec = |owner: &str| WorkFlowSpec {
         owner: Some(owner.to_owned()),
         agreement_id: None,

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::extract::State;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use devstack::cluster::{Authenticate, Authentication, EmbeddedCluster, Options, User};
-use devstack::eks::Authenticator;
+use fake_kubernetes::eks::Authenticator;
+use fake_kubernetes::{Authenticate, Authentication, EmbeddedCluster, Options, User};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::books::certificates;
 use crate::moto::{ACCOUNT, Moto, REGION};
 use crate::process::{Directory, Env, Service, run, stderr};
-use crate::support::{Database, Guarded, left_out};
+use crate::support::{Guarded, TestDatabase, left_out};
 
 const ROLE: &str = "operator-service";
 
@@ -43,7 +43,7 @@ async fn demanding(authenticator: impl Authenticate + 'static) -> Guarded {
         ..Options::default()
     });
     let cluster = Guarded(cluster.await.unwrap());
-    let definition = serde_json::to_value(operator_service::cluster::definition()).unwrap();
+    let definition = serde_json::to_value(operator_service::kubernetes::definition()).unwrap();
     let url = format!("{}/apis/apiextensions.k8s.io/v1/customresourcedefinitions", cluster.url());
     let request = crate::support::client().post(url).bearer_auth("administrator").body(definition.to_string());
     let answer = request.header("content-type", "application/json").send().await.unwrap();
@@ -65,7 +65,7 @@ impl<A: Authenticate> Authenticate for OrAdministrator<A> {
 }
 
 /// What a service that has this cluster needs, its database included.
-async fn env(moto: &Moto, database: &Database, cluster: &EmbeddedCluster) -> Env {
+async fn env(moto: &Moto, database: &TestDatabase, cluster: &EmbeddedCluster) -> Env {
     let env = moto.and(Env::of(database.variables()));
     env.with("EKS_CLUSTER_NAME", "compute")
         .with("EKS_CLUSTER_ENDPOINT", cluster.url())
@@ -87,7 +87,7 @@ fn users(cluster: &EmbeddedCluster) -> Vec<String> {
 #[tokio::test]
 async fn the_whole_way_from_the_binary_by_sts_into_the_cluster() {
     let Some(moto) = Moto::start().await else { return };
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     database.announce("ocean-compute", "{}").await;
     let cluster = demanding(authenticator(&moto)).await;
     let env = env(&moto, &database, &cluster).await;
@@ -130,7 +130,7 @@ impl Authenticate for RefusesOnce {
 #[tokio::test]
 async fn a_refused_token_costs_one_more_try() {
     let Some(moto) = Moto::start().await else { return };
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     database.announce("ocean-compute", "{}").await;
     let refuses = RefusesOnce { asked: Arc::default(), then: authenticator(&moto) };
     let cluster = demanding(refuses.clone()).await;
@@ -171,7 +171,7 @@ async fn the_clusters_certificate_has_to_be_of_the_authority_that_eks_names() {
         return;
     }
     let Some(moto) = Moto::start().await else { return };
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     database.announce("ocean-compute", "{}").await;
     let cluster = demanding(authenticator(&moto)).await;
     let port = tls_in_front_of(cluster.addr(), &ours.file("")).await;
@@ -198,7 +198,7 @@ async fn the_clusters_certificate_has_to_be_of_the_authority_that_eks_names() {
 #[tokio::test]
 async fn with_the_name_alone_eks_is_asked_once() {
     let Some(moto) = Moto::start().await else { return };
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     database.announce("ocean-compute", "{}").await;
     let cluster = demanding(authenticator(&moto)).await;
 

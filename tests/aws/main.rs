@@ -8,7 +8,7 @@ mod graph;
 mod metrics;
 mod moto;
 #[allow(dead_code, reason = "each test binary uses its part")]
-#[path = "../doors/child.rs"]
+#[path = "../functions/child.rs"]
 mod process;
 mod reaper;
 mod results;

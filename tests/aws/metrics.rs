@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::IntoResponse;
-use devstack::process::Program;
+use fake_engine::process::Program;
 use serde_json::{Value, json};
 
 use crate::LIMIT;

@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use crate::moto::Moto;
 use crate::process::{Directory, Env, run, stderr};
-use crate::support::{Cluster, Database, Stored, unique};
+use crate::support::{Cluster, Stored, TestDatabase, unique};
 
 /// A job whose outputs have expired, and what a reaper needs to remove them.
 struct Scene {
-    database: Database,
+    database: TestDatabase,
     cluster: Cluster,
     env: Env,
     _kubeconfig: Directory,
@@ -16,7 +16,7 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
-        let (database, cluster) = (Database::migrated().await, Cluster::start().await);
+        let (database, cluster) = (TestDatabase::migrated().await, Cluster::start().await);
         let directory = Directory::new();
         let kubeconfig = directory.file("kubeconfig");
         std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
@@ -97,7 +97,7 @@ async fn a_file_that_cannot_be_removed_keeps_its_job_in_the_book() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let refuses = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, refusing).await.unwrap() });
-    let nowhere = format!("http://127.0.0.1:{}", devstack::local::free_port().unwrap());
+    let nowhere = format!("http://127.0.0.1:{}", fake_engine::local::free_port().unwrap());
     for (failures, endpoint) in [(1, refuses), (2, nowhere)] {
         let report = scene.reap(&moto.and(scene.env.clone()).with("AWS_ENDPOINT_URL", endpoint)).await;
         assert_eq!(report["kinds"]["expired"]["failed"], 1, "{report:#}");

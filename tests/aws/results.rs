@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::moto::Moto;
 use crate::process::{Env, Service};
-use crate::support::{Call, Database, Stored, client, nonce};
+use crate::support::{Call, Stored, TestDatabase, client, nonce};
 
 /// Asks for a result as Provider does; anybody may ask.
 async fn ask(service: &Service, job: &Stored, range: Option<&str>) -> Response {
@@ -24,7 +24,7 @@ async fn ask(service: &Service, job: &Stored, range: Option<&str>) -> Response {
     request.send().await.unwrap()
 }
 
-async fn job(database: &Database, url: &str) -> Stored {
+async fn job(database: &TestDatabase, url: &str) -> Stored {
     let outputs = json!([{ "filename": "out.txt", "filesize": 5, "type": "output", "url": url }]).to_string();
     Stored { outputs: Some(outputs), signer_verified: false, ..Stored::finished() }.insert(database).await
 }
@@ -32,7 +32,7 @@ async fn job(database: &Database, url: &str) -> Stored {
 #[tokio::test]
 async fn objects_are_read_with_own_credentials_and_large_ones_are_handed_over() {
     let Some(moto) = Moto::start().await else { return };
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     moto.object("outputs", "jobs/a b/out.txt", b"0123456789").await;
     let env = moto.and(Env::of(database.variables())).with("OUTPUT_BUCKETS", "outputs");
 
@@ -63,7 +63,7 @@ async fn objects_are_read_with_own_credentials_and_large_ones_are_handed_over() 
 
 #[tokio::test]
 async fn a_file_elsewhere_that_is_too_large_is_refused_before_a_byte_is_sent() {
-    let database = Database::migrated().await;
+    let database = TestDatabase::migrated().await;
     let router = axum::Router::new().route(
         "/out.bin",
         axum::routing::get(async |headers: HeaderMap| match headers.contains_key(RANGE) {

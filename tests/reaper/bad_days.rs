@@ -5,22 +5,22 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
-use devstack::cluster::{Faults, Match, Request};
+use fake_kubernetes::{Faults, Match, Request};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use operator_service::cluster::Deleted;
-use operator_service::config::{Books, Config};
-use operator_service::origin::Origins;
+use operator_service::config::{Config, DatabaseConfig};
+use operator_service::db::Database;
+use operator_service::kubernetes::Deleted;
 use operator_service::reaper::Reaper;
-use operator_service::store::Store;
+use operator_service::storage::Storage;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::finished::{OUTPUTS, finished, kept_for, now};
 use crate::scene::{Scene, count, of_job};
-use crate::support::{Cluster, Database, Proxy, Stored, eventually};
+use crate::support::{Cluster, Proxy, Stored, TestDatabase, eventually};
 use crate::unfinished::terminated;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -646,9 +646,9 @@ async fn reaper_through(scene: &Scene, proxy: &Proxy) -> Reaper {
     variables.insert("POSTGRES_HOST".to_owned(), "127.0.0.1".to_owned());
     variables.insert("POSTGRES_PORT".to_owned(), proxy.port.to_string());
     variables.insert("REAP_RATE".to_owned(), "1000".to_owned());
-    let config = Config::read(&|name| variables.get(name).cloned(), Books::Needed).unwrap();
-    let origins = Origins::new(&config.results).unwrap();
-    let store = Store::new(config.postgres.as_ref().unwrap());
+    let config = Config::read(&|name| variables.get(name).cloned(), DatabaseConfig::Required).unwrap();
+    let origins = Storage::new(&config.results).unwrap();
+    let store = Database::new(config.postgres.as_ref().unwrap());
     Reaper::new(store, &scene.app.cluster.service().await, origins, config.reaper)
 }
 
@@ -698,10 +698,10 @@ async fn books_that_restart_in_the_middle_are_used_again() {
 #[tokio::test]
 async fn before_the_schema_is_there_a_sweep_says_what_to_do() {
     let scene = scene(&[]).await;
-    let empty = Database::empty().await;
+    let empty = TestDatabase::empty().await;
     let variables: BTreeMap<String, String> = empty.variables().into_iter().collect();
-    let config = Config::read(&|name| variables.get(name).cloned(), Books::Needed).unwrap();
-    let origins = Origins::new(&config.results).unwrap();
+    let config = Config::read(&|name| variables.get(name).cloned(), DatabaseConfig::Required).unwrap();
+    let origins = Storage::new(&config.results).unwrap();
     let reaper = Reaper::new(empty.store(), &scene.app.cluster.service().await, origins, config.reaper);
     for dry_run in [false, true] {
         let error = reaper.sweep(dry_run, LIMIT).await.unwrap_err().to_string();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use devstack::engine::{self, Engine, Options};
+use fake_engine::{Engine, Options};
 use serde_json::{Value, json};
 
 use crate::scene::{Scene, SceneBuilder};
@@ -19,7 +19,7 @@ async fn scene(scene: SceneBuilder) -> Option<(Scene, Options)> {
     }
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(unique("engine"));
     let database = scene.app.database.connect_options();
-    let mut options = Options::new(database, &scene.app.namespace, engine::Cluster::Embedded, directory);
+    let mut options = Options::new(database, &scene.app.namespace, fake_engine::Cluster::Embedded, directory);
     options.interval = Duration::from_millis(100);
     Some((scene, options))
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use operator_service::cluster::WorkFlow;
+use operator_service::kubernetes::WorkFlow;
 use operator_service::reaper::Kind;
 use serde_json::{Value, json};
 
 use crate::scene::{Scene, count, of_job};
-use crate::support::{App, Database, Key, Stored, agreement_id, caller, owner, workflow};
+use crate::support::{App, Key, Stored, TestDatabase, agreement_id, caller, owner, workflow};
 
 const EVERYTHING: [&str; 7] = [
     "ConfigMap",
@@ -162,7 +162,7 @@ async fn a_crash_in_the_middle_of_a_removal_leaves_it_due() {
     let job = Stored { workflow: kept_for(Value::Null), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
     let job = finished(&scene, 70, 100.0, job).await;
     let faults = scene.app.cluster.stand_in().faults();
-    faults.answer(devstack::cluster::Match::any().verb("delete").resource("configmaps"), 500);
+    faults.answer(fake_kubernetes::Match::any().verb("delete").resource("configmaps"), 500);
     let report = scene.sweep().await;
     assert_eq!(count(&report, "expired"), [1, 0, 1, 0], "{report:#}");
     assert_eq!(scene.objects(&job).await, ["ConfigMap", "WorkFlow"]);
@@ -397,9 +397,9 @@ async fn a_dry_run_says_what_a_run_would_do_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_book_of_the_old_service_loses_nothing_that_has_not_expired() {
-    let database = Database::of_the_old_service(10).await;
+    let database = TestDatabase::of_the_old_service(10).await;
     database.store().migrate().await.unwrap();
-    let unfinished = async |database: &Database| database.count("jobs WHERE datefinished IS NULL").await;
+    let unfinished = async |database: &TestDatabase| database.count("jobs WHERE datefinished IS NULL").await;
     let finished = async |app: &App| {
         let rows = "SELECT coalesce(jsonb_agg(to_jsonb(jobs) - '{reapat,expiry}'::text[] ORDER BY agreementid, workflowid), \
                     '[]') FROM jobs WHERE datefinished IS NOT NULL AND workflowid <> $1";

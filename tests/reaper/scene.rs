@@ -8,10 +8,10 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use operator_service::config::{Books, Config};
-use operator_service::origin::Origins;
+use operator_service::config::{Config, DatabaseConfig};
+use operator_service::db::DatabaseError;
 use operator_service::reaper::Reaper;
-use operator_service::store::StoreError;
+use operator_service::storage::Storage;
 use serde_json::{Value, json};
 use sqlx::Executor;
 
@@ -60,8 +60,8 @@ async fn reaper(app: &App, variables: &BTreeMap<String, String>) -> Reaper {
     let mut variables = variables.clone();
     variables.extend(app.database.variables());
     variables.entry("REAP_RATE".to_owned()).or_insert("1000".to_owned());
-    let config = Config::read(&|name| variables.get(name).cloned(), Books::Needed).unwrap();
-    let origins = Origins::new(&config.results).unwrap();
+    let config = Config::read(&|name| variables.get(name).cloned(), DatabaseConfig::Required).unwrap();
+    let origins = Storage::new(&config.results).unwrap();
     Reaper::new(app.database.store(), &app.cluster.service().await, origins, config.reaper)
 }
 
@@ -89,7 +89,7 @@ impl Scene {
     }
 
     /// A sweep that may not come to its end.
-    pub async fn try_sweep(&self) -> Result<Value, StoreError> {
+    pub async fn try_sweep(&self) -> Result<Value, DatabaseError> {
         Ok(serde_json::to_value(self.reaper.sweep(false, TIME).await?).unwrap())
     }
 

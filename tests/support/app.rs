@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Once};
 
-use operator_service::config::{Books, Config};
-use operator_service::door;
-use operator_service::routes::admin::Admins;
+use operator_service::api::admin::Admins;
+use operator_service::config::{Config, DatabaseConfig};
+use operator_service::runtime;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
-use super::{Call, Cluster, Database};
+use super::{Call, Cluster, TestDatabase};
 
 /// Before the first TLS configuration of the process.
 pub fn install_crypto() {
@@ -39,7 +39,7 @@ pub struct App {
     /// Where it listens, without a slash at the end.
     pub url: String,
     /// Its books.
-    pub database: Arc<Database>,
+    pub database: Arc<TestDatabase>,
     /// Its cluster.
     pub cluster: Arc<Cluster>,
     /// DEFAULT_NAMESPACE: the test's own, announced by an engine that takes no job.
@@ -53,7 +53,7 @@ pub struct App {
 #[derive(Debug, Default)]
 pub struct AppBuilder {
     variables: BTreeMap<String, String>,
-    database: Option<Arc<Database>>,
+    database: Option<Arc<TestDatabase>>,
     cluster: Option<Arc<Cluster>>,
     unannounced: bool,
     listens_on: Option<IpAddr>,
@@ -71,7 +71,7 @@ impl AppBuilder {
 
     /// With these books instead of fresh ones.
     #[must_use]
-    pub fn database(mut self, database: impl Into<Arc<Database>>) -> Self {
+    pub fn database(mut self, database: impl Into<Arc<TestDatabase>>) -> Self {
         self.database = Some(database.into());
         self
     }
@@ -116,7 +116,7 @@ impl AppBuilder {
         install_crypto();
         let database = match self.database {
             Some(database) => database,
-            None => Arc::new(Database::migrated().await),
+            None => Arc::new(TestDatabase::migrated().await),
         };
         let cluster = match self.cluster {
             Some(cluster) => cluster,
@@ -129,17 +129,17 @@ impl AppBuilder {
             database.announce(&variables["DEFAULT_NAMESPACE"], "{}").await;
         }
 
-        let config = Config::read(&|name| variables.get(name).cloned(), Books::Needed).unwrap();
+        let config = Config::read(&|name| variables.get(name).cloned(), DatabaseConfig::Required).unwrap();
         let config = Arc::new(config);
-        let store = door::store(&config).unwrap();
+        let store = runtime::db(&config).unwrap();
         let listens_on = self.listens_on.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let admins = if self.lambda { Admins::listed(&config) } else { Admins::of_server(&config, listens_on) };
         let namespace = config.default_namespace.clone();
         let service = match &self.kubeconfig {
-            Some(yaml) => operator_service::cluster::Cluster::from_kubeconfig(yaml).await.unwrap(),
+            Some(yaml) => operator_service::kubernetes::Cluster::from_kubeconfig(yaml).await.unwrap(),
             None => cluster.service().await,
         };
-        let router = door::all_groups(config, store, service, admins).unwrap();
+        let router = runtime::all_groups(config, store, service, admins).unwrap();
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use devstack::cluster::{EmbeddedCluster, Options};
+use fake_kubernetes::{EmbeddedCluster, Options};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use operator_service::cluster::{WorkFlow, definition};
+use operator_service::kubernetes::{WorkFlow, definition};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
@@ -77,8 +77,8 @@ impl Cluster {
     }
 
     /// The service's own way to it.
-    pub async fn service(&self) -> operator_service::cluster::Cluster {
-        operator_service::cluster::Cluster::from_kubeconfig(&self.kubeconfig).await.unwrap()
+    pub async fn service(&self) -> operator_service::kubernetes::Cluster {
+        operator_service::kubernetes::Cluster::from_kubeconfig(&self.kubeconfig).await.unwrap()
     }
 
     /// A kubeconfig's text.

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use operator_service::config::{Books, Config};
-use operator_service::store::Store;
+use operator_service::config::{Config, DatabaseConfig};
+use operator_service::db::Database;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, Row};
 
@@ -11,7 +11,7 @@ use super::{agreement_id, owner, unique, workflow};
 
 /// A database that is there for one test. It is dropped at the end.
 #[derive(Debug)]
-pub struct Database {
+pub struct TestDatabase {
     /// Its name.
     pub name: String,
     /// For arranging and inspecting rows.
@@ -63,7 +63,7 @@ impl Server {
     }
 }
 
-impl Database {
+impl TestDatabase {
     /// Without any table.
     pub async fn empty() -> Self {
         let server = Server::from_env();
@@ -117,10 +117,10 @@ impl Database {
     }
 
     /// The service's own way to it.
-    pub fn store(&self) -> Store {
+    pub fn store(&self) -> Database {
         let variables = self.variables();
         let variable = |name: &str| variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
-        Store::new(&Config::read(&variable, Books::Needed).unwrap().postgres.unwrap())
+        Database::new(&Config::read(&variable, DatabaseConfig::Required).unwrap().postgres.unwrap())
     }
 
     /// Ends every other connection, as a restart of the server does.
@@ -195,7 +195,7 @@ impl Database {
     }
 }
 
-impl Drop for Database {
+impl Drop for TestDatabase {
     fn drop(&mut self) {
         let (server, name) = (self.server.clone(), self.name.clone());
         // A destructor cannot wait in the test's own runtime.
@@ -272,7 +272,7 @@ impl Stored {
     }
 
     /// Writes the row.
-    pub async fn insert(self, database: &Database) -> Self {
+    pub async fn insert(self, database: &TestDatabase) -> Self {
         sqlx::query(
             "INSERT INTO jobs (agreementid, workflowid, owner, status, statustext, datecreated, datefinished, \
              outputsurl, namespace, stopreq, removed, workflow, provider, reason, validuntil, signerverified) \

@@ -5,7 +5,7 @@
 //!   `.cluster(..)` let it share another's. `app.send(call).await` gives an [`Answer`].
 //! - [`Call`]: a request. [`caller`] builds those of Provider, Ocean Node and Brizo, signed; `Call::get("compute")`
 //!   and its like build any other. `.with("name", value)`, `.without("name")`, `.in_query()`, `.in_body()`.
-//! - [`Database`]: a database of the test's own in the server that TEST_DATABASE_URL names, dropped at the end;
+//! - [`TestDatabase`]: a database of the test's own in the server that TEST_DATABASE_URL names, dropped at the end;
 //!   [`Stored`] puts rows into `jobs` as engines and services leave them there.
 //! - [`Cluster`]: the API server that TEST_KUBECONFIG names, if set, else an embedded one of the test's own, with
 //!   a namespace of the test's own; `Cluster::embedded()` where a test orders faults. Tests that need controllers
@@ -32,7 +32,7 @@ use std::time::Duration;
 pub use app::{Answer, App, AppBuilder, client};
 pub use caller::Call;
 pub use cluster::Cluster;
-pub use database::{Database, Stored};
+pub use database::{Stored, TestDatabase};
 pub use proxy::Proxy;
 pub use role::Guarded;
 pub use signer::{Key, nonce, nonce_ms};

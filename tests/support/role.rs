@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::ops::Deref;
 
-use devstack::cluster::{EmbeddedCluster, Request};
+use fake_kubernetes::{EmbeddedCluster, Request};
 use k8s_openapi::api::rbac::v1::Role;
 
 /// An embedded cluster. At its end, whatever the service has asked it for has to be something that the Role allows; else the test

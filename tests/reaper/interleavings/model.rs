@@ -5,14 +5,14 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use devstack::cluster::Match;
+use fake_kubernetes::Match;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use operator_service::cluster::WorkFlow;
+use operator_service::db::DatabaseError;
+use operator_service::kubernetes::WorkFlow;
 use operator_service::reaper::Report;
-use operator_service::store::StoreError;
 use proptest::sample::Index;
 use serde_json::{Value, json};
 use sqlx::{Executor, Row};
@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 
 use super::{Act, Break, Event, Fate};
 use crate::scene::{Scene, ago, container};
-use crate::support::{Answer, Call, Cluster, Database, Key, caller, workflow};
+use crate::support::{Answer, Call, Cluster, Key, TestDatabase, caller, workflow};
 
 /// How many environments there are. The second announces a limit of its own.
 pub const ENVIRONMENTS: usize = 2;
@@ -49,7 +49,7 @@ const CLOCK: &str = "
         EXECUTE format('ALTER DATABASE %I SET search_path = public, clock, pg_catalog', current_database());
     END $$";
 
-/// Books, cluster, service and reaper; what happens in one case leaves nothing to the next.
+/// DatabaseConfig, cluster, service and reaper; what happens in one case leaves nothing to the next.
 pub struct World {
     scene: Scene,
     key: Key,
@@ -61,7 +61,7 @@ pub struct World {
 
 impl World {
     pub async fn new() -> Self {
-        let database = Database::empty().await;
+        let database = TestDatabase::empty().await;
         database.connect().await.execute(sqlx::raw_sql(CLOCK)).await.unwrap();
         database.store().migrate().await.unwrap();
         let cluster = Cluster::embedded().await;
@@ -244,7 +244,7 @@ struct Case<'a> {
     tally: &'a Mutex<BTreeMap<String, u64>>,
 }
 
-type Sweep<'a> = Pin<Box<dyn Future<Output = Result<Report, StoreError>> + 'a>>;
+type Sweep<'a> = Pin<Box<dyn Future<Output = Result<Report, DatabaseError>> + 'a>>;
 
 impl<'a> Case<'a> {
     fn cluster(&self) -> &'a Cluster {
@@ -575,7 +575,7 @@ impl<'a> Case<'a> {
     }
 
     async fn set_status(&self, id: &str, status: i32) {
-        let text = operator_service::job::status_text(status);
+        let text = operator_service::domain::Status::from_code(status).text();
         sqlx::query("UPDATE jobs SET status=$1,statusText=$2 WHERE workflowId=$3")
             .bind(status)
             .bind(text)

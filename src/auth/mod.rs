@@ -1,0 +1,11 @@
+//! Who signed a request, and whether that signer may make it. Pure: no I/O, no clock.
+
+mod address;
+mod nonce;
+mod policy;
+mod signature;
+
+pub use address::Address;
+pub use nonce::{Nonce, NonceRefused, NonceUse};
+pub use policy::{AccessError, Policy};
+pub use signature::{Form, Hashing, Operation, Signed, Unrecoverable, forms, recover};

@@ -1,0 +1,156 @@
+//! A value that is made once, kept for a while by wall clock, and then made again.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use tokio::sync::Mutex;
+
+/// Keeps a value. Of many that ask at once one makes it and the others wait; if that fails, it fails for all of
+/// them, and whoever asks later makes the next try.
+///
+/// The clock is the wall's and not a monotonic one: a frozen Lambda environment's monotonic clock may stand still
+/// while credentials and tokens end.
+#[derive(Debug)]
+pub(crate) struct Cached<T, E> {
+    slot: Mutex<Slot<T, E>>,
+    /// How often a value was made, or was tried to be made.
+    tries: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Slot<T, E> {
+    /// The value, when it was made and until when it is good.
+    value: Option<(Versioned<T>, SystemTime, SystemTime)>,
+    /// Which try failed last, and how.
+    failed: Option<(u64, E)>,
+}
+
+/// A kept value, and which one of those that there were.
+#[derive(Debug, Clone)]
+pub(crate) struct Versioned<T> {
+    pub(crate) value: T,
+    pub(crate) version: u64,
+}
+
+impl<T, E> Default for Cached<T, E> {
+    fn default() -> Self {
+        Self { slot: Mutex::new(Slot { value: None, failed: None }), tries: AtomicU64::new(0) }
+    }
+}
+
+impl<T: Clone, E: Clone> Cached<T, E> {
+    /// The value, made by `make` unless there is one that is good at `now` and is not the `refused` one. `make` says
+    /// until when what it made is good.
+    pub(crate) async fn get(
+        &self,
+        now: SystemTime,
+        refused: Option<u64>,
+        make: impl AsyncFnOnce() -> Result<(T, SystemTime), E>,
+    ) -> Result<Versioned<T>, E> {
+        let tries_before = self.tries.load(Ordering::SeqCst);
+        let mut slot = self.slot.lock().await;
+        if let Some((held, since, until)) = &slot.value
+            // A clock that was set back says nothing about what was made in its future.
+            && (*since..*until).contains(&now)
+            && refused != Some(held.version)
+        {
+            return Ok(held.clone());
+        }
+        if let Some((failed, error)) = &slot.failed
+            && *failed > tries_before
+        {
+            return Err(error.clone());
+        }
+        let made = make().await;
+        let version = self.tries.fetch_add(1, Ordering::SeqCst) + 1;
+        match made {
+            Ok((value, until)) => {
+                let held = Versioned { value, version };
+                slot.value = Some((held.clone(), now, until));
+                Ok(held)
+            }
+            Err(error) => {
+                slot.failed = Some((version, error.clone()));
+                Err(error)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[tokio::test]
+    async fn kept_until_its_end_by_the_wall_clock() {
+        let kept = Cached::<u32, ()>::default();
+        let get =
+            async |now: u64, value: u32| kept.get(at(now), None, async || Ok((value, at(110)))).await.unwrap().value;
+        assert_eq!(get(100, 1).await, 1);
+        assert_eq!(get(109, 2).await, 1);
+        assert_eq!(get(110, 3).await, 3);
+        // Set back, before it was made.
+        assert_eq!(get(50, 4).await, 4);
+    }
+
+    #[tokio::test]
+    async fn what_was_refused_is_made_again_once() {
+        let kept = Cached::<u32, ()>::default();
+        let first = kept.get(at(0), None, async || Ok((1, at(9)))).await.unwrap();
+        let second = kept.get(at(1), Some(first.version), async || Ok((2, at(9)))).await.unwrap();
+        assert_eq!(second.value, 2);
+        // Another, to whom the first was refused as well, gets the second.
+        let third = kept.get(at(1), Some(first.version), async || Ok((3, at(9)))).await.unwrap();
+        assert_eq!(third.value, 2);
+    }
+
+    #[tokio::test]
+    async fn one_makes_it_for_all_also_when_it_fails() {
+        for fails in [false, true] {
+            let kept = Arc::new(Cached::<u32, u32>::default());
+            let made = Arc::new(AtomicU64::new(0));
+            let all = (0..50).map(|_| {
+                let (kept, made) = (kept.clone(), made.clone());
+                tokio::spawn(async move {
+                    let make = async || {
+                        made.fetch_add(1, Ordering::SeqCst);
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        if fails { Err(7) } else { Ok((7, at(9))) }
+                    };
+                    kept.get(at(0), None, make).await.map(|held| held.value)
+                })
+            });
+            for result in futures_util::future::join_all(all).await {
+                assert_eq!(result.unwrap(), if fails { Err(7) } else { Ok(7) });
+            }
+            assert_eq!(made.load(Ordering::SeqCst), 1);
+            // Whoever comes later tries again.
+            let later = kept.get(at(10), None, async || Ok((8, at(20)))).await;
+            assert_eq!(later.unwrap().value, 8);
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_goes_on_when_the_maker_goes_away() {
+        let kept = Arc::new(Cached::<u32, ()>::default());
+        let maker = tokio::spawn({
+            let kept = kept.clone();
+            async move { kept.get(at(0), None, async || std::future::pending().await).await.map(|held| held.value) }
+        });
+        tokio::task::yield_now().await;
+        let waiter = tokio::spawn({
+            let kept = kept.clone();
+            async move { kept.get(at(0), None, async || Ok((2, at(9)))).await.map(|held| held.value) }
+        });
+        tokio::task::yield_now().await;
+        maker.abort();
+        assert_eq!(waiter.await.unwrap(), Ok(2));
+    }
+}

@@ -1,0 +1,14 @@
+//! What the service is about: jobs, their workflows, states and outputs, and the environments that run them. Pure: no
+//! I/O, no clock, no framework.
+
+pub mod environment;
+pub mod output;
+pub mod workflow;
+
+mod ids;
+mod job;
+mod status;
+
+pub use ids::{AgreementId, ChainId, InvalidId, JobId, Namespace, Owner};
+pub use job::Job;
+pub use status::{SETTLING_SECONDS, Status, StopRequest, may_be_dispatched, settles_in};

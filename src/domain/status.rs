@@ -1,0 +1,152 @@
+//! The states of a job, and every rule on them. Where SQL needs a rule, it gets these values as parameters.
+
+/// The state of a job (docs/contract/http.md, "Status object"). The engine writes the code and its text; this service
+/// writes [`Status::WarmingUp`] at the start, and the state that the reaper ends a job with.
+///
+/// A job is *finished* when its row has a `dateFinished`, whatever its status: 70 is just the usual last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// 1: accepted, waiting for an engine.
+    WarmingUp,
+    /// 10: dispatched to an engine, which has not begun it.
+    Dispatched,
+    /// 20: the engine makes volumes and fetches inputs.
+    ConfiguringVolumes,
+    /// 30: inputs and algorithm are there.
+    Provisioned,
+    /// 31: the inputs could not be fetched.
+    DataProvisioningFailed,
+    /// 32: the algorithm could not be fetched.
+    AlgorithmProvisioningFailed,
+    /// 40: the algorithm runs.
+    RunningAlgorithm,
+    /// 41: the algorithm failed.
+    AlgorithmFailed,
+    /// 50: the outputs are filtered.
+    FilteringResults,
+    /// 60: the outputs are published.
+    PublishingResults,
+    /// 70: done.
+    Completed,
+    /// A code that the contract does not name. Rows may hold any; 0 where a row has none.
+    Other(i32),
+}
+
+/// How many seconds after its end a job may still be publishing, if its status does not say that its engine is done
+/// (docs/contract/engine.md, "Finished jobs").
+pub const SETTLING_SECONDS: i64 = 3600;
+
+impl Status {
+    /// The states with which an engine is done with a finished job's objects at once.
+    const SETTLED: [Self; 3] = [Self::DataProvisioningFailed, Self::AlgorithmProvisioningFailed, Self::Completed];
+
+    /// The state with this code.
+    pub fn from_code(code: i32) -> Self {
+        match code {
+            1 => Self::WarmingUp,
+            10 => Self::Dispatched,
+            20 => Self::ConfiguringVolumes,
+            30 => Self::Provisioned,
+            31 => Self::DataProvisioningFailed,
+            32 => Self::AlgorithmProvisioningFailed,
+            40 => Self::RunningAlgorithm,
+            41 => Self::AlgorithmFailed,
+            50 => Self::FilteringResults,
+            60 => Self::PublishingResults,
+            70 => Self::Completed,
+            code => Self::Other(code),
+        }
+    }
+
+    /// The code, as rows and answers hold it.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::WarmingUp => 1,
+            Self::Dispatched => 10,
+            Self::ConfiguringVolumes => 20,
+            Self::Provisioned => 30,
+            Self::DataProvisioningFailed => 31,
+            Self::AlgorithmProvisioningFailed => 32,
+            Self::RunningAlgorithm => 40,
+            Self::AlgorithmFailed => 41,
+            Self::FilteringResults => 50,
+            Self::PublishingResults => 60,
+            Self::Completed => 70,
+            Self::Other(code) => code,
+        }
+    }
+
+    /// The text that the contract has for the code; empty for a code that it does not name.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::WarmingUp => "Warming up",
+            Self::Dispatched => "Job started",
+            Self::ConfiguringVolumes => "Configuring volumes",
+            Self::Provisioned => "Provisioning success",
+            Self::DataProvisioningFailed => "Data provisioning failed",
+            Self::AlgorithmProvisioningFailed => "Algorithm provisioning failed",
+            Self::RunningAlgorithm => "Running algorithm",
+            Self::AlgorithmFailed => "Algorithm failed",
+            Self::FilteringResults => "Filtering results",
+            Self::PublishingResults => "Publishing results",
+            Self::Completed => "Job finished",
+            Self::Other(_) => "",
+        }
+    }
+
+    /// The codes of the states with which an engine is done at once, for SQL.
+    pub fn settled_codes() -> Vec<i32> {
+        Self::SETTLED.map(Self::code).to_vec()
+    }
+}
+
+/// In how many seconds a job that finished `finished_age` seconds ago is settled: its engine is done with its objects, and
+/// they may be removed. 0 or less if it is settled (docs/contract/engine.md, "Finished jobs").
+pub fn settles_in(status: Status, finished_age: f64) -> f64 {
+    if Status::SETTLED.contains(&status) { 0.0 } else { SETTLING_SECONDS as f64 - finished_age }
+}
+
+/// Whether an unfinished job may be dispatched to an engine. `announce()` decides the same in SQL.
+///
+/// `valid_for` is in how many seconds the job's `validUntil` passes, if it has one.
+pub fn may_be_dispatched(status: Status, stop: StopRequest, removed: bool, valid_for: Option<f64>) -> bool {
+    status == Status::WarmingUp
+        && stop == StopRequest::NONE
+        && !removed
+        && valid_for.is_none_or(|seconds| seconds > 0.0)
+}
+
+/// Whether a job was asked to stop (`jobs.stopreq`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopRequest(i16);
+
+impl StopRequest {
+    /// 0: no.
+    pub const NONE: Self = Self(0);
+    /// 1: by its owner.
+    pub const BY_OWNER: Self = Self(1);
+    /// 2: because it is over its time limit.
+    pub const TIME_LIMIT: Self = Self(2);
+
+    /// The request with this code.
+    pub fn from_code(code: i16) -> Self {
+        Self(code)
+    }
+
+    /// The code, as rows and answers hold it.
+    pub fn code(self) -> i16 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_and_states_match() {
+        for code in -1..100 {
+            assert_eq!(Status::from_code(code).code(), code);
+        }
+    }
+}
