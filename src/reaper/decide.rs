@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::config::ReaperRules;
 use crate::db::{FinishedJob, Known, LiveJob};
 use crate::domain::{Status, environment, settles_in, workflow};
-use crate::kubernetes::{Component, Hope, Listed, Step, StepState, Trouble};
+use crate::kubernetes::{Component, Problem, Recovery, Step, StepState, WorkflowListing};
 
 use super::report::Kind;
 
@@ -202,9 +202,9 @@ fn running(job: &LiveJob, seen: Seen<'_>, limit: Limit, rules: &ReaperRules) -> 
 fn of_step(job: &LiveJob, step: &Step, limit: Limit, rules: &ReaperRules) -> Option<Action> {
     let end = |kind, reason, timed_out| Some(Action::End { kind, step: step.clone(), reason, timed_out });
     match &step.state {
-        StepState::Done | StepState::Going => None,
-        StepState::Stuck { trouble, hope, seconds } if *seconds >= grace(*hope, rules) => {
-            end(Kind::StuckSteps, Some(in_words(step.component, trouble)), false)
+        StepState::Done | StepState::Terminating => None,
+        StepState::Stuck { problem, recovery, seconds } if *seconds >= grace(*recovery, rules) => {
+            end(Kind::StuckSteps, Some(in_words(step.component, problem)), false)
         }
         _ if step.component != Component::Algorithm => None,
         _ if job.stop_requested == 1 || job.removed => end(Kind::Stops, None, false),
@@ -216,14 +216,14 @@ fn of_step(job: &LiveJob, step: &Step, limit: Limit, rules: &ReaperRules) -> Opt
     }
 }
 
-/// For how many seconds trouble may last.
-fn grace(hope: Hope, rules: &ReaperRules) -> f64 {
-    match hope {
-        Hope::None => 0.0,
-        Hope::Retry => rules.retry_grace,
+/// For how many seconds a problem may last.
+fn grace(recovery: Recovery, rules: &ReaperRules) -> f64 {
+    match recovery {
+        Recovery::None => 0.0,
+        Recovery::Retry => rules.retry_grace,
         // In time to see why: the cluster throws away the pod that it gives up.
-        Hope::Restart => rules.retry_grace / 5.0,
-        Hope::Room => rules.schedule_grace,
+        Recovery::Restart => rules.retry_grace / 5.0,
+        Recovery::Capacity => rules.schedule_grace,
     }
 }
 
@@ -246,26 +246,26 @@ fn orphaned(job: &LiveJob, what: &str) -> String {
 }
 
 /// Why a step was ended, in words that the job's owner understands.
-fn in_words(component: Component, trouble: &Trouble) -> String {
+fn in_words(component: Component, problem: &Problem) -> String {
     let what = match component {
         Component::Configure => "Fetching the job's data",
         Component::Algorithm => "The algorithm",
         Component::Filter => "Filtering the results",
         Component::Publish => "Publishing the results",
     };
-    match trouble {
-        Trouble::OutOfMemory(Some(limit)) => format!("{what} ran out of memory: {limit} were allowed."),
-        Trouble::OutOfMemory(None) => format!("{what} ran out of memory."),
-        Trouble::Exit(code) => format!("{what} failed with exit code {code}."),
-        Trouble::Evicted => format!("{what} was thrown out by a node that ran short of resources."),
-        Trouble::Deadline => format!("{what} took longer than allowed."),
-        Trouble::Failed => format!("{what} failed."),
-        Trouble::Image => format!("{what} could not begin: its image cannot be pulled."),
-        Trouble::ImageName => format!("{what} could not begin: its image has no valid name."),
-        Trouble::Container => format!("{what} could not begin: its container cannot be made."),
-        Trouble::Node(Some(lacks)) => format!("{what} could not begin: no node has enough {lacks} for it."),
-        Trouble::Node(None) => format!("{what} could not begin: no node can take it."),
-        Trouble::NoPod => format!("{what} could not begin: the cluster made no pod for it."),
+    match problem {
+        Problem::OutOfMemory(Some(limit)) => format!("{what} ran out of memory: {limit} were allowed."),
+        Problem::OutOfMemory(None) => format!("{what} ran out of memory."),
+        Problem::ExitCode(code) => format!("{what} failed with exit code {code}."),
+        Problem::Evicted => format!("{what} was thrown out by a node that ran short of resources."),
+        Problem::DeadlineExceeded => format!("{what} took longer than allowed."),
+        Problem::Failed => format!("{what} failed."),
+        Problem::ImagePull => format!("{what} could not begin: its image cannot be pulled."),
+        Problem::InvalidImageName => format!("{what} could not begin: its image has no valid name."),
+        Problem::ContainerCreation => format!("{what} could not begin: its container cannot be made."),
+        Problem::Unschedulable(Some(lacks)) => format!("{what} could not begin: no node has enough {lacks} for it."),
+        Problem::Unschedulable(None) => format!("{what} could not begin: no node can take it."),
+        Problem::NoPod => format!("{what} could not begin: the cluster made no pod for it."),
     }
 }
 
@@ -279,10 +279,10 @@ pub enum Duty {
 }
 
 /// What is to be done with a WorkFlow object that was found, if anything, and why; `known` is what the book says.
-pub fn object(found: &Listed, known: Option<&Known>, rules: &ReaperRules) -> Option<Kind> {
+pub fn object(found: &WorkflowListing, known: Option<&Known>, rules: &ReaperRules) -> Option<Kind> {
     match known {
         // Others may keep objects of their own there.
-        None => (found.ours && found.age > rules.stray_grace).then_some(Kind::Strays),
+        None => (found.managed && found.age_seconds > rules.stray_grace).then_some(Kind::Strays),
         Some(known) => {
             let old = known.finished_age? >= rules.workflow_ttl?;
             (old && known.settled).then_some(Kind::OldObjects)
@@ -465,16 +465,16 @@ mod tests {
     #[test]
     fn running_jobs_with_steps() {
         use Component::{Algorithm, Publish};
-        use StepState::{Done, Going, Running};
+        use StepState::{Done, Running, Terminating};
         let limited = ReaperRules { algorithm_limit: Some(100), ..rules() };
         let over = "end Algorithm TimeLimits true The algorithm was stopped at its time limit of 100 seconds.";
-        let stuck = |hope, seconds| StepState::Stuck { trouble: Trouble::Image, hope, seconds };
+        let stuck = |recovery, seconds| StepState::Stuck { problem: Problem::ImagePull, recovery, seconds };
         let image = "The algorithm could not begin: its image cannot be pulled.";
         for (job, step, expected) in [
             (job(40), step(Algorithm, 100.0, Running), "nothing".to_owned()),
             (job(40), step(Algorithm, 100.1, Running), over.to_owned()),
             (job(40), step(Algorithm, 1e9, Done), "nothing".to_owned()),
-            (job(40), step(Algorithm, 1e9, Going), "nothing".to_owned()),
+            (job(40), step(Algorithm, 1e9, Terminating), "nothing".to_owned()),
             (job(60), step(Publish, 1e9, Running), "nothing".to_owned()),
             (
                 LiveJob { stop_requested: 1, ..job(40) },
@@ -498,21 +498,25 @@ mod tests {
                 "end Algorithm TimeLimits true The algorithm was stopped because the job's validUntil has passed."
                     .to_owned(),
             ),
-            (job(40), step(Algorithm, 0.0, stuck(Hope::Retry, 299.9)), "nothing".to_owned()),
+            (job(40), step(Algorithm, 0.0, stuck(Recovery::Retry, 299.9)), "nothing".to_owned()),
             (
                 job(40),
-                step(Algorithm, 0.0, stuck(Hope::Retry, 300.0)),
+                step(Algorithm, 0.0, stuck(Recovery::Retry, 300.0)),
                 format!("end Algorithm StuckSteps false {image}"),
             ),
             (
                 job(40),
-                step(Algorithm, 0.0, stuck(Hope::Restart, 60.0)),
+                step(Algorithm, 0.0, stuck(Recovery::Restart, 60.0)),
                 format!("end Algorithm StuckSteps false {image}"),
             ),
-            (job(40), step(Algorithm, 0.0, stuck(Hope::Room, 899.0)), "nothing".to_owned()),
-            (job(40), step(Algorithm, 0.0, stuck(Hope::None, 0.0)), format!("end Algorithm StuckSteps false {image}")),
+            (job(40), step(Algorithm, 0.0, stuck(Recovery::Capacity, 899.0)), "nothing".to_owned()),
+            (
+                job(40),
+                step(Algorithm, 0.0, stuck(Recovery::None, 0.0)),
+                format!("end Algorithm StuckSteps false {image}"),
+            ),
             // What may recover has a limit all the same.
-            (job(40), step(Algorithm, 101.0, stuck(Hope::Room, 0.0)), over.to_owned()),
+            (job(40), step(Algorithm, 101.0, stuck(Recovery::Capacity, 0.0)), over.to_owned()),
             (LiveJob { absent_for: Some(99.0), ..job(40) }, step(Algorithm, 1.0, Running), "absent false".to_owned()),
         ] {
             let steps = [self::step(Component::Configure, 9e9, Done), step];
@@ -646,12 +650,12 @@ mod tests {
 
     #[test]
     fn objects() {
-        let found = |ours, age| Listed {
-            name: "job".to_owned(),
+        let found = |managed, age_seconds| WorkflowListing {
+            job_id: JobId::stored("job"),
             uid: "uid".to_owned(),
             resource_version: "1".to_owned(),
-            ours,
-            age,
+            managed,
+            age_seconds,
         };
         let known = |finished_age, settled| Known { job_id: "job".to_owned(), finished_age, settled, due: false };
         for (found, known, expected) in [

@@ -19,9 +19,10 @@ use uuid::Uuid;
 
 use crate::config::ReaperRules;
 use crate::db::{After, Database, DatabaseError, FinishedJob, LiveJob, Mirrored, SweptEnvironment, UnregisteredJob};
-use crate::domain::{JobId, output, workflow};
+use crate::domain::{JobId, Namespace, output, workflow};
 use crate::kubernetes::{
-    Cluster, ClusterError, Deleted, Listed, Step, StepState, WorkFlowSpec, WorkFlowStatus, names_namespace,
+    Cluster, ClusterError, Deletion, HeldObject, LogPart, Step, StepState, WorkFlowSpec, WorkFlowStatus,
+    WorkflowListing,
 };
 use crate::storage::{Storage, StorageError};
 use decide::{Action, Duty, Seen};
@@ -35,8 +36,6 @@ const LEASE: f64 = 60.0;
 const RENEWALS: (Duration, u32) = (Duration::from_secs(15), 3);
 /// After its time is up, a sweep may end what it has begun for so long.
 const GRACE: Duration = Duration::from_secs(4);
-/// How long the end of a log may take.
-const LOG_TIME: Duration = Duration::from_secs(20);
 /// As many things are done side by side.
 const AT_ONCE: u32 = 8;
 /// As often in a row the cluster may not be reached until it counts as gone for the rest of a run.
@@ -75,7 +74,7 @@ type Ended = Result<(Outcome, Option<String>), Failure>;
 impl Reaper {
     /// A reaper of this book, this cluster and these outputs.
     pub fn new(db: Database, cluster: &Cluster, outputs: Storage, rules: ReaperRules) -> Self {
-        let cluster = cluster.paced(rules.requests_per_second);
+        let cluster = cluster.rate_limited(rules.requests_per_second);
         Self { db, cluster, outputs, rules }
     }
 
@@ -306,7 +305,7 @@ impl Sweep<'_> {
                 Ok(steps) => Some(steps),
                 Err(error) => {
                     self.unreadable(namespace, &error);
-                    if matches!(error, ClusterError::Refused { .. } | ClusterError::NoNamespace) && !self.dry_run {
+                    if matches!(error, ClusterError::Refused { .. } | ClusterError::InvalidNamespace) && !self.dry_run {
                         self.db().environment_failed(namespace).await?;
                     }
                     None
@@ -321,9 +320,9 @@ impl Sweep<'_> {
             return Ok(enough);
         };
         let none = Vec::new();
-        let of_job = |job_id: &str| Seen::Steps(steps.get(job_id).unwrap_or(&none));
+        let of_job = |job_id: &str| Seen::Steps(steps.get(&JobId::stored(job_id)).unwrap_or(&none));
         let mut enough = self.live_jobs_seen(Some(namespace), &of_job, announced, until).await?;
-        let names = steps.iter().filter(|(_, steps)| !steps.iter().all(is_going)).map(|(name, _)| name.clone());
+        let names = steps.iter().filter(|(_, steps)| !steps.iter().all(is_going)).map(|(job_id, _)| job_id.to_string());
         enough &= self.leftovers(namespace, names.collect(), until).await?;
         if !self.dry_run {
             self.db().environment_swept(namespace, false).await?;
@@ -332,8 +331,9 @@ impl Sweep<'_> {
     }
 
     /// A cluster that is slow keeps nobody else from their turn.
-    async fn steps(&self, namespace: &str, until: Instant) -> Result<BTreeMap<String, Vec<Step>>, ClusterError> {
-        let steps = tokio::time::timeout_at(until, self.cluster().steps(namespace).boxed()).await;
+    async fn steps(&self, namespace: &str, until: Instant) -> Result<BTreeMap<JobId, Vec<Step>>, ClusterError> {
+        let namespace = Namespace::stored(namespace);
+        let steps = tokio::time::timeout_at(until, self.cluster().list_steps(&namespace).boxed()).await;
         steps.unwrap_or(Err(ClusterError::TimedOut))
     }
 
@@ -406,7 +406,7 @@ impl Sweep<'_> {
                 // A slow engine may have made something since all were listed.
                 if absent
                     && let Some((id, namespace)) = place(&job.job_id, job.namespace.as_deref())
-                    && self.heard(self.cluster().has_steps(&id, namespace).await)?
+                    && self.heard(self.cluster().has_steps(&id, &namespace).await)?
                 {
                     return Ok(overtaken());
                 }
@@ -424,19 +424,19 @@ impl Sweep<'_> {
                         return Ok(overtaken());
                     }
                 }
-                let ended = self.heard(self.cluster().end_step(&step, namespace).await);
+                let ended = self.heard(self.cluster().delete_step(&step, &Namespace::stored(namespace)).await);
                 // After any other error it may have been done.
                 let not_done =
-                    matches!(ended, Ok(Deleted::Changed) | Err(ClusterError::Refused { code: 400..500, .. }));
+                    matches!(ended, Ok(Deletion::Changed) | Err(ClusterError::Refused { code: 400..500, .. }));
                 if let (true, Some(reason), Some(noted)) = (not_done, &reason, noted) {
                     self.db().withdraw_reason(&job.job_id, reason, noted, &self.holder).await?;
                 }
                 let ended = ended?;
                 self.db().job_worked(&job.job_id).await?;
                 Ok(match ended {
-                    Deleted::Gone => (Outcome::Done, reason),
-                    Deleted::Held(by) => (Outcome::Done, Some(format!("its Job is held by {}", by.join(", ")))),
-                    Deleted::Changed => overtaken(),
+                    Deletion::Gone => (Outcome::Done, reason),
+                    Deletion::Held(by) => (Outcome::Done, Some(format!("its Job is held by {}", by.join(", ")))),
+                    Deletion::Changed => overtaken(),
                 })
             }
         }
@@ -445,8 +445,8 @@ impl Sweep<'_> {
     /// Keeps the end of a log whose pod is going to go. A node that does not hand it out keeps nobody waiting, and says
     /// nothing about the cluster.
     async fn keep_log(&self, step: &Step, namespace: &str) -> Result<(), Failure> {
-        let log = tokio::time::timeout(LOG_TIME, self.cluster().end_of_log(step, namespace).boxed()).await;
-        match log.unwrap_or(Err(ClusterError::TimedOut)) {
+        let namespace = Namespace::stored(namespace);
+        match self.cluster().read_log(&step.job_id, step.component, &namespace, LogPart::End).boxed().await {
             Ok(None) => {}
             Ok(Some(log)) => self.db().keep_log(&step.job_id, step.component.as_str(), log).await?,
             Err(error) => {
@@ -475,10 +475,11 @@ impl Sweep<'_> {
     /// Removes what the engine made for a job. What cannot have had objects has none.
     async fn tidy(&self, job_id: &str, namespace: Option<&str>) -> Ended {
         let Some((id, namespace)) = place(job_id, namespace) else { return Ok((Outcome::Done, None)) };
-        if self.refuses(namespace) {
+        if self.refuses(namespace.as_str()) {
             return Err(Failure::Refusing);
         }
-        let held = self.heard(self.cluster().tidy(&id, namespace).await)?;
+        let held = self.heard(self.cluster().delete_engine_objects(&id, &namespace).await)?;
+        let held: Vec<String> = held.iter().map(HeldObject::to_string).collect();
         let reason = (!held.is_empty()).then(|| format!("held by others' finalizers: {}", held.join("; ")));
         Ok((Outcome::Done, reason))
     }
@@ -514,7 +515,7 @@ impl Sweep<'_> {
         let metadata = job.workflow.as_deref().and_then(workflow::stored);
         let metadata = metadata.ok_or(Failure::Job("its workflow cannot be read"))?;
         let spec = WorkFlowSpec { owner: job.owner.clone(), agreement_id: Some(job.agreement_id.clone()), metadata };
-        self.heard(self.cluster().register(&id, namespace, spec).await)?;
+        self.heard(self.cluster().create_workflow(&id, &Namespace::stored(namespace), spec).await)?;
         self.db().registered(&id).await?;
         Ok((Outcome::Done, None))
     }
@@ -568,7 +569,7 @@ impl Sweep<'_> {
 
     async fn mirror(&self, job: &Mirrored) -> Result<(), Failure> {
         if let Some((id, namespace)) = place(&job.job_id, job.namespace.as_deref()) {
-            if self.refuses(namespace) {
+            if self.refuses(namespace.as_str()) {
                 return Err(Failure::Refusing);
             }
             let status = WorkFlowStatus {
@@ -578,7 +579,7 @@ impl Sweep<'_> {
                 date_finished: job.date_finished.clone(),
             };
             // Whether there is one or not: nothing is said that is not so.
-            self.heard(self.cluster().mirror(id.as_str(), namespace, &status).await)?;
+            self.heard(self.cluster().update_workflow_status(&id, &namespace, &status).await)?;
         }
         Ok(self.db().mirrored(job.clone()).await?)
     }
@@ -668,7 +669,7 @@ impl Sweep<'_> {
         if job.removed
             && let Some((id, namespace)) = place(&job.job_id, job.namespace.as_deref())
         {
-            self.heard(self.cluster().delete_workflow(id.as_str(), namespace, None).await)?;
+            self.heard(self.cluster().delete_workflow(&id, &namespace, None).await)?;
         }
         let outputs = job.outputs.as_deref().and_then(output::parse);
         let mut removals = Vec::new();
@@ -708,31 +709,31 @@ impl Sweep<'_> {
     async fn search(&self, namespace: &str, until: Instant) -> Result<bool, DatabaseError> {
         let mut from = None;
         loop {
-            let page = match self.heard(self.cluster().workflows(namespace, from).await) {
+            let page = match self.heard(self.cluster().list_workflows(&Namespace::stored(namespace), from).await) {
                 Ok(page) => page,
                 Err(error) => {
                     self.unreadable(namespace, &error);
                     return Ok(true);
                 }
             };
-            let known = self.db().known(page.items.iter().map(|item| item.name.clone()).collect()).await?;
-            let due: Vec<(Listed, Kind)> = page
+            let known = self.db().known(page.items.iter().map(|item| item.job_id.to_string()).collect()).await?;
+            let due: Vec<(WorkflowListing, Kind)> = page
                 .items
                 .into_iter()
                 .filter_map(|item| {
-                    let known = known.iter().find(|known| known.job_id == item.name);
+                    let known = known.iter().find(|known| known.job_id == item.job_id.as_str());
                     decide::object(&item, known, self.rules()).map(|kind| (item, kind))
                 })
                 .collect();
             for (_, kind) in &due {
                 self.notes.found(*kind, 1);
             }
-            let remove = |(item, kind): (Listed, Kind)| async move {
+            let remove = |(item, kind): (WorkflowListing, Kind)| async move {
                 let ended = match self.dry_run {
                     true => Ok((Outcome::Would, None)),
                     false => self.remove_object(&item, namespace).await,
                 };
-                self.note(&item.name, kind, ended).await;
+                self.note(item.job_id.as_str(), kind, ended).await;
             };
             if !self.side_by_side(due, until, remove).await {
                 return Ok(false);
@@ -748,14 +749,15 @@ impl Sweep<'_> {
         Ok(true)
     }
 
-    async fn remove_object(&self, item: &Listed, namespace: &str) -> Ended {
-        let deleted = self.cluster().delete_workflow(&item.name, namespace, Some(item)).await;
+    async fn remove_object(&self, item: &WorkflowListing, namespace: &str) -> Ended {
+        let deleted = self.cluster().delete_workflow(&item.job_id, &Namespace::stored(namespace), Some(item)).await;
         Ok(match self.heard(deleted)? {
-            Deleted::Gone => (Outcome::Done, None),
-            Deleted::Changed => (Outcome::Left, Some("it was changed meanwhile".to_owned())),
-            Deleted::Held(by) => {
-                (Outcome::Done, Some(format!("held by others' finalizers: WorkFlow {} ({})", item.name, by.join(", "))))
-            }
+            Deletion::Gone => (Outcome::Done, None),
+            Deletion::Changed => (Outcome::Left, Some("it was changed meanwhile".to_owned())),
+            Deletion::Held(by) => (
+                Outcome::Done,
+                Some(format!("held by others' finalizers: WorkFlow {} ({})", item.job_id, by.join(", "))),
+            ),
         })
     }
 
@@ -802,12 +804,12 @@ fn is_outage(error: &ClusterError) -> bool {
 }
 
 /// Where a job's objects are and what they are called after, if it can have any.
-fn place<'a>(job_id: &str, namespace: Option<&'a str>) -> Option<(JobId, &'a str)> {
-    Some((JobId::of_object(job_id)?, namespace.filter(|namespace| names_namespace(namespace))?))
+fn place(job_id: &str, namespace: Option<&str>) -> Option<(JobId, Namespace)> {
+    Some((JobId::of_object(job_id)?, namespace.map(Namespace::stored).filter(Namespace::is_valid)?))
 }
 
 fn is_going(step: &Step) -> bool {
-    step.state == StepState::Going
+    step.state == StepState::Terminating
 }
 
 fn kind_of(action: &Action) -> Option<Kind> {
