@@ -9,6 +9,7 @@ use super::sweep::{ActionError, ActionResult, Applied, Progress, Sweep, halfway_
 use crate::config::ReaperRules;
 use crate::db::{Cursor, DatabaseError, FinishedJob};
 use crate::domain::{JobId, Namespace, settles_in};
+use crate::kubernetes::HeldObject;
 
 /// What is to be deleted of a finished job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +112,8 @@ impl Sweep<'_> {
         if self.availability.forbidden.contains(namespace) {
             return Err(ActionError::NamespaceForbidden);
         }
-        let held = self.availability.observe(self.cluster().tidy(job_id, namespace.as_str()).await)?;
+        let held = self.availability.observe(self.cluster().delete_engine_objects(job_id, namespace).await)?;
+        let held: Vec<String> = held.iter().map(HeldObject::to_string).collect();
         let remark = (!held.is_empty()).then(|| format!("held by others' finalizers: {}", held.join("; ")));
         Ok(Applied::Done(remark))
     }

@@ -64,13 +64,13 @@ impl Sweep<'_> {
             return Ok(None);
         }
         // A slow environment does not take the time of the others.
-        let listing = tokio::time::timeout_at(until, self.cluster().steps(namespace.as_str()).boxed());
+        let listing = tokio::time::timeout_at(until, self.cluster().list_steps(namespace).boxed());
         let error = match self.availability.observe(listing.await.unwrap_or(Err(ClusterError::TimedOut))) {
-            Ok(steps) => return Ok(Some(steps.into_iter().map(|(name, steps)| (JobId::stored(name), steps)).collect())),
+            Ok(steps) => return Ok(Some(steps)),
             Err(error) => error,
         };
         self.namespace_unreadable(namespace, &error);
-        if matches!(error, ClusterError::Refused { .. } | ClusterError::NoNamespace) && !self.dry_run {
+        if matches!(error, ClusterError::Refused { .. } | ClusterError::InvalidNamespace) && !self.dry_run {
             self.db().environment_failed(namespace).await?;
         }
         Ok(None)
@@ -119,7 +119,7 @@ impl Sweep<'_> {
         steps: &Steps,
         until: Instant,
     ) -> Result<Progress, DatabaseError> {
-        let is_terminating = |step: &Step| step.state == StepState::Going;
+        let is_terminating = |step: &Step| step.state == StepState::Terminating;
         let remaining = steps.iter().filter(|(_, steps)| !steps.iter().all(is_terminating));
         let names: Vec<JobId> = remaining.map(|(job_id, _)| job_id.clone()).collect();
         let known = self.db().known_jobs(&names).await?;

@@ -77,7 +77,7 @@ impl Sweep<'_> {
         if job.removed
             && let Some(namespace) = self.namespace_of(&job.job_id, job.namespace.as_ref())
         {
-            let deleted = self.cluster().delete_workflow(job.job_id.as_str(), namespace.as_str(), None).await;
+            let deleted = self.cluster().delete_workflow(&job.job_id, namespace, None).await;
             self.availability.observe(deleted)?;
         }
         let outputs = job.outputs.as_deref().and_then(output::parse);

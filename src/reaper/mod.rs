@@ -56,7 +56,7 @@ pub struct Reaper {
 impl Reaper {
     /// Makes a reaper of this database, this cluster and these outputs.
     pub fn new(db: Database, cluster: &Cluster, storage: Storage, rules: ReaperRules) -> Self {
-        let cluster = cluster.paced(rules.requests_per_second);
+        let cluster = cluster.rate_limited(rules.requests_per_second);
         Self { db, cluster, storage, rules }
     }
 

@@ -37,9 +37,6 @@ impl Sweep<'_> {
     }
 
     async fn register(&self, job: &UnregisteredJob) -> ActionResult {
-        if !job.job_id.can_name_objects() {
-            return Err(ActionError::Job("its id cannot name an object"));
-        }
         let namespace = effective_namespace(job.namespace.as_ref(), &self.rules().default_namespace);
         let metadata = job.workflow.as_deref().and_then(workflow::stored);
         let metadata = metadata.ok_or(ActionError::Job("its workflow cannot be read"))?;
@@ -48,7 +45,7 @@ impl Sweep<'_> {
             agreement_id: Some(job.agreement_id.to_string()),
             metadata,
         };
-        self.availability.observe(self.cluster().register(&job.job_id, namespace.as_str(), spec).await)?;
+        self.availability.observe(self.cluster().create_workflow(&job.job_id, namespace, spec).await)?;
         self.db().registered(&job.job_id).await?;
         Ok(Applied::Done(None))
     }

@@ -72,7 +72,7 @@ impl Sweep<'_> {
                 date_finished: job.date_finished.clone(),
             };
             // Without an object, nothing is left to sync.
-            let written = self.cluster().mirror(job.job_id.as_str(), namespace.as_str(), &status).await;
+            let written = self.cluster().update_workflow_status(&job.job_id, namespace, &status).await;
             self.availability.observe(written)?;
         }
         Ok(self.db().status_synced(job).await?)

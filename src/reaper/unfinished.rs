@@ -2,8 +2,6 @@
 //!
 //! Ages of rows are measured by the database's clock, ages of objects by the cluster's.
 
-use std::time::Duration;
-
 use futures_util::FutureExt;
 
 use super::report::Duty;
@@ -13,13 +11,11 @@ use super::{orphans, requeues, stuck_steps};
 use crate::config::ReaperRules;
 use crate::db::UnfinishedJob;
 use crate::domain::{Namespace, Status, StopRequest};
-use crate::kubernetes::{ClusterError, Component, Deleted, Step, StepState};
+use crate::kubernetes::{ClusterError, Component, Deletion, LogPart, Step, StepState};
 
 /// How many times the limit grace applies to a job of which a step other than the algorithm runs: fetching data and
 /// publishing results have no limit of their own, and may take longer than the algorithm.
 const RUNNING_STEP_FACTOR: f64 = 24.0;
-/// How long reading the end of a log may take.
-const LOG_TIMEOUT: Duration = Duration::from_secs(20);
 /// Why an action was skipped: an engine continued the job.
 const CONTINUED: Applied = Applied::Skipped("the job was continued meanwhile");
 
@@ -124,9 +120,9 @@ fn decide_begun(job: &UnfinishedJob, observed: Observed<'_>, limit: Limit, rules
 fn decide_step(job: &UnfinishedJob, step: &Step, limit: Limit, rules: &ReaperRules) -> Option<Action> {
     let end = |duty, reason, timed_out| Some(Action::EndStep { duty, step: step.clone(), reason, timed_out });
     match &step.state {
-        StepState::Done | StepState::Going => None,
-        StepState::Stuck { trouble, hope, seconds } if *seconds >= stuck_steps::grace(*hope, rules) => {
-            end(Duty::StuckSteps, Some(stuck_steps::reason(step.component, trouble)), false)
+        StepState::Done | StepState::Terminating => None,
+        StepState::Stuck { problem, recovery, seconds } if *seconds >= stuck_steps::grace(*recovery, rules) => {
+            end(Duty::StuckSteps, Some(stuck_steps::reason(step.component, problem)), false)
         }
         _ if step.component != Component::Algorithm => None,
         _ if job.stop_requested == StopRequest::BY_OWNER || job.removed => end(Duty::Stops, None, false),
@@ -163,7 +159,7 @@ impl Sweep<'_> {
                 // A slow engine may have created a step since all were listed.
                 if *absent
                     && let Some(namespace) = self.namespace_of(&job.job_id, job.namespace.as_ref())
-                    && self.availability.observe(self.cluster().has_steps(&job.job_id, namespace.as_str()).await)?
+                    && self.availability.observe(self.cluster().has_steps(&job.job_id, namespace).await)?
                 {
                     return Ok(CONTINUED);
                 }
@@ -194,26 +190,25 @@ impl Sweep<'_> {
             let Some(new) = self.db().record_reason(job_id, reason, timed_out).await? else { return Ok(CONTINUED) };
             recorded = Some((reason, new));
         }
-        let ended = self.availability.observe(self.cluster().end_step(step, namespace.as_str()).await);
+        let ended = self.availability.observe(self.cluster().delete_step(step, namespace).await);
         // After any other error, the Job may have been deleted.
-        let not_ended = matches!(ended, Ok(Deleted::Changed) | Err(ClusterError::Refused { code: 400..500, .. }));
+        let not_ended = matches!(ended, Ok(Deletion::Changed) | Err(ClusterError::Refused { code: 400..500, .. }));
         if let (true, Some((reason, new))) = (not_ended, recorded) {
             self.db().withdraw_reason(job_id, reason, new, &self.holder).await?;
         }
         let ended = ended?;
         self.db().job_recovered(job_id).await?;
         Ok(match ended {
-            Deleted::Gone => Applied::Done(reason.map(str::to_owned)),
-            Deleted::Held(by) => Applied::Done(Some(format!("its Job is held by {}", by.join(", ")))),
-            Deleted::Changed => CONTINUED,
+            Deletion::Gone => Applied::Done(reason.map(str::to_owned)),
+            Deletion::Held(by) => Applied::Done(Some(format!("its Job is held by {}", by.join(", ")))),
+            Deletion::Changed => CONTINUED,
         })
     }
 
     /// Keeps the end of the log of a step whose pod is about to be deleted. A node that does not return it delays
     /// nothing else, and does not count as an outage of the cluster.
     async fn keep_log(&self, step: &Step, namespace: &Namespace) -> Result<(), ActionError> {
-        let reading = self.cluster().end_of_log(step, namespace.as_str()).boxed();
-        match tokio::time::timeout(LOG_TIMEOUT, reading).await.unwrap_or(Err(ClusterError::TimedOut)) {
+        match self.cluster().read_log(&step.job_id, step.component, namespace, LogPart::End).boxed().await {
             Ok(None) => {}
             Ok(Some(log)) => self.db().keep_log(&step.job_id, step.component.as_str(), log).await?,
             Err(error) => {
@@ -229,21 +224,21 @@ impl Sweep<'_> {
 mod tests {
     use super::super::fixture::{job, rules, step, summary};
     use super::*;
-    use crate::kubernetes::{Hope, Trouble};
+    use crate::kubernetes::{Problem, Recovery};
 
     #[test]
     fn running_jobs_with_steps() {
         use Component::{Algorithm, Publish};
-        use StepState::{Done, Going, Running};
+        use StepState::{Done, Running, Terminating};
         let limited = ReaperRules { algorithm_limit: Some(100), ..rules() };
         let over = "end Algorithm TimeLimits true The algorithm was stopped at its time limit of 100 seconds.";
-        let stuck = |hope, seconds| StepState::Stuck { trouble: Trouble::Image, hope, seconds };
+        let stuck = |recovery, seconds| StepState::Stuck { problem: Problem::ImagePull, recovery, seconds };
         let image = "The algorithm could not begin: its image cannot be pulled.";
         for (job, step, expected) in [
             (job(40), step(Algorithm, 100.0, Running), "nothing".to_owned()),
             (job(40), step(Algorithm, 100.1, Running), over.to_owned()),
             (job(40), step(Algorithm, 1e9, Done), "nothing".to_owned()),
-            (job(40), step(Algorithm, 1e9, Going), "nothing".to_owned()),
+            (job(40), step(Algorithm, 1e9, Terminating), "nothing".to_owned()),
             (job(60), step(Publish, 1e9, Running), "nothing".to_owned()),
             (
                 UnfinishedJob { stop_requested: StopRequest::BY_OWNER, ..job(40) },
@@ -271,21 +266,25 @@ mod tests {
                 "end Algorithm TimeLimits true The algorithm was stopped because the job's validUntil has passed."
                     .to_owned(),
             ),
-            (job(40), step(Algorithm, 0.0, stuck(Hope::Retry, 299.9)), "nothing".to_owned()),
+            (job(40), step(Algorithm, 0.0, stuck(Recovery::Retry, 299.9)), "nothing".to_owned()),
             (
                 job(40),
-                step(Algorithm, 0.0, stuck(Hope::Retry, 300.0)),
+                step(Algorithm, 0.0, stuck(Recovery::Retry, 300.0)),
                 format!("end Algorithm StuckSteps false {image}"),
             ),
             (
                 job(40),
-                step(Algorithm, 0.0, stuck(Hope::Restart, 60.0)),
+                step(Algorithm, 0.0, stuck(Recovery::Restart, 60.0)),
                 format!("end Algorithm StuckSteps false {image}"),
             ),
-            (job(40), step(Algorithm, 0.0, stuck(Hope::Room, 899.0)), "nothing".to_owned()),
-            (job(40), step(Algorithm, 0.0, stuck(Hope::None, 0.0)), format!("end Algorithm StuckSteps false {image}")),
+            (job(40), step(Algorithm, 0.0, stuck(Recovery::Capacity, 899.0)), "nothing".to_owned()),
+            (
+                job(40),
+                step(Algorithm, 0.0, stuck(Recovery::None, 0.0)),
+                format!("end Algorithm StuckSteps false {image}"),
+            ),
             // What may recover has a limit all the same.
-            (job(40), step(Algorithm, 101.0, stuck(Hope::Room, 0.0)), over.to_owned()),
+            (job(40), step(Algorithm, 101.0, stuck(Recovery::Capacity, 0.0)), over.to_owned()),
             (
                 UnfinishedJob { absent_for: Some(99.0), ..job(40) },
                 step(Algorithm, 1.0, Running),

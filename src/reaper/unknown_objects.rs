@@ -7,16 +7,16 @@ use super::sweep::{ActionResult, Applied, Progress, Sweep};
 use crate::config::ReaperRules;
 use crate::db::{DatabaseError, KnownJob, SweptEnvironment};
 use crate::domain::{JobId, Namespace};
-use crate::kubernetes::{Deleted, Listed};
+use crate::kubernetes::{Deletion, WorkflowListing};
 
 /// The longest time between two full scans of an environment, in seconds.
 const FULL_SCAN_INTERVAL: f64 = 3600.0;
 
 /// Decides whether a WorkFlow object is to be deleted, and why. `known` is the job of its name.
-fn decide(object: &Listed, known: Option<&KnownJob>, rules: &ReaperRules) -> Option<Duty> {
+fn decide(object: &WorkflowListing, known: Option<&KnownJob>, rules: &ReaperRules) -> Option<Duty> {
     match known {
         // Objects that this service did not create are somebody else's.
-        None => (object.ours && object.age > rules.unknown_grace).then_some(Duty::UnknownObjects),
+        None => (object.managed && object.age_seconds > rules.unknown_grace).then_some(Duty::UnknownObjects),
         Some(known) => {
             let old = known.finished_age? >= rules.workflow_ttl?;
             (old && known.settled).then_some(Duty::OldObjects)
@@ -48,7 +48,7 @@ impl Sweep<'_> {
     async fn scan_namespace(&self, namespace: &Namespace, until: Instant) -> Result<Progress, DatabaseError> {
         let mut from = None;
         loop {
-            let listing = self.cluster().workflows(namespace.as_str(), from).await;
+            let listing = self.cluster().list_workflows(namespace, from).await;
             let page = match self.availability.observe(listing) {
                 Ok(page) => page,
                 Err(error) => {
@@ -56,22 +56,22 @@ impl Sweep<'_> {
                     return Ok(Progress::Complete);
                 }
             };
-            let names: Vec<JobId> = page.items.iter().map(|item| JobId::stored(&item.name)).collect();
+            let names: Vec<JobId> = page.items.iter().map(|item| item.job_id.clone()).collect();
             let known = self.db().known_jobs(&names).await?;
-            let due: Vec<(Listed, Duty)> = page
+            let due: Vec<(WorkflowListing, Duty)> = page
                 .items
                 .into_iter()
                 .filter_map(|item| {
-                    let known = known.iter().find(|known| known.job_id.as_str() == item.name);
+                    let known = known.iter().find(|known| known.job_id == item.job_id);
                     decide(&item, known, self.rules()).map(|duty| (item, duty))
                 })
                 .collect();
             for (_, duty) in &due {
                 self.report.found(*duty, 1);
             }
-            let delete = |(item, duty): (Listed, Duty)| async move {
+            let delete = |(item, duty): (WorkflowListing, Duty)| async move {
                 let action = self.delete_workflow_object(&item, namespace);
-                self.apply(duty, &JobId::stored(&item.name), None, action).await;
+                self.apply(duty, &item.job_id, None, action).await;
             };
             if self.for_each_concurrently(due, until, delete).await == Progress::Partial {
                 return Ok(Progress::Partial);
@@ -87,13 +87,13 @@ impl Sweep<'_> {
         Ok(Progress::Complete)
     }
 
-    async fn delete_workflow_object(&self, item: &Listed, namespace: &Namespace) -> ActionResult {
-        let deleted = self.cluster().delete_workflow(&item.name, namespace.as_str(), Some(item)).await;
+    async fn delete_workflow_object(&self, item: &WorkflowListing, namespace: &Namespace) -> ActionResult {
+        let deleted = self.cluster().delete_workflow(&item.job_id, namespace, Some(item)).await;
         Ok(match self.availability.observe(deleted)? {
-            Deleted::Gone => Applied::Done(None),
-            Deleted::Changed => Applied::Skipped("the object changed meanwhile"),
-            Deleted::Held(by) => {
-                Applied::Done(Some(format!("held by others' finalizers: WorkFlow {} ({})", item.name, by.join(", "))))
+            Deletion::Gone => Applied::Done(None),
+            Deletion::Changed => Applied::Skipped("the object changed meanwhile"),
+            Deletion::Held(by) => {
+                Applied::Done(Some(format!("held by others' finalizers: WorkFlow {} ({})", item.job_id, by.join(", "))))
             }
         })
     }
@@ -106,12 +106,12 @@ mod tests {
 
     #[test]
     fn objects() {
-        let found = |ours, age| Listed {
-            name: "job".to_owned(),
+        let found = |managed, age_seconds| WorkflowListing {
+            job_id: JobId::stored("job"),
             uid: "uid".to_owned(),
             resource_version: "1".to_owned(),
-            ours,
-            age,
+            managed,
+            age_seconds,
         };
         let known =
             |finished_age, settled| KnownJob { job_id: JobId::stored("job"), finished_age, settled, due: false };

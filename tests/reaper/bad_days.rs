@@ -12,7 +12,8 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use operator_service::config::{Config, DatabaseConfig};
 use operator_service::db::Database;
-use operator_service::kubernetes::Deleted;
+use operator_service::domain::{JobId, Namespace};
+use operator_service::kubernetes::Deletion;
 use operator_service::reaper::Reaper;
 use operator_service::storage::Storage;
 use serde_json::{Value, json};
@@ -750,10 +751,10 @@ async fn a_job_that_took_the_place_of_another_stays() {
         scene.app.cluster.engine_job(namespace, &over.job_id, "algorithm").await;
         jobs.get(&name).await.unwrap().metadata.uid
     };
-    let service = scene.app.cluster.service().await;
-    let seen = service.steps(namespace).await.unwrap()[&over.job_id][0].clone();
+    let (service, place) = (scene.app.cluster.service().await, Namespace::stored(namespace));
+    let seen = service.list_steps(&place).await.unwrap()[&JobId::stored(&over.job_id)][0].clone();
     let uid = replace().await;
-    assert_eq!(service.end_step(&seen, namespace).await.unwrap(), Deleted::Changed);
+    assert_eq!(service.delete_step(&seen, &place).await.unwrap(), Deletion::Changed);
     assert_eq!(jobs.get(&name).await.unwrap().metadata.uid, uid);
 
     let job_id = over.job_id.as_str();
