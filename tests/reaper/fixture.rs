@@ -21,19 +21,19 @@ use crate::support::{App, AppBuilder, Call, Stored, eventually, unique};
 const TIME: Duration = Duration::from_secs(60);
 
 /// What a test of the reaper has before it.
-pub struct Scene {
+pub struct Fixture {
     pub app: App,
     pub reaper: Reaper,
 }
 
-/// How a scene is set.
+/// How a fixture is set.
 #[derive(Default)]
-pub struct SceneBuilder {
+pub struct FixtureBuilder {
     variables: BTreeMap<String, String>,
     app: AppBuilder,
 }
 
-impl SceneBuilder {
+impl FixtureBuilder {
     /// Sets an environment variable of service and reaper.
     #[must_use]
     pub fn var(mut self, name: &str, value: impl ToString) -> Self {
@@ -49,10 +49,10 @@ impl SceneBuilder {
         self
     }
 
-    pub async fn start(self) -> Scene {
+    pub async fn start(self) -> Fixture {
         let app = self.app.start().await;
         let reaper = reaper(&app, &self.variables).await;
-        Scene { app, reaper }
+        Fixture { app, reaper }
     }
 }
 
@@ -60,19 +60,20 @@ async fn reaper(app: &App, variables: &BTreeMap<String, String>) -> Reaper {
     let mut variables = variables.clone();
     variables.extend(app.database.variables());
     variables.entry("REAP_RATE".to_owned()).or_insert("1000".to_owned());
+    variables.entry("DEFAULT_NAMESPACE".to_owned()).or_insert(app.namespace.clone());
     let config = Config::read(&|name| variables.get(name).cloned(), DatabaseConfig::Required).unwrap();
     let origins = Storage::new(&config.results).unwrap();
     Reaper::new(app.database.store(), &app.cluster.service().await, origins, config.reaper)
 }
 
-impl Scene {
+impl Fixture {
     /// With everything as it is by default, but in a hurry: no request to the cluster waits for its turn.
     pub async fn start() -> Self {
         Self::builder().start().await
     }
 
-    pub fn builder() -> SceneBuilder {
-        SceneBuilder::default()
+    pub fn builder() -> FixtureBuilder {
+        FixtureBuilder::default()
     }
 
     /// Another reaper of the same book and cluster that goes by other rules.
