@@ -14,6 +14,7 @@ use sqlx::postgres::PgSslMode;
 
 use crate::auth::Policy;
 use crate::aws::eks::{self, Endpoint};
+use crate::domain::Namespace;
 use crate::domain::workflow::Completion;
 
 /// What a Lambda function can stream of one answer
@@ -113,12 +114,14 @@ pub struct Eks {
 /// What the reaper goes by. All times are in seconds.
 #[derive(Debug, Clone)]
 pub struct ReaperRules {
+    /// The namespace of jobs whose row names none (DEFAULT_NAMESPACE).
+    pub default_namespace: Namespace,
     /// How long an algorithm may run, whatever else is said; `None` for no limit (ALGO_POD_TIMEOUT).
     pub algorithm_limit: Option<u64>,
     /// How long outputs are kept whose job does not say; `None` for ever (STORAGE_EXPIRY).
     pub storage_expiry: Option<u64>,
-    /// After how long a job that an engine was given and has not begun is offered again (REAP_HANDOUT_GRACE).
-    pub hand_out_grace: f64,
+    /// How long a job may stay dispatched without being begun until it is requeued (REAP_DISPATCH_GRACE).
+    pub dispatch_grace: f64,
     /// How long trouble may last that the cluster tries to overcome (REAP_RETRY_GRACE).
     pub retry_grace: f64,
     /// How long a step may wait for room (REAP_SCHEDULE_GRACE).
@@ -127,8 +130,8 @@ pub struct ReaperRules {
     pub absent_grace: f64,
     /// How long beyond its limit a job may stand still (REAP_LIMIT_GRACE).
     pub limit_grace: f64,
-    /// How long a WorkFlow object may be in no book (REAP_STRAY_GRACE).
-    pub stray_grace: f64,
+    /// Minimum age of an unknown WorkFlow object before it is deleted (REAP_UNKNOWN_GRACE).
+    pub unknown_grace: f64,
     /// How long a WorkFlow object stays after its job's end; `None` for ever (WORKFLOW_TTL).
     pub workflow_ttl: Option<f64>,
     /// How far below its signer's highest a used nonce is kept: far enough that it cannot pass again.
@@ -258,7 +261,7 @@ impl Config {
                 limits_cpu: vars.quantity("limits_cpu", "1"),
                 limits_memory: vars.quantity("limits_memory", "500Mi"),
             },
-            default_namespace: vars.text("DEFAULT_NAMESPACE").unwrap_or_else(|| "ocean-compute".to_owned()),
+            default_namespace: vars.default_namespace(),
             operator_address: vars.text("OPERATOR_ADDRESS"),
             algo_time_limit: vars.text("ALGO_POD_TIMEOUT"),
             storage_expiry: vars.text("STORAGE_EXPIRY"),
@@ -522,15 +525,21 @@ impl Variables<'_> {
         }
     }
 
+    fn default_namespace(&self) -> String {
+        self.text("DEFAULT_NAMESPACE").unwrap_or_else(|| "ocean-compute".to_owned())
+    }
+
     fn reaper(&mut self) -> ReaperRules {
+        let default_namespace = Namespace::stored(self.default_namespace());
         let mut seconds = |name, default| self.number(name, default) as f64;
         ReaperRules {
-            hand_out_grace: seconds("REAP_HANDOUT_GRACE", 300),
+            default_namespace,
+            dispatch_grace: seconds("REAP_DISPATCH_GRACE", 300),
             retry_grace: seconds("REAP_RETRY_GRACE", 300),
             schedule_grace: seconds("REAP_SCHEDULE_GRACE", 900),
             absent_grace: seconds("REAP_ABSENT_GRACE", 60),
             limit_grace: seconds("REAP_LIMIT_GRACE", 3600),
-            stray_grace: seconds("REAP_STRAY_GRACE", 3600),
+            unknown_grace: seconds("REAP_UNKNOWN_GRACE", 3600),
             workflow_ttl: Some(seconds("WORKFLOW_TTL", 7 * 24 * 3600)).filter(|seconds| *seconds > 0.0),
             nonces_kept: (2.0 * seconds("NONCE_WINDOW", 300)).max(24.0 * 3600.0),
             algorithm_limit: Some(self.number("ALGO_POD_TIMEOUT", 0)).filter(|seconds| *seconds > 0),
