@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use operator_service::api::admin::{self, Admins};
-use operator_service::config::DatabaseConfig;
+use operator_service::config::DatabaseUse;
 use operator_service::runtime;
 
 fn main() -> ExitCode {
-    runtime::run(runtime::lambda(DatabaseConfig::Required, |config| {
+    runtime::run(runtime::lambda(DatabaseUse::Required, |config| {
         let (db, cluster, admins) = (runtime::db(&config)?, runtime::cluster(&config), Admins::listed(&config));
         Ok(admin::router(config, db, cluster, admins))
     }))

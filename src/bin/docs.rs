@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use operator_service::api::{docs, with_cors};
-use operator_service::config::DatabaseConfig;
+use operator_service::config::DatabaseUse;
 use operator_service::runtime;
 
 fn main() -> ExitCode {
-    runtime::run(runtime::lambda(DatabaseConfig::Optional, |config| Ok(with_cors(docs::router(config)))))
+    runtime::run(runtime::lambda(DatabaseUse::Optional, |config| Ok(with_cors(docs::router(config)))))
 }

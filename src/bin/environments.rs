@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use operator_service::api::{environments, with_cors};
-use operator_service::config::DatabaseConfig;
+use operator_service::config::DatabaseUse;
 use operator_service::runtime;
 
 fn main() -> ExitCode {
-    runtime::run(runtime::lambda(DatabaseConfig::Required, |config| {
+    runtime::run(runtime::lambda(DatabaseUse::Required, |config| {
         Ok(with_cors(environments::router(runtime::db(&config)?)))
     }))
 }

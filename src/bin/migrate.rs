@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use operator_service::config::DatabaseConfig;
+use operator_service::config::DatabaseUse;
 use operator_service::db::Database;
 use operator_service::runtime::{self, BoxError};
 use serde_json::json;
@@ -17,7 +17,7 @@ const TRY: Duration = Duration::from_secs(35);
 const PAUSE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    runtime::run(runtime::on_events(DatabaseConfig::Required, |config| {
+    runtime::run(runtime::on_events(DatabaseUse::Required, |config| {
         let db = runtime::db(&config)?;
         Ok(async move |event: runtime::Event| {
             migrate(&db, event.context.deadline()).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use operator_service::aws::{Account, eks};
-use operator_service::config::{Config, DatabaseConfig};
+use operator_service::config::{Config, DatabaseUse};
 use operator_service::runtime::{self, BoxError};
 use operator_service::telemetry::{self, Format};
 use operator_service::{api, kubernetes};
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 }
 
 async fn migrate() -> Result<(), BoxError> {
-    let config = Config::from_env(DatabaseConfig::Required)?;
+    let config = Config::from_env(DatabaseUse::Required)?;
     telemetry::init(&config.log, Format::Text)?;
     runtime::db(&config)?.migrate().await.map_err(runtime::with_causes)?;
     tracing::info!("the schema is up to date");
@@ -78,7 +78,7 @@ async fn migrate() -> Result<(), BoxError> {
 }
 
 async fn reap(dry_run: bool, limit: u64) -> Result<(), BoxError> {
-    let config = Config::from_env(DatabaseConfig::Required)?;
+    let config = Config::from_env(DatabaseUse::Required)?;
     telemetry::init(&config.log, Format::Text)?;
     let report =
         runtime::reaper(&config)?.sweep(dry_run, Duration::from_secs(limit)).await.map_err(runtime::with_causes)?;

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use operator_service::api::{results, with_cors};
-use operator_service::config::DatabaseConfig;
+use operator_service::config::DatabaseUse;
 use operator_service::runtime;
 
 fn main() -> ExitCode {
-    runtime::run(runtime::lambda_streaming(DatabaseConfig::Required, |config| {
+    runtime::run(runtime::lambda_streaming(DatabaseUse::Required, |config| {
         let (db, storage) = (runtime::db(&config)?, runtime::storage(&config)?);
         Ok(with_cors(results::router(config, db, storage)))
     }))

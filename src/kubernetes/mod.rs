@@ -26,7 +26,7 @@ use tower::util::BoxService;
 
 use crate::aws::eks::TokenSource;
 use crate::aws::{self, Account, AwsError};
-use crate::config::{Config, Eks};
+use crate::config::{Config, EksConfig};
 use crate::telemetry;
 use eks_auth::EksAuth;
 use rate_limit::RateLimit;
@@ -110,7 +110,7 @@ enum ClusterLocation {
     /// Where the usual rules say: KUBECONFIG, else ~/.kube/config, else the pod's own.
     Inferred,
     /// An EKS cluster, reached with this account's tokens.
-    Eks(Arc<(Eks, Account)>),
+    Eks(Arc<(EksConfig, Account)>),
     /// Known already.
     Known(Box<kube::Config>),
 }
@@ -179,7 +179,7 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
-async fn eks_config(eks: &Eks, account: &Account) -> Result<kube::Config, ClusterError> {
+async fn eks_config(eks: &EksConfig, account: &Account) -> Result<kube::Config, ClusterError> {
     let endpoint = match &eks.endpoint {
         Some(endpoint) => endpoint.clone(),
         None => aws::eks::describe(account, &eks.name).await?,

@@ -147,7 +147,7 @@ fn called_off(job: &LiveJob) -> Option<Action> {
 
 /// A job that an engine was given.
 fn handed_out(job: &LiveJob, rules: &ReaperRules) -> Option<Action> {
-    if job.handed_out_age <= rules.hand_out_grace {
+    if job.handed_out_age <= rules.dispatch_grace {
         return None;
     }
     let failed = |reason: &str| never_started(41, reason);
@@ -282,7 +282,7 @@ pub enum Duty {
 pub fn object(found: &Listed, known: Option<&Known>, rules: &ReaperRules) -> Option<Kind> {
     match known {
         // Others may keep objects of their own there.
-        None => (found.ours && found.age > rules.stray_grace).then_some(Kind::Strays),
+        None => (found.ours && found.age > rules.unknown_grace).then_some(Kind::Strays),
         Some(known) => {
             let old = known.finished_age? >= rules.workflow_ttl?;
             (old && known.settled).then_some(Kind::OldObjects)
@@ -329,12 +329,12 @@ mod tests {
         ReaperRules {
             algorithm_limit: None,
             storage_expiry: None,
-            hand_out_grace: 300.0,
+            dispatch_grace: 300.0,
             retry_grace: 300.0,
             schedule_grace: 900.0,
             absent_grace: 60.0,
             limit_grace: 3600.0,
-            stray_grace: 3600.0,
+            unknown_grace: 3600.0,
             workflow_ttl: Some(1000.0),
             nonces_kept: 86_400.0,
             requests_per_second: NonZeroU32::MIN,

@@ -398,7 +398,7 @@ impl Sweep<'_> {
         match action {
             Action::NoteAbsence(_) => Ok((Outcome::Done, None)),
             Action::HandBack => {
-                let grace = self.rules().hand_out_grace;
+                let grace = self.rules().dispatch_grace;
                 let handed_back = self.db().hand_back(&job.job_id, job.status, grace).await?;
                 Ok(if handed_back { (Outcome::Done, None) } else { overtaken() })
             }
@@ -692,7 +692,7 @@ impl Sweep<'_> {
 
     async fn searches(&self, environments: &[SweptEnvironment], until: Instant) -> Result<bool, DatabaseError> {
         let rules = self.rules();
-        let often = rules.workflow_ttl.unwrap_or(CHORES).min(rules.stray_grace).min(CHORES);
+        let often = rules.workflow_ttl.unwrap_or(CHORES).min(rules.unknown_grace).min(CHORES);
         for environment in environments.iter().filter(|it| it.searched_age >= often && !it.pausing) {
             if Instant::now() >= until || self.cluster_is_gone() {
                 return Ok(false);

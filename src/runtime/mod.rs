@@ -3,7 +3,6 @@
 mod streaming;
 
 use std::error::Error;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,7 +19,7 @@ use tower::ServiceExt;
 use crate::api::admin::Admins;
 use crate::api::{self, admin, compute, docs, environments, results, with_cors};
 use crate::aws::Account;
-use crate::config::{Config, DatabaseConfig, Listen};
+use crate::config::{Config, DatabaseUse};
 use crate::db::Database;
 use crate::kubernetes::Cluster;
 use crate::reaper::{Count, Reaper};
@@ -72,7 +71,7 @@ pub fn with_causes(error: impl Error) -> BoxError {
 
 /// Opens a group as a Lambda function behind an API Gateway REST API.
 pub async fn lambda(
-    books: DatabaseConfig,
+    books: DatabaseUse,
     group: impl FnOnce(Arc<Config>) -> Result<Router, BoxError>,
 ) -> Result<(), BoxError> {
     lambda_http::run(function(books, group)?).await
@@ -80,14 +79,14 @@ pub async fn lambda(
 
 /// As [`lambda`], with answers that are streamed. A function of its own, so that the others don't hold what it takes.
 pub async fn lambda_streaming(
-    books: DatabaseConfig,
+    books: DatabaseUse,
     group: impl FnOnce(Arc<Config>) -> Result<Router, BoxError>,
 ) -> Result<(), BoxError> {
     streaming::run(function(books, group)?).await
 }
 
 fn function(
-    books: DatabaseConfig,
+    books: DatabaseUse,
     group: impl FnOnce(Arc<Config>) -> Result<Router, BoxError>,
 ) -> Result<Router, BoxError> {
     let config = Arc::new(Config::from_env(books)?);
@@ -98,7 +97,7 @@ fn function(
 /// Opens a Lambda function that no caller reaches by HTTP. `open` makes what answers an event, in JSON. An error fails the
 /// invocation, with its text as `errorMessage`.
 pub async fn on_events<Answering>(
-    books: DatabaseConfig,
+    books: DatabaseUse,
     open: impl FnOnce(Arc<Config>) -> Result<Answering, BoxError>,
 ) -> Result<(), BoxError>
 where
@@ -128,7 +127,7 @@ fn without_stage(mut request: Request) -> Request {
 
 /// The books that the configuration names.
 pub fn db(config: &Config) -> Result<Database, BoxError> {
-    config.postgres.as_ref().map(Database::new).ok_or_else(|| "POSTGRES_HOST must be set".into())
+    config.database.as_ref().map(Database::new).ok_or_else(|| "POSTGRES_HOST must be set".into())
 }
 
 /// The cluster that the configuration names. Nobody is called yet.
@@ -138,7 +137,7 @@ pub fn cluster(config: &Config) -> Cluster {
 
 /// Where results come from.
 pub fn storage(config: &Config) -> Result<Storage, BoxError> {
-    let results = &config.results;
+    let results = &config.storage;
     if (results.api_key.is_some() || results.client_id.is_some()) && results.api_key_hosts.is_empty() {
         tracing::warn!("X-API-KEY and CLIENT-ID go to no host: set RESULT_API_KEY_HOSTS to those that are to get them");
     }
@@ -192,14 +191,8 @@ pub fn all_groups(config: Arc<Config>, db: Database, cluster: Cluster, admins: A
 
 /// Serves all groups until SIGTERM or SIGINT, and then until the requests that are under way have ended.
 pub async fn serve() -> Result<(), BoxError> {
-    let config = Config::from_env(DatabaseConfig::Required);
-    let listen = Listen::from_env();
-    let (config, listen) = match (config, listen) {
-        (Ok(config), Ok(listen)) => (Arc::new(config), listen),
-        (Err(error), Ok(_)) => return Err(error.into()),
-        (Ok(_), Err(error)) => return Err(error.into()),
-        (Err(config), Err(listen)) => return Err(config.and(listen).into()),
-    };
+    let (config, listen) = Config::of_server()?;
+    let config = Arc::new(config);
     telemetry::init(&config.log, Format::Text)?;
     let admins = Admins::of_server(&config, listen.host);
     match &admins {
@@ -213,7 +206,7 @@ pub async fn serve() -> Result<(), BoxError> {
     }
     let router = all_groups(config.clone(), db(&config)?, cluster(&config), admins)?;
 
-    let address = SocketAddr::from((listen.host, listen.port));
+    let address = listen.address();
     let listener = std::net::TcpListener::bind(address)
         .map_err(|error| format!("cannot listen on {address} (HOST and PORT say where): {error}"))?;
     listener.set_nonblocking(true)?;

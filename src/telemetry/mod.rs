@@ -19,7 +19,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
-use crate::config::Log;
+use crate::config::LogConfig;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub enum Format {
 }
 
 /// Starts logging to standard error and, if LOG_CFG names one, to a file.
-pub fn init(config: &Log, format: Format) -> io::Result<()> {
+pub fn init(config: &LogConfig, format: Format) -> io::Result<()> {
     let file: Option<File> = match &config.file {
         Some(path) => Some(OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
             io::Error::new(error.kind(), format!("LOG_CFG names a file that cannot be written: {error}"))

@@ -276,7 +276,7 @@ async fn an_object_says_so_too_if_the_job_was_finished_before_it_counted_as_regi
 
 #[tokio::test]
 async fn objects_in_no_book_and_those_of_old_jobs_go() {
-    let scene = Scene::builder().var("REAP_STRAY_GRACE", 0).var("WORKFLOW_TTL", 1000).start().await;
+    let scene = Scene::builder().var("REAP_UNKNOWN_GRACE", 0).var("WORKFLOW_TTL", 1000).start().await;
     let (namespace, cluster) = (scene.app.namespace.as_str(), &scene.app.cluster);
     let waiting = scene.job(Stored::default()).await;
     let fresh = scene.job(Stored { finished: Some(now() - 900.0), ..Stored::finished() }).await;

@@ -156,7 +156,7 @@ impl Admin {
     /// Where the book says the job is, else the default.
     async fn namespace(&self, job_id: &JobId) -> Result<String, ApiError> {
         let namespace = self.db.namespace(job_id.as_str()).await?;
-        Ok(namespace.unwrap_or_else(|| self.config.default_namespace.clone()))
+        Ok(namespace.unwrap_or_else(|| self.config.jobs.default_namespace.clone()))
     }
 }
 
@@ -221,7 +221,7 @@ pub(super) async fn list(State(admin): State<Admin>, params: Params) -> Result<J
         Some(environment) => BTreeSet::from([environment]),
         None => {
             let announced = admin.db.environments().await?.into_iter().map(|row| row.namespace);
-            announced.chain([admin.config.default_namespace.clone()]).collect()
+            announced.chain([admin.config.jobs.default_namespace.clone()]).collect()
         }
     };
     Ok(Json(admin.cluster.workflow_names(namespaces).await?))

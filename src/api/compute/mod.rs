@@ -412,9 +412,9 @@ pub(super) async fn start(State(compute): State<Compute>, params: Params) -> Res
     let signer = config.access.policy.signer(&request.signed(), &request.signature)?;
 
     let job_id = JobId::random();
-    let namespace = request.environment.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let namespace = request.environment.clone().unwrap_or_else(|| config.jobs.default_namespace.clone());
     let (chain_text, chain_value) = request.chain_id.take().unzip();
-    request.workflow.complete(&config.completion, &namespace, chain_value);
+    request.workflow.complete(&config.jobs.completion, &namespace, chain_value);
 
     let new_job = NewJob {
         job_id: job_id.clone(),
@@ -644,7 +644,7 @@ async fn change(
         telemetry::about_job(&job.job_id);
     }
     telemetry::stopped(touched.iter().filter(|job| job.unfinished).count());
-    carry_out(&cluster, &config.default_namespace, change, touched).await;
+    carry_out(&cluster, &config.jobs.default_namespace, change, touched).await;
     Ok(Json(jobs.into_iter().map(JobStatus::from).collect()))
 }
 
