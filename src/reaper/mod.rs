@@ -6,6 +6,7 @@
 //! docs/reaper.md has the rules and the invariants.
 
 pub mod decide;
+mod metrics;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -566,8 +566,8 @@ fn a_panic_is_a_500_and_the_function_lives_on() {
             Ok(axum::Router::new().route("/api/v1/panics", panics).route("/api/v1/lives", lives))
         };
         match std::env::var_os("STREAMING") {
-            None => runtime::run(runtime::lambda(DatabaseUse::Optional, routes)),
-            Some(_) => runtime::run(runtime::lambda_streaming(DatabaseUse::Optional, routes)),
+            None => runtime::run(runtime::lambda::run_router(DatabaseUse::Optional, routes)),
+            Some(_) => runtime::run(runtime::lambda::run_streaming(DatabaseUse::Optional, routes)),
         };
         return;
     }

@@ -139,7 +139,7 @@ impl AppBuilder {
             Some(yaml) => operator_service::kubernetes::Cluster::from_kubeconfig(yaml).await.unwrap(),
             None => cluster.service().await,
         };
-        let router = runtime::all_groups(config, store, service, admins).unwrap();
+        let router = runtime::server::all_routes(config, store, service, admins).unwrap();
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

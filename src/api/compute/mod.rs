@@ -439,8 +439,8 @@ pub(super) async fn start(State(compute): State<Compute>, params: Params) -> Res
         }
     };
     tracing::info!(job = %job_id, environment = namespace, "accepted");
-    telemetry::about_job(job_id.as_str());
-    telemetry::started();
+    telemetry::set_job(job_id.as_str());
+    telemetry::count_start();
 
     // From here on the job is accepted whatever happens; what is not registered now, the reaper registers.
     let spec = WorkFlowSpec {
@@ -641,9 +641,9 @@ async fn change(
     let nonce = request.nonce.as_ref().map(|nonce| config.access.policy.nonce_use(signer, nonce));
     let Changed { touched, jobs } = db.change(change, request.which, by, nonce, request.page).await??;
     if let [job] = touched.as_slice() {
-        telemetry::about_job(&job.job_id);
+        telemetry::set_job(&job.job_id);
     }
-    telemetry::stopped(touched.iter().filter(|job| job.unfinished).count());
+    telemetry::count_stops(touched.iter().filter(|job| job.unfinished).count());
     carry_out(&cluster, &config.jobs.default_namespace, change, touched).await;
     Ok(Json(jobs.into_iter().map(JobStatus::from).collect()))
 }

@@ -170,7 +170,7 @@ pub(super) async fn get_result(
 ) -> Result<Response, ApiError> {
     let Results { config, db, storage } = results;
     let request = ResultRequest::read(&params)?;
-    telemetry::about_job(&request.job_id);
+    telemetry::set_job(&request.job_id);
     let signer = config.access.policy.signer(&request.signed(), &request.signature)?;
     let nonce = config.access.policy.nonce_use(signer, &request.nonce);
 
