@@ -10,7 +10,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use operator_service::config::{Config, DatabaseConfig};
+use operator_service::config::{Config, DatabaseUse};
 use operator_service::db::Database;
 use operator_service::domain::{JobId, Namespace};
 use operator_service::kubernetes::Deletion;
@@ -647,9 +647,9 @@ async fn reaper_through(fixture: &Fixture, proxy: &Proxy) -> Reaper {
     variables.insert("POSTGRES_HOST".to_owned(), "127.0.0.1".to_owned());
     variables.insert("POSTGRES_PORT".to_owned(), proxy.port.to_string());
     variables.insert("REAP_RATE".to_owned(), "1000".to_owned());
-    let config = Config::read(&|name| variables.get(name).cloned(), DatabaseConfig::Required).unwrap();
-    let origins = Storage::new(&config.results).unwrap();
-    let store = Database::new(config.postgres.as_ref().unwrap());
+    let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
+    let origins = Storage::new(&config.storage).unwrap();
+    let store = Database::new(config.database.as_ref().unwrap());
     Reaper::new(store, &fixture.app.cluster.service().await, origins, config.reaper)
 }
 
@@ -701,8 +701,8 @@ async fn before_the_schema_is_there_a_sweep_says_what_to_do() {
     let fixture = fixture(&[]).await;
     let empty = TestDatabase::empty().await;
     let variables: BTreeMap<String, String> = empty.variables().into_iter().collect();
-    let config = Config::read(&|name| variables.get(name).cloned(), DatabaseConfig::Required).unwrap();
-    let origins = Storage::new(&config.results).unwrap();
+    let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
+    let origins = Storage::new(&config.storage).unwrap();
     let reaper = Reaper::new(empty.store(), &fixture.app.cluster.service().await, origins, config.reaper);
     for dry_run in [false, true] {
         let error = reaper.sweep(dry_run, LIMIT).await.unwrap_err().to_string();
