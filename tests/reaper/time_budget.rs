@@ -74,8 +74,8 @@ async fn many_running_jobs_do_not_keep_finished_ones_from_their_turn() {
     let elsewhere = fixture.app.cluster.another_namespace().await;
     let expired = Stored { workflow: kept_for(Value::Null), finished: Some(now() - 100.0), ..Stored::finished() };
     let expired = Stored { namespace: Some(elsewhere), ..expired }.insert(&fixture.app.database).await;
-    fixture.faults().delay(Match::any(), Duration::from_millis(200));
-    let report = fixture.short_sweep(Duration::from_secs(3)).await;
+    fixture.faults().delay(Match::any(), Duration::from_millis(300));
+    let report = fixture.short_sweep(Duration::from_secs(6)).await;
     assert_eq!(count(&report, "expiries"), [1, 1, 0, 0], "{report:#}");
     assert_eq!(fixture.row_of(&expired).await["purged"], true);
     let [found, done, _, left] = count(&report, "timeLimits");
