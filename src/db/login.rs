@@ -9,7 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use super::DatabaseError;
 use crate::aws::{Account, AwsError, rds, secrets};
 use crate::cache::{Cached, Versioned};
-use crate::config::{Login, Postgres};
+use crate::config::{DatabaseConfig, Login};
 
 /// How long a password made from credentials is used for new connections; the database accepts it for 15 minutes.
 const IAM_PASSWORD_AGE: Duration = Duration::from_secs(5 * 60);
@@ -18,13 +18,13 @@ const NEVER_EXPIRES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// The connection options, with the password that is valid now.
 pub(super) struct Logins {
-    config: Postgres,
+    config: DatabaseConfig,
     account: Account,
     cached: Cached<Arc<PgConnectOptions>, AwsError>,
 }
 
 impl Logins {
-    pub(super) fn new(config: &Postgres, account: Account) -> Self {
+    pub(super) fn new(config: &DatabaseConfig, account: Account) -> Self {
         Self { config: config.clone(), account, cached: Cached::default() }
     }
 
@@ -44,7 +44,7 @@ impl Logins {
     }
 
     async fn make(&self, now: SystemTime) -> Result<(PgConnectOptions, Duration), AwsError> {
-        let Postgres { host, port, database, user, login, .. } = &self.config;
+        let DatabaseConfig { host, port, database, user, login, .. } = &self.config;
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         let port = port.unwrap_or(5432);
         Ok(match login {
@@ -77,7 +77,7 @@ impl Logins {
         user: &str,
         password: Option<&SecretString>,
     ) -> PgConnectOptions {
-        let Postgres { ssl_mode, ca_file, .. } = &self.config;
+        let DatabaseConfig { ssl_mode, ca_file, .. } = &self.config;
         let mut options = PgConnectOptions::new_without_pgpass()
             .host(host)
             .port(port)

@@ -14,7 +14,7 @@ use super::error::is_refused;
 use super::login::Logins;
 use crate::aws::Account;
 use crate::cache::Versioned;
-use crate::config::Postgres;
+use crate::config::DatabaseConfig;
 use crate::telemetry;
 
 /// How long an operation waits for a connection of the pool while others use them all.
@@ -42,7 +42,7 @@ impl std::fmt::Debug for Database {
 
 impl Database {
     /// Prepares the pool; opens no connection yet.
-    pub fn new(config: &Postgres) -> Self {
+    pub fn new(config: &DatabaseConfig) -> Self {
         let pool = PgPoolOptions::new()
             .max_connections(config.pool_size)
             .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -13,7 +13,7 @@ use reqwest::{Client, Response, StatusCode};
 
 use crate::aws::s3::{Object, ObjectRequest};
 use crate::aws::{Account, AwsError};
-use crate::config::Results;
+use crate::config::StorageConfig;
 use origin::Origins;
 
 /// How long a presigned URL is valid.
@@ -63,12 +63,12 @@ pub struct Storage {
     /// For S3 itself, whose address may not be public.
     s3: Client,
     account: Account,
-    config: Arc<Results>,
+    config: Arc<StorageConfig>,
 }
 
 impl Storage {
     /// Builds the HTTP clients; makes no connection.
-    pub fn new(config: &Results) -> Result<Self, reqwest::Error> {
+    pub fn new(config: &StorageConfig) -> Result<Self, reqwest::Error> {
         // Root certificates are in the binary: reading the system's makes a cold start slower.
         let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
@@ -135,7 +135,7 @@ impl Storage {
     }
 
     fn object(&self, url: &str) -> Option<Object> {
-        let Results { output_buckets, s3_endpoint, .. } = &*self.config;
+        let StorageConfig { output_buckets, s3_endpoint, .. } = &*self.config;
         Object::of_url(url, output_buckets, s3_endpoint.as_ref())
     }
 

@@ -15,7 +15,7 @@ use url::{Host, Url};
 
 use super::addresses::is_public;
 use super::{StorageError, is_file, unreachable};
-use crate::config::{HostPattern, Results};
+use crate::config::{HostPattern, StorageConfig};
 
 /// How many redirects are followed.
 const MAX_REDIRECTS: usize = 5;
@@ -24,11 +24,11 @@ const MAX_REDIRECTS: usize = 5;
 #[derive(Clone)]
 pub(super) struct Origins {
     client: Client,
-    config: Arc<Results>,
+    config: Arc<StorageConfig>,
 }
 
 impl Origins {
-    pub(super) fn new(builder: ClientBuilder, config: Arc<Results>) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(builder: ClientBuilder, config: Arc<StorageConfig>) -> Result<Self, reqwest::Error> {
         let resolver = PublicOnly { allowed: config.hosts_allowed.clone() };
         Ok(Self { client: builder.dns_resolver(resolver).build()?, config })
     }

@@ -7,6 +7,8 @@
 //! PROPTEST_CASES=1000 runs more cases. A case that fails is made as short as possible, printed, and kept in
 //! interleavings.regressions, from which it is run first from then on.
 
+mod engine;
+mod invariants;
 mod model;
 
 use proptest::prelude::*;
@@ -94,7 +96,7 @@ pub enum Act {
         fate: Fate,
     },
     /// Somebody deletes one of a job's objects.
-    ByHand {
+    DeleteObject {
         job: Index,
         object: Index,
     },
@@ -140,7 +142,7 @@ fn act() -> impl Strategy<Value = Act> {
         6 => (job(), 0..4_usize).prop_map(|(job, steps)| Act::Run { job, steps }),
         1 => environment.prop_map(|environment| Act::Crash { environment }),
         6 => (job(), fate).prop_map(|(job, fate)| Act::Pods { job, fate }),
-        1 => (job(), any::<Index>()).prop_map(|(job, object)| Act::ByHand { job, object }),
+        1 => (job(), any::<Index>()).prop_map(|(job, object)| Act::DeleteObject { job, object }),
     ]
 }
 

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, ago, container, count, of_job};
+use crate::jobs::terminated;
 use crate::support::{Call, Key, Stored, caller, left_out, workflow};
 
 fn entry(kind: &str, outcome: &str) -> Vec<(String, String)> {
@@ -112,15 +113,6 @@ fn waiting(component: &'static str, why: &str, seconds: i64) -> Value {
             { "type": "ContainersReady", "status": "False", "lastTransitionTime": ago(seconds) },
         ],
         "containerStatuses": [container(component, json!({ "waiting": { "reason": why, "message": "…" } }))]
-    })
-}
-
-pub fn terminated(component: &'static str, why: &str, code: i32, seconds: i64) -> Value {
-    json!({
-        "phase": "Failed", "startTime": ago(seconds + 10),
-        "containerStatuses": [container(component, json!({ "terminated": {
-            "reason": why, "exitCode": code, "startedAt": ago(seconds + 10), "finishedAt": ago(seconds)
-        }}))]
     })
 }
 
