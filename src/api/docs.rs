@@ -43,8 +43,6 @@ use crate::config::Config;
         admin::list,
         admin::logs,
     ),
-    // Only a parameter refers to it, and those are not collected.
-    components(schemas(crate::kubernetes::Component)),
     tags(
         (name = "compute", description = "Jobs"),
         (name = "results", description = "What jobs have published"),

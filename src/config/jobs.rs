@@ -1,6 +1,7 @@
 //! What jobs get that they do not ask for: namespace, limits, volumes and resources.
 
 use super::variables::{Reader, Section, Unset, Variable};
+use crate::domain::Namespace;
 use crate::domain::workflow::Completion;
 
 const OPERATOR_ADDRESS: Variable<Unset> = Variable {
@@ -83,7 +84,7 @@ pub struct JobsConfig {
     /// OPERATOR_ADDRESS
     pub operator_address: Option<String>,
     /// DEFAULT_NAMESPACE
-    pub default_namespace: String,
+    pub default_namespace: Namespace,
     /// ALGO_POD_TIMEOUT
     pub time_limit: Limit,
     /// STORAGE_EXPIRY
@@ -114,7 +115,7 @@ impl JobsConfig {
         let (time_limit, storage_expiry) = (limit(&ALGO_POD_TIMEOUT), limit(&STORAGE_EXPIRY));
         Self {
             operator_address: reader.text(&OPERATOR_ADDRESS),
-            default_namespace: reader.text_or_default(&DEFAULT_NAMESPACE),
+            default_namespace: Namespace::stored(reader.text_or_default(&DEFAULT_NAMESPACE)),
             time_limit,
             storage_expiry,
             completion: Completion {

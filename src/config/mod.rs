@@ -152,7 +152,7 @@ mod tests {
         let config = read(&[("ALLOWED_PROVIDERS", ""), ("ALLOWED_ADMINS", "")], DatabaseUse::Optional).unwrap();
         assert!(config.database.is_none());
         assert_eq!(config.access.allowed_admins, None);
-        assert_eq!(config.jobs.default_namespace, "ocean-compute");
+        assert_eq!(config.jobs.default_namespace.as_str(), "ocean-compute");
         assert_eq!(config.access.policy.nonce_window, Duration::from_secs(300));
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::access::AccessConfig;
 use super::jobs::JobsConfig;
 use super::variables::{Reader, Section, Variable};
+use crate::domain::Namespace;
 
 const REAP_DISPATCH_GRACE: Variable<u64> = Variable {
     name: "REAP_DISPATCH_GRACE",
@@ -70,6 +71,8 @@ const NONCES_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// The reaper's rules. All times are in seconds.
 #[derive(Debug, Clone)]
 pub struct ReaperRules {
+    /// The namespace of jobs whose row has none (DEFAULT_NAMESPACE).
+    pub default_namespace: Namespace,
     /// The maximum duration of every algorithm; `None` for no limit (ALGO_POD_TIMEOUT).
     pub algorithm_limit: Option<u64>,
     /// How long outputs are kept of jobs without an expiry of their own; `None` for ever (STORAGE_EXPIRY).
@@ -98,6 +101,7 @@ impl ReaperRules {
     pub(super) fn read(reader: &mut Reader<'_>, access: &AccessConfig, jobs: &JobsConfig) -> Self {
         let mut seconds = |variable| reader.seconds(variable) as f64;
         Self {
+            default_namespace: jobs.default_namespace.clone(),
             algorithm_limit: jobs.time_limit.seconds(),
             storage_expiry: jobs.storage_expiry.seconds(),
             dispatch_grace: seconds(&REAP_DISPATCH_GRACE),

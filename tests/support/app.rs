@@ -134,7 +134,7 @@ impl AppBuilder {
         let store = runtime::db(&config).unwrap();
         let listens_on = self.listens_on.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let admins = if self.lambda { Admins::listed(&config) } else { Admins::of_server(&config, listens_on) };
-        let namespace = config.jobs.default_namespace.clone();
+        let namespace = config.jobs.default_namespace.as_str().to_owned();
         let service = match &self.kubeconfig {
             Some(yaml) => operator_service::kubernetes::Cluster::from_kubeconfig(yaml).await.unwrap(),
             None => cluster.service().await,
