@@ -302,13 +302,11 @@ async fn objects_in_no_book_and_those_of_old_jobs_go() {
     assert_eq!(serde_json::to_value(&report).unwrap()["kinds"]["unknownObjects"], Value::Null, "each has its grace");
 
     // The cluster tells its time in whole seconds.
-    let made = tokio::time::Instant::now();
     let report = crate::support::eventually("unknownObjects", Duration::from_secs(10), async || {
         let report = fixture.sweep().await;
         (count(&report, "unknownObjects")[0] > 0).then_some(report)
     })
     .await;
-    assert!(made.elapsed() < Duration::from_secs(10));
     assert_eq!(count(&report, "unknownObjects"), [2, 2, 0, 0], "{report:#}");
     let entries = report["jobs"].as_array().unwrap();
     let of_held = entries.iter().find(|entry| entry["job"] == held).unwrap();
