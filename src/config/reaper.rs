@@ -71,12 +71,12 @@ const NONCES_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// The reaper's rules. All times are in seconds.
 #[derive(Debug, Clone)]
 pub struct ReaperRules {
-    /// The namespace of jobs whose row has none (DEFAULT_NAMESPACE).
-    pub default_namespace: Namespace,
     /// The maximum duration of every algorithm; `None` for no limit (ALGO_POD_TIMEOUT).
     pub algorithm_limit: Option<u64>,
     /// How long outputs are kept of jobs without an expiry of their own; `None` for ever (STORAGE_EXPIRY).
     pub storage_expiry: Option<u64>,
+    /// The namespace of jobs whose row has none (DEFAULT_NAMESPACE).
+    pub default_namespace: Namespace,
     /// How long a dispatched job may not have begun before it is requeued (REAP_DISPATCH_GRACE).
     pub dispatch_grace: f64,
     /// How long a problem may last that the cluster retries (REAP_RETRY_GRACE).
@@ -101,9 +101,9 @@ impl ReaperRules {
     pub(super) fn read(reader: &mut Reader<'_>, access: &AccessConfig, jobs: &JobsConfig) -> Self {
         let mut seconds = |variable| reader.seconds(variable) as f64;
         Self {
-            default_namespace: jobs.default_namespace.clone(),
             algorithm_limit: jobs.time_limit.seconds(),
             storage_expiry: jobs.storage_expiry.seconds(),
+            default_namespace: jobs.default_namespace.clone(),
             dispatch_grace: seconds(&REAP_DISPATCH_GRACE),
             retry_grace: seconds(&REAP_RETRY_GRACE),
             schedule_grace: seconds(&REAP_SCHEDULE_GRACE),

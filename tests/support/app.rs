@@ -134,7 +134,7 @@ impl AppBuilder {
         let store = runtime::db(&config).unwrap();
         let listens_on = self.listens_on.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let admins = if self.lambda { Admins::listed(&config) } else { Admins::of_server(&config, listens_on) };
-        let namespace = config.jobs.default_namespace.as_str().to_owned();
+        let namespace = config.jobs.default_namespace.clone();
         let service = match &self.kubeconfig {
             Some(yaml) => operator_service::kubernetes::Cluster::from_kubeconfig(yaml).await.unwrap(),
             None => cluster.service().await,
@@ -144,7 +144,7 @@ impl AppBuilder {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async move { axum::serve(listener, router.into_make_service()).await.unwrap() });
-        App { url, database, cluster, namespace, client: client(), server }
+        App { url, database, cluster, namespace: namespace.to_string(), client: client(), server }
     }
 }
 

@@ -412,7 +412,7 @@ pub(super) async fn start(State(compute): State<Compute>, params: Params) -> Res
     let signer = config.access.policy.signer(&request.signed(), &request.signature)?;
 
     let job_id = JobId::random();
-    let namespace = request.environment.clone().unwrap_or_else(|| config.jobs.default_namespace.as_str().to_owned());
+    let namespace = request.environment.clone().unwrap_or_else(|| config.jobs.default_namespace.to_string());
     let (chain_text, chain_value) = request.chain_id.take().unzip();
     request.workflow.complete(&config.jobs.completion, &namespace, chain_value);
 
