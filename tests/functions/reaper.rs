@@ -58,7 +58,7 @@ impl Fixture {
     /// Checks that the actions on both jobs ended like this.
     fn check(&self, report: &Value, outcome: &str) {
         let (mut found, mut expected) = (Vec::new(), Vec::new());
-        // What had been called off was looked through for leftovers, too.
+        // The stopped job is cleaned up as well.
         for entry in report["jobs"].as_array().unwrap().iter().filter(|entry| entry["kind"] != "cleanups") {
             found.push(["job", "kind", "outcome"].map(|name| entry[name].as_str().unwrap().to_owned()));
         }
