@@ -420,7 +420,7 @@ async fn variables_prints_what_docs_configuration_md_contains() {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md")).unwrap();
     assert!(
         page.ends_with(&format!("\n\n{markdown}")),
-        "docs/configuration.md is outdated: it has to end with\n{markdown}"
+        "docs/configuration.md is outdated: `make docs` writes it. It has to end with\n{markdown}"
     );
 
     let list: Vec<Value> = serde_json::from_str(&printed(&["variables", "--format", "json"]).await).unwrap();
