@@ -23,7 +23,7 @@ use super::repeatable::InManner;
 use super::{ClusterError, Deletion};
 use crate::aws::eks::TokenSource;
 use crate::aws::{self, Account};
-use crate::config::{Config, Eks};
+use crate::config::{Config, EksConfig};
 use crate::domain::{JobId, Namespace};
 use crate::telemetry::waiting_for_cluster;
 
@@ -51,7 +51,7 @@ enum ClusterLocation {
     /// As kubectl finds it: KUBECONFIG, else ~/.kube/config, else the pod's service account.
     Inferred,
     /// An EKS cluster, used with this account's tokens.
-    Eks(Arc<(Eks, Account)>),
+    Eks(Arc<(EksConfig, Account)>),
     /// A configuration that has been read already.
     Known(Box<kube::Config>),
 }
@@ -151,7 +151,7 @@ impl Debug for Cluster {
     }
 }
 
-async fn eks_config(eks: &Eks, account: &Account) -> Result<kube::Config, ClusterError> {
+async fn eks_config(eks: &EksConfig, account: &Account) -> Result<kube::Config, ClusterError> {
     let endpoint = match &eks.endpoint {
         Some(endpoint) => endpoint.clone(),
         None => aws::eks::describe(account, &eks.name).await?,

@@ -9,6 +9,7 @@ mod availability;
 mod cleanup;
 mod environments;
 mod expiry;
+mod metrics;
 mod nonces;
 mod orphans;
 mod registrations;

@@ -157,7 +157,7 @@ impl Admin {
     /// Where the book says the job is, else the default.
     async fn namespace(&self, job_id: &JobId) -> Result<Namespace, ApiError> {
         let namespace = self.db.namespace(job_id.as_str()).await?;
-        Ok(Namespace::stored(namespace.unwrap_or_else(|| self.config.default_namespace.clone())))
+        Ok(Namespace::stored(namespace.unwrap_or_else(|| self.config.jobs.default_namespace.to_string())))
     }
 }
 
@@ -222,7 +222,7 @@ pub(super) async fn list(State(admin): State<Admin>, params: Params) -> Result<J
         Some(environment) => BTreeSet::from([Namespace::stored(environment)]),
         None => {
             let announced = admin.db.environments().await?.into_iter().map(|row| row.namespace);
-            announced.chain([admin.config.default_namespace.clone()]).map(Namespace::stored).collect()
+            announced.chain([admin.config.jobs.default_namespace.to_string()]).map(Namespace::stored).collect()
         }
     };
     Ok(Json(admin.cluster.workflow_names(namespaces).await?))

@@ -412,9 +412,9 @@ pub(super) async fn start(State(compute): State<Compute>, params: Params) -> Res
     let signer = config.access.policy.signer(&request.signed(), &request.signature)?;
 
     let job_id = JobId::random();
-    let namespace = request.environment.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let namespace = request.environment.clone().unwrap_or_else(|| config.jobs.default_namespace.to_string());
     let (chain_text, chain_value) = request.chain_id.take().unzip();
-    request.workflow.complete(&config.completion, &namespace, chain_value);
+    request.workflow.complete(&config.jobs.completion, &namespace, chain_value);
 
     let new_job = NewJob {
         job_id: job_id.clone(),
@@ -439,8 +439,8 @@ pub(super) async fn start(State(compute): State<Compute>, params: Params) -> Res
         }
     };
     tracing::info!(job = %job_id, environment = namespace, "accepted");
-    telemetry::about_job(job_id.as_str());
-    telemetry::started();
+    telemetry::set_job(job_id.as_str());
+    telemetry::count_start();
 
     // From here on the job is accepted whatever happens; what is not registered now, the reaper registers.
     let spec = WorkFlowSpec {
@@ -641,10 +641,10 @@ async fn change(
     let nonce = request.nonce.as_ref().map(|nonce| config.access.policy.nonce_use(signer, nonce));
     let Changed { touched, jobs } = db.change(change, request.which, by, nonce, request.page).await??;
     if let [job] = touched.as_slice() {
-        telemetry::about_job(&job.job_id);
+        telemetry::set_job(&job.job_id);
     }
-    telemetry::stopped(touched.iter().filter(|job| job.unfinished).count());
-    carry_out(&cluster, &config.default_namespace, change, touched).await;
+    telemetry::count_stops(touched.iter().filter(|job| job.unfinished).count());
+    carry_out(&cluster, config.jobs.default_namespace.as_str(), change, touched).await;
     Ok(Json(jobs.into_iter().map(JobStatus::from).collect()))
 }
 
