@@ -15,11 +15,9 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 use tower::BoxError;
-use tower::util::BoxService;
+use tower::util::{BoxService, MapResponseLayer, option_layer};
 
-use super::eks_auth::EksAuth;
-use super::rate_limit::RateLimit;
-use super::repeatable::InManner;
+use super::layers::{ClusterClock, EksAuthLayer, RateLimit};
 use super::{ClusterError, Deletion};
 use crate::aws::eks::TokenSource;
 use crate::aws::{self, Account};
@@ -42,6 +40,7 @@ const COMMON_FINALIZERS: [&str; 4] =
 pub struct Cluster {
     client: Arc<OnceCell<Client>>,
     location: ClusterLocation,
+    clock: ClusterClock,
     rate_limit: Option<RateLimit>,
 }
 
@@ -77,14 +76,14 @@ impl Cluster {
     }
 
     fn at(location: ClusterLocation) -> Self {
-        Self { client: Arc::default(), location, rate_limit: None }
+        Self { client: Arc::default(), location, clock: ClusterClock::default(), rate_limit: None }
     }
 
     /// The same cluster by a connection of its own, with at most this many requests per second. Each request has 10
     /// seconds to be answered once it is sent, and is repeated if the API server answers 429.
     pub fn rate_limited(&self, requests_per_second: NonZeroU32) -> Self {
-        let rate_limit = Some(RateLimit::of(requests_per_second));
-        Self { client: Arc::default(), location: self.location.clone(), rate_limit }
+        let rate_limit = Some(RateLimit::new(requests_per_second));
+        Self { rate_limit, ..Self::at(self.location.clone()) }
     }
 
     /// The objects of a kind in a namespace. The only way to objects: names come from outside and become part of paths.
@@ -113,7 +112,7 @@ impl Cluster {
 
     /// The time by the cluster's clock.
     pub(super) fn now(&self) -> Timestamp {
-        self.rate_limit.as_ref().map_or_else(Timestamp::now, RateLimit::now)
+        self.clock.now()
     }
 
     async fn client(&self) -> Result<Client, ClusterError> {
@@ -133,15 +132,18 @@ impl Cluster {
                 (eks_config(eks, account).await?, Some(tokens))
             }
         };
-        let builder = builder(config, self.rate_limit.is_none())?;
-        Ok(match (tokens, self.rate_limit.clone()) {
-            (None, None) => builder.build(),
-            (None, Some(pace)) => builder.with_layer(&InManner(pace)).build(),
-            (Some(tokens), None) => builder.with_layer(&InManner(EksAuth(tokens))).build(),
-            (Some(tokens), Some(pace)) => {
-                builder.with_layer(&InManner(EksAuth(tokens))).with_layer(&InManner(pace)).build()
-            }
-        })
+        let clock = self.clock.clone();
+        let set_clock = MapResponseLayer::new(move |response: Response<Box<DynBody>>| {
+            clock.observe(response.headers());
+            response
+        });
+        // Where there is no rate limit with its own retries, kube retries what the API server answers with 429, 503 or
+        // 504.
+        Ok(builder(config, self.rate_limit.is_none())?
+            .with_layer(&set_clock)
+            .with_layer(&option_layer(tokens.map(EksAuthLayer)))
+            .with_layer(&option_layer(self.rate_limit.clone()))
+            .build())
     }
 }
 

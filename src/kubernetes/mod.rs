@@ -5,11 +5,9 @@
 
 mod client;
 mod component;
-mod eks_auth;
 mod engine_objects;
+mod layers;
 mod logs;
-mod rate_limit;
-mod repeatable;
 mod steps;
 mod workflow;
 mod workflows;
