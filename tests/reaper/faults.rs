@@ -246,8 +246,8 @@ async fn reaper_through(fixture: &Fixture, proxy: &Proxy) -> Reaper {
     variables.insert("REAP_RATE".to_owned(), "1000".to_owned());
     let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
     let origins = Storage::new(&config.storage).unwrap();
-    let store = Database::new(config.database.as_ref().unwrap());
-    Reaper::new(store, &fixture.app.cluster.service().await, origins, config.reaper)
+    let database = Database::new(config.database.as_ref().unwrap());
+    Reaper::new(database, &fixture.app.cluster.service().await, origins, config.reaper)
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ async fn reaper(app: &App, variables: &BTreeMap<String, String>) -> Reaper {
     variables.entry("DEFAULT_NAMESPACE".to_owned()).or_insert(app.namespace.clone());
     let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
     let origins = Storage::new(&config.storage).unwrap();
-    let database = Database::new(config.postgres.as_ref().unwrap());
+    let database = Database::new(config.database.as_ref().unwrap());
     Reaper::new(database, &app.cluster.service().await, origins, config.reaper)
 }
 
