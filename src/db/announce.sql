@@ -1,9 +1,9 @@
--- announce() as it is now. Run whenever the schema is brought up to date: the old service's POST /pgsqlinit puts its own in
--- this one's place, and a migration runs but once. A migration that changes announce() changes it here too; a test compares.
+-- announce() as it is now. Run whenever the schema is brought up to date: the Python service's POST /pgsqlinit replaces it with
+-- that service's own, and a migration runs only once. A migration that changes announce() changes it here too; a test compares.
 
--- The engine's call, every five seconds: files its announcement and takes up to lmt jobs. A job is handed out
--- once: it leaves status 1 in the statement that returns it, and SKIP LOCKED keeps two engines of one
--- namespace from waiting for, or getting, the same job.
+-- The engine calls it every five seconds: it records the engine's announcement and dispatches up to lmt jobs. A job is
+-- dispatched once: it leaves status 1 in the statement that returns it, and SKIP LOCKED keeps two engines of one namespace
+-- from waiting for, or getting, the same job.
 CREATE OR REPLACE FUNCTION announce(environment varchar(255), fullstatus text, lmt int)
     RETURNS TABLE (workflow varchar(255))
     LANGUAGE plpgsql AS
