@@ -231,7 +231,7 @@ mod tests {
     use crate::kubernetes::{Problem, Recovery};
 
     #[test]
-    fn running_jobs_with_steps() {
+    fn begun_jobs_with_steps() {
         use Component::{Algorithm, Publish};
         use StepState::{Done, Running, Terminating};
         let limited = ReaperRules { algorithm_limit: Some(100), ..rules() };

@@ -15,11 +15,11 @@ use crate::fixture::{Fixture, LIMIT, count, of_job};
 use crate::jobs::{OUTPUTS, RULES, end_state, expired, finished, kept_for, now, one_of_each, unregistered};
 use crate::support::{Proxy, Stored, TestDatabase, eventually};
 
-// Too many requests
+// Throttling
 
 #[tokio::test]
-async fn for_as_long_as_the_cluster_says_nothing_is_asked() {
-    // Four at once, a quarter of a second apart.
+async fn no_request_is_sent_before_the_time_that_a_429_asks_for() {
+    // Four requests concurrently, a quarter of a second apart.
     let fixture = Fixture::with_faults(&[("REAP_RATE", "4")]).await;
     for _ in 0..5 {
         unregistered(&fixture).await;
@@ -32,13 +32,13 @@ async fn for_as_long_as_the_cluster_says_nothing_is_asked() {
     };
     let (report, pause) = tokio::join!(fixture.sweep(), watching);
     assert!(pause > Duration::from_secs(3), "{pause:?}");
-    // The cluster was busy, not gone.
+    // The cluster was busy, not down.
     assert_eq!(count(&report, "registrations"), [5, 5, 0, 0], "{report:#}");
     assert_eq!(creates(), 6);
 }
 
 #[tokio::test]
-async fn what_is_always_one_too_many_is_asked_for_a_few_times_only() {
+async fn a_request_that_is_always_throttled_is_given_up_after_a_few_attempts() {
     let fixture = Fixture::with_faults(&RULES).await;
     let [busy, fine] = [expired(&fixture).await, expired(&fixture).await];
     let which = Match::any().verb("delete").resource("configmaps").name(&busy.job_id);
@@ -50,7 +50,7 @@ async fn what_is_always_one_too_many_is_asked_for_a_few_times_only() {
     assert_eq!(asked.count(), 4);
 }
 
-// Broken jobs
+// Jobs that always fail
 
 #[tokio::test]
 async fn a_broken_job_stops_no_other_and_is_tried_again_with_growing_pauses() {
@@ -65,7 +65,7 @@ async fn a_broken_job_stops_no_other_and_is_tried_again_with_growing_pauses() {
         let report = fixture.sweep().await;
         assert_eq!(of_job(&report, &broken), failed, "{report:#}");
         assert_eq!(fixture.row_of(&broken).await["reapfailures"], failures);
-        // For all that is known it has been done.
+        // The Job may have been deleted.
         assert_eq!(fixture.status(&broken).await["stopreq"], 2);
         pauses.push(fixture.pause(&broken).await);
         assert_eq!(of_job(&fixture.sweep().await, &broken), [], "it is left alone");
@@ -83,7 +83,7 @@ async fn a_broken_job_stops_no_other_and_is_tried_again_with_growing_pauses() {
 }
 
 #[tokio::test]
-async fn leftovers_that_cannot_be_removed_are_tried_again_with_growing_pauses() {
+async fn orphaned_objects_that_cannot_be_deleted_are_tried_again_with_growing_pauses() {
     let fixture = Fixture::with_faults(&[]).await;
     let job = finished(&fixture, 70, 1.0, Stored::finished()).await;
     fixture.sweep().await;
@@ -103,7 +103,7 @@ async fn leftovers_that_cannot_be_removed_are_tried_again_with_growing_pauses() 
 }
 
 #[tokio::test]
-async fn a_node_that_hands_out_no_log_keeps_nobody_waiting() {
+async fn a_node_that_returns_no_log_delays_nothing_else() {
     let fixture = Fixture::with_faults(&RULES).await;
     let mut jobs = Vec::new();
     for _ in 0..8 {
@@ -129,7 +129,7 @@ async fn a_job_that_may_not_be_registered_stops_nothing_else() {
     let fixture = Fixture::with_faults(&RULES).await;
     let waiting = unregistered(&fixture).await;
     let [over, expired] = [fixture.running(4000).await, expired(&fixture).await];
-    // A quota, say.
+    // For example because of a quota.
     fixture.faults().answer(Match::any().verb("create").resource("workflows"), 403);
     let report = fixture.sweep().await;
     assert_eq!(of_job(&report, &waiting), [("registrations".to_owned(), "failed".to_owned())]);
@@ -138,7 +138,7 @@ async fn a_job_that_may_not_be_registered_stops_nothing_else() {
     let object = fixture.app.cluster.workflow(&fixture.app.namespace, &over.job_id).await.unwrap();
     assert_eq!(object["status"]["reason"], "The algorithm was stopped at its time limit of 3600 seconds.");
 
-    // Nor what else there is to do with the same job.
+    // Nor the other duties of the same job.
     let begin = "UPDATE jobs SET status = 40, statustext = 'Running algorithm' WHERE workflowid = $1";
     fixture.execute(begin, &waiting).await;
     fixture.step(&waiting.job_id, "algorithm", 4000).await;
@@ -146,10 +146,10 @@ async fn a_job_that_may_not_be_registered_stops_nothing_else() {
     assert_eq!(of_job(&report, &waiting), [("timeLimits".to_owned(), "done".to_owned())], "{report:#}");
 }
 
-// The cluster is gone
+// The cluster is down
 
 #[tokio::test]
-async fn a_cluster_that_is_gone_loses_nothing() {
+async fn nothing_is_lost_while_the_cluster_is_down() {
     let fixture = Fixture::with_faults(&RULES).await;
     let jobs = one_of_each(&fixture).await;
     let lost = fixture.job(Stored::running()).await;
@@ -161,7 +161,7 @@ async fn a_cluster_that_is_gone_loses_nothing() {
     assert_ne!(report["problems"], json!([]));
     assert_eq!(count(&report, "orphans"), [0; 4]);
     let mut after = fixture.app.database.row(waiting, "").await;
-    // That it expires was found out.
+    // Its expiry was read.
     for row in after.as_mut().unwrap().as_array_mut().unwrap() {
         if row["workflowid"] == jobs[2].job_id.as_str() {
             row["expiry"] = Value::Null;
@@ -177,13 +177,13 @@ async fn a_cluster_that_is_gone_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_cluster_that_comes_back_in_the_middle_is_used() {
+async fn a_cluster_that_recovers_during_a_sweep_is_used() {
     let fixture = Fixture::with_faults(&RULES).await;
     let jobs = one_of_each(&fixture).await;
     fixture.faults().drop_connection(Match::any().times(1));
     let report = fixture.try_sweep().await.unwrap();
     assert_eq!(fixture.objects(&jobs[4]).await, ["WorkFlow"], "{report:#}");
-    assert_eq!(fixture.status(&jobs[3]).await["dateFinished"], Value::Null, "nobody has seen that it is lost");
+    assert_eq!(fixture.status(&jobs[3]).await["dateFinished"], Value::Null, "its absence was not observed");
     fixture.faults().clear();
     fixture.passed(&jobs[2].job_id, "reapat", 60).await;
     fixture.sweep().await;
@@ -193,7 +193,7 @@ async fn a_cluster_that_comes_back_in_the_middle_is_used() {
 }
 
 #[tokio::test]
-async fn a_namespace_that_is_forbidden_or_none_is_told_of_and_harms_no_other() {
+async fn a_forbidden_or_invalid_namespace_is_reported_and_affects_no_other() {
     let fixture = Fixture::with_faults(&RULES).await;
     let forbidden = fixture.app.cluster.another_namespace().await;
     fixture.faults().answer(Match::any().namespace(&forbidden), 403);
@@ -212,13 +212,13 @@ async fn a_namespace_that_is_forbidden_or_none_is_told_of_and_harms_no_other() {
     }
     let report = fixture.sweep().await;
     assert_eq!(of_job(&report, &over), [("timeLimits".to_owned(), "done".to_owned())]);
-    let troubles = report["problems"].as_array().unwrap();
+    let problems = report["problems"].as_array().unwrap();
     for (namespace, running, long_past, expired) in &there {
-        let told = troubles.iter().any(|trouble| trouble.as_str().unwrap().starts_with(&format!("{namespace}: ")));
-        assert!(told, "{namespace} {report:#}");
+        let reported = problems.iter().any(|problem| problem.as_str().unwrap().starts_with(&format!("{namespace}: ")));
+        assert!(reported, "{namespace} {report:#}");
         assert_eq!(fixture.status(running).await["dateFinished"], Value::Null, "{namespace}");
         assert_eq!(fixture.status(long_past).await["status"], 41, "{namespace}");
-        // What can name no namespace never had objects.
+        // A job whose namespace is no valid name never had objects.
         let gone = *namespace != forbidden;
         assert_eq!(fixture.row_of(expired).await["purged"], gone, "{namespace}");
     }
@@ -235,9 +235,9 @@ async fn a_namespace_that_is_forbidden_or_none_is_told_of_and_harms_no_other() {
     assert_eq!(fixture.status(expired).await["removed"], 1);
 }
 
-// The database is gone
+// The database is down
 
-/// A reaper that reaches the books by another way.
+/// A reaper that reaches the database through a proxy.
 async fn reaper_through(fixture: &Fixture, proxy: &Proxy) -> Reaper {
     let mut variables: BTreeMap<String, String> = fixture.app.database.variables().into_iter().collect();
     variables.extend(RULES.map(|(name, value)| (name.to_owned(), value.to_owned())));
@@ -246,12 +246,12 @@ async fn reaper_through(fixture: &Fixture, proxy: &Proxy) -> Reaper {
     variables.insert("REAP_RATE".to_owned(), "1000".to_owned());
     let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
     let origins = Storage::new(&config.storage).unwrap();
-    let store = Database::new(config.database.as_ref().unwrap());
-    Reaper::new(store, &fixture.app.cluster.service().await, origins, config.reaper)
+    let database = Database::new(config.database.as_ref().unwrap());
+    Reaper::new(database, &fixture.app.cluster.service().await, origins, config.reaper)
 }
 
 #[tokio::test]
-async fn books_that_are_gone_in_the_middle_lose_nothing() {
+async fn nothing_is_lost_when_the_database_fails_during_a_sweep() {
     for resource in ["jobs", "pods", "configmaps"] {
         let fixture = Fixture::with_faults(&RULES).await;
         let jobs = one_of_each(&fixture).await;
@@ -278,7 +278,7 @@ async fn books_that_are_gone_in_the_middle_lose_nothing() {
 }
 
 #[tokio::test]
-async fn books_that_restart_in_the_middle_are_used_again() {
+async fn a_database_that_restarts_during_a_sweep_is_used_again() {
     let fixture = Fixture::with_faults(&RULES).await;
     let jobs = one_of_each(&fixture).await;
     fixture.faults().delay(Match::any().verb("list").resource("jobs").times(1), Duration::from_secs(1));
@@ -294,7 +294,7 @@ async fn books_that_restart_in_the_middle_are_used_again() {
 }
 
 #[tokio::test]
-async fn before_the_schema_is_there_a_sweep_says_what_to_do() {
+async fn without_the_schema_a_sweep_says_what_to_do() {
     let fixture = Fixture::with_faults(&[]).await;
     let empty = TestDatabase::empty().await;
     let variables: BTreeMap<String, String> = empty.variables().into_iter().collect();

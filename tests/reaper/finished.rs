@@ -22,7 +22,7 @@ const EVERYTHING: [&str; 7] = [
 ];
 
 #[tokio::test]
-async fn what_the_engine_should_have_removed_is_removed_once_it_is_done_with_it() {
+async fn what_an_engine_left_is_deleted_once_the_job_is_settled() {
     let fixture = Fixture::start().await;
     let done = finished(&fixture, 70, 1.0, Stored::finished()).await;
     let no_data = finished(&fixture, 31, 1.0, Stored::finished()).await;
@@ -35,7 +35,7 @@ async fn what_the_engine_should_have_removed_is_removed_once_it_is_done_with_it(
         assert_eq!(fixture.status(job).await["removed"], 0, "its results are still there");
     }
     assert_eq!(fixture.objects(&publishing).await, EVERYTHING);
-    // When its hour is over.
+    // After an hour.
     fixture.passed(&publishing.job_id, "datefinished", 101).await;
     fixture.passed(&publishing.job_id, "reapat", 101).await;
     fixture.sweep().await;
@@ -45,7 +45,7 @@ async fn what_the_engine_should_have_removed_is_removed_once_it_is_done_with_it(
 }
 
 #[tokio::test]
-async fn an_engine_that_leaves_something_behind_later_is_cleaned_up_after_again() {
+async fn objects_that_an_engine_creates_after_the_cleanup_are_deleted_too() {
     let fixture = Fixture::start().await;
     let done = finished(&fixture, 70, 1.0, Stored::finished()).await;
     fixture.sweep().await;
@@ -55,7 +55,7 @@ async fn an_engine_that_leaves_something_behind_later_is_cleaned_up_after_again(
 }
 
 #[tokio::test]
-async fn outputs_expire_by_their_own_time_or_the_common_one() {
+async fn outputs_expire_as_their_workflow_says_or_as_configured() {
     let fixture = Fixture::builder().var("STORAGE_EXPIRY", 1000).start().await;
     let job =
         |expiry: Value| Stored { workflow: kept_for(expiry), outputs: Some(OUTPUTS.to_owned()), ..Stored::finished() };
@@ -75,9 +75,9 @@ async fn outputs_expire_by_their_own_time_or_the_common_one() {
         assert_eq!(fixture.status(expired).await["removed"], 1);
         assert!(!fixture.row_of(expired).await.to_string().contains("https://example.org/out.txt"));
     }
-    // What there was is still told, without where.
-    let told = json!([{ "filename": "out.txt", "filesize": 5, "type": "output" }]);
-    assert_eq!(fixture.status(&own).await["results"], told);
+    // The outputs are still listed, without URLs.
+    let expected = json!([{ "filename": "out.txt", "filesize": 5, "type": "output" }]);
+    assert_eq!(fixture.status(&own).await["results"], expected);
     let fetch = caller::provider(&key).result(own.owner.as_deref().unwrap(), &own.job_id, 0);
     let answer = fixture.app.send(fetch).await;
     answer.is_error(404, &format!("Results of job {} have expired", own.job_id));
@@ -86,13 +86,13 @@ async fn outputs_expire_by_their_own_time_or_the_common_one() {
         assert_eq!(fixture.row_of(kept).await["outputsurl"], OUTPUTS);
     }
 
-    // Time passes: the one whose own time it is, and the one whose it is not.
+    // Later, both are due: the one by its own expiry, the other as configured.
     fixture.passed(&own_not_yet.job_id, "datefinished", 601).await;
     fixture.passed(&own_not_yet.job_id, "reapat", 601).await;
     fixture.passed(&common_not_yet.job_id, "datefinished", 101).await;
     let report = fixture.sweep().await;
     assert_eq!(count(&report, "expiries"), [2, 2, 0, 0], "{report:#}");
-    // The common time may be set later.
+    // STORAGE_EXPIRY may be set later.
     let sooner = fixture.another_reaper(&[("STORAGE_EXPIRY", "1")]).await;
     let unset = finished(&fixture, 70, 50.0, job(Value::Null)).await;
     sooner.sweep(false, Duration::from_secs(60)).await.unwrap();
@@ -101,7 +101,7 @@ async fn outputs_expire_by_their_own_time_or_the_common_one() {
 }
 
 #[tokio::test]
-async fn a_deleted_job_goes_with_its_object_when_it_is_finished() {
+async fn a_deleted_job_loses_its_outputs_and_its_object_when_it_is_settled() {
     let fixture = Fixture::builder().app(|app| app.var("SIGNATURE_REQUIRED", "0")).start().await;
     let running = fixture.running(10).await;
     let settled = finished(&fixture, 70, 1.0, Stored { outputs: Some(OUTPUTS.into()), ..Stored::finished() }).await;
@@ -115,7 +115,7 @@ async fn a_deleted_job_goes_with_its_object_when_it_is_finished() {
     assert_eq!(of_job(&report, &settled), [("expiries".to_owned(), "done".to_owned())], "{report:#}");
     assert!(!fixture.row_of(&settled).await.to_string().contains("example.org/out.txt"));
     assert!(fixture.objects(&running).await.contains(&"WorkFlow".to_owned()), "its engine is not done");
-    // Its engine publishes what there is, and finishes it.
+    // Its engine publishes outputs, and finishes it.
     let finish = "UPDATE jobs SET status = 70, dateFinished = NOW(), outputsurl = $2 WHERE workflowId = $1";
     sqlx::query(finish).bind(&running.job_id).bind(OUTPUTS).execute(&fixture.app.database.pool).await.unwrap();
     fixture.sweep().await;
@@ -123,7 +123,7 @@ async fn a_deleted_job_goes_with_its_object_when_it_is_finished() {
     let row = fixture.row_of(&running).await;
     assert_eq!((&row["removed"], &row["purged"]), (&json!(1), &json!(true)));
     assert!(!row.to_string().contains("example.org/out.txt"));
-    // And if somebody publishes once more, that goes, too.
+    // Outputs that are published once more are deleted as well.
     let publish = "UPDATE jobs SET outputsurl = $2 WHERE workflowId = $1";
     sqlx::query(publish).bind(&running.job_id).bind(OUTPUTS).execute(&fixture.app.database.pool).await.unwrap();
     fixture.sweep().await;
@@ -131,7 +131,7 @@ async fn a_deleted_job_goes_with_its_object_when_it_is_finished() {
 }
 
 #[tokio::test]
-async fn a_crash_in_the_middle_of_a_removal_leaves_it_due() {
+async fn an_expiry_that_fails_halfway_is_due_again() {
     let fixture = Fixture::builder().var("STORAGE_EXPIRY", 10).start().await;
     if !fixture.app.cluster.is_embedded() {
         return crate::support::left_out("faults are for the embedded cluster");
@@ -146,7 +146,7 @@ async fn a_crash_in_the_middle_of_a_removal_leaves_it_due() {
     let row = fixture.row_of(&job).await;
     assert_eq!((&row["removed"], &row["outputsurl"]), (&json!(0), &json!(OUTPUTS)), "nothing is forgotten");
     faults.clear();
-    // It is left alone for a while, longer each time.
+    // It is tried again after a pause that grows.
     assert_eq!(count(&fixture.sweep().await, "expiries"), [0; 4]);
     fixture.passed(&job.job_id, "reapat", 11).await;
     let report = fixture.sweep().await;
@@ -155,7 +155,7 @@ async fn a_crash_in_the_middle_of_a_removal_leaves_it_due() {
 }
 
 #[tokio::test]
-async fn a_removal_takes_at_most_twelve_requests_each_for_one_object() {
+async fn a_deletion_takes_at_most_twelve_requests_each_for_one_object() {
     let fixture = Fixture::builder().var("STORAGE_EXPIRY", 10).start().await;
     if !fixture.app.cluster.is_embedded() {
         return crate::support::left_out("requests are counted by the embedded cluster");
@@ -167,11 +167,11 @@ async fn a_removal_takes_at_most_twelve_requests_each_for_one_object() {
     let requests = fixture.app.cluster.stand_in().requests();
     let removals = requests.iter().filter(|request| request.name.starts_with(&job.job_id) && request.verb == "delete");
     assert_eq!(removals.count(), 10);
-    // No list of a whole namespace.
+    // No list without a label selector.
     for list in requests.iter().filter(|request| request.verb == "list") {
         assert!(list.label_selector.contains("workflow"), "{list:?}");
     }
-    // With nothing due, three requests look at an environment, whatever has finished there.
+    // With nothing due, one request reads an environment, however many jobs have finished there.
     for _ in 0..30 {
         fixture.row(Stored { finished: Some(now() - 100.0), workflow: kept_for(json!(0)), ..Stored::finished() }).await;
     }
@@ -183,7 +183,7 @@ async fn a_removal_takes_at_most_twelve_requests_each_for_one_object() {
 }
 
 #[tokio::test]
-async fn what_others_hold_is_told_of_and_not_waited_for() {
+async fn objects_held_by_finalizers_are_reported_and_not_waited_for() {
     let fixture = Fixture::builder().var("STORAGE_EXPIRY", 10).start().await;
     let job = finished(&fixture, 70, 100.0, Stored { workflow: kept_for(Value::Null), ..Stored::finished() }).await;
     let maps: Api<k8s_openapi::api::core::v1::ConfigMap> =
@@ -193,14 +193,14 @@ async fn what_others_hold_is_told_of_and_not_waited_for() {
     let report = fixture.sweep().await;
     assert_eq!(count(&report, "expiries"), [1, 1, 0, 0], "{report:#}");
     let entry = report["jobs"].as_array().unwrap().iter().find(|entry| entry["kind"] == "expiries").unwrap();
-    let told = format!("held by others' finalizers: ConfigMap {} (example.org/hold)", job.job_id);
-    assert_eq!(entry["reason"], told);
+    let expected = format!("held by others' finalizers: ConfigMap {} (example.org/hold)", job.job_id);
+    assert_eq!(entry["reason"], expected);
     assert_eq!(fixture.status(&job).await["removed"], 1);
     maps.patch(&job.job_id, &PatchParams::default(), &hold(Value::Null)).await.unwrap();
 }
 
 #[tokio::test]
-async fn nonces_that_cannot_pass_again_are_forgotten() {
+async fn nonces_that_cannot_pass_again_are_deleted() {
     let fixture = Fixture::builder().var("NONCE_WINDOW", 300).start().await;
     let day = 86_400.0;
     let highest = now();
@@ -223,13 +223,13 @@ async fn nonces_that_cannot_pass_again_are_forgotten() {
     assert_eq!(count(&report, "nonces"), [4, 4, 0, 0], "{report:#}");
     assert_eq!(fixture.app.database.used_nonces("0xa").await.len(), 4);
     assert_eq!(fixture.app.database.used_nonces("0xc").await.len(), 1, "a signer's highest stays");
-    // Not again within the hour.
+    // Pruned once an hour.
     file("0xa", highest - 2.0 * day).await;
     assert_eq!(count(&fixture.sweep().await, "nonces"), [0; 4]);
 }
 
 #[tokio::test]
-async fn a_dry_run_says_what_a_run_would_do_and_changes_nothing() {
+async fn a_dry_run_reports_what_is_planned_and_changes_nothing() {
     let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 60).var("STORAGE_EXPIRY", 10).start().await;
     let over = fixture.running(100).await;
     let expired = Stored { workflow: kept_for(Value::Null), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
@@ -257,7 +257,7 @@ async fn a_dry_run_says_what_a_run_would_do_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_book_of_the_old_service_loses_nothing_that_has_not_expired() {
+async fn a_database_of_the_old_service_loses_nothing_that_has_not_expired() {
     let database = TestDatabase::of_the_old_service(10).await;
     database.store().migrate().await.unwrap();
     let unfinished = async |database: &TestDatabase| database.count("jobs WHERE datefinished IS NULL").await;
@@ -271,13 +271,13 @@ async fn a_book_of_the_old_service_loses_nothing_that_has_not_expired() {
     let report = fixture.sweep().await;
     assert_eq!(count(&report, "expiries"), [0; 4], "{report:#}");
     assert_eq!((unfinished(&fixture.app.database).await, finished(&fixture.app).await), before);
-    // Those that ran when the old engine died are given up.
+    // Jobs that ran when the old engine died are finished.
     let update = "UPDATE jobs SET absentsince = absentsince - interval '61 s' WHERE absentsince IS NOT NULL";
     fixture.app.database.execute(update).await;
     fixture.sweep().await;
     let begun = fixture.app.database.count("jobs WHERE datefinished IS NULL AND status >= 20").await;
     assert_eq!(begun, 0);
-    // If everything is to expire, as much of it does as there is time for.
+    // If everything expires, as much is deleted as there is time for.
     let all = fixture.another_reaper(&[("STORAGE_EXPIRY", "1")]).await;
     let report = all.sweep(false, Duration::from_secs(5)).await.unwrap();
     let expired = fixture.app.database.count("jobs WHERE purged AND removed = 1").await;

@@ -10,7 +10,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use operator_service::config::{Config, DatabaseUse};
-use operator_service::db::DatabaseError;
+use operator_service::db::{Database, DatabaseError};
 use operator_service::reaper::Reaper;
 use operator_service::storage::Storage;
 use serde_json::{Value, json};
@@ -63,10 +63,13 @@ async fn reaper(app: &App, variables: &BTreeMap<String, String>) -> Reaper {
     let mut variables = variables.clone();
     variables.extend(app.database.variables());
     variables.entry("REAP_RATE".to_owned()).or_insert("1000".to_owned());
+    // On a busy machine, opening eight connections at once takes longer than an operation may.
+    variables.entry("POSTGRES_POOL_SIZE".to_owned()).or_insert("3".to_owned());
     variables.entry("DEFAULT_NAMESPACE".to_owned()).or_insert(app.namespace.clone());
     let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
     let origins = Storage::new(&config.storage).unwrap();
-    Reaper::new(app.database.store(), &app.cluster.service().await, origins, config.reaper)
+    let database = Database::new(config.database.as_ref().unwrap());
+    Reaper::new(database, &app.cluster.service().await, origins, config.reaper)
 }
 
 impl Fixture {
@@ -79,7 +82,7 @@ impl Fixture {
         FixtureBuilder::default()
     }
 
-    /// With a cluster that can be told to fail.
+    /// With a cluster that can be made to fail.
     pub async fn with_faults(variables: &[(&str, &str)]) -> Self {
         let cluster = Cluster::embedded().await;
         let builder = variables.iter().fold(Self::builder(), |builder, (name, value)| builder.var(name, value));

@@ -14,14 +14,14 @@ pub fn now() -> f64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-/// A stored workflow whose outputs are kept for so many seconds.
+/// A stored workflow with this `storageExpiry`, in seconds.
 pub fn kept_for(expiry: Value) -> Option<String> {
     let mut document = workflow::document("0123", "ocean-compute");
     document["spec"]["metadata"]["stages"][0]["compute"]["storageExpiry"] = expiry;
     Some(document.to_string())
 }
 
-/// A job that finished so many seconds ago, with this status, and all that its engine made.
+/// A job that finished `seconds` ago with this status, with all the objects of its engine.
 pub async fn finished(fixture: &Fixture, status: i32, seconds: f64, job: Stored) -> Stored {
     let job = Stored { status: Some(status), finished: Some(now() - seconds), ..job };
     let job = fixture.job(job).await;
@@ -38,14 +38,14 @@ pub fn terminated(component: &'static str, why: &str, code: i32, seconds: i64) -
     })
 }
 
-/// A job that is not in the cluster yet.
+/// A job without a WorkFlow object.
 pub async fn unregistered(fixture: &Fixture) -> Stored {
     let job = fixture.row(Stored::default()).await;
     fixture.execute("UPDATE jobs SET registered = false WHERE workflowid = $1", &job).await;
     job
 }
 
-/// A running job of which nothing has been seen for longer than it takes to be taken for an orphan.
+/// A running job that has had no step for longer than REAP_ABSENT_GRACE.
 pub async fn orphan(fixture: &Fixture) -> Stored {
     let job = fixture.job(Stored::running()).await;
     let absent = "UPDATE jobs SET absentsince = clock_timestamp() - interval '61 s' WHERE workflowid = $1";
@@ -53,7 +53,7 @@ pub async fn orphan(fixture: &Fixture) -> Stored {
     job
 }
 
-/// A finished job whose outputs have expired where STORAGE_EXPIRY is below 100.
+/// A finished job whose outputs have expired if STORAGE_EXPIRY is below 100.
 pub async fn expired(fixture: &Fixture) -> Stored {
     let job = Stored { workflow: kept_for(Value::Null), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
     finished(fixture, 70, 100.0, job).await
@@ -71,7 +71,7 @@ pub async fn stuck(fixture: &Fixture) -> Stored {
 
 pub const RULES: [(&str, &str); 2] = [("ALGO_POD_TIMEOUT", "3600"), ("STORAGE_EXPIRY", "10")];
 
-/// One job of each kind that there is something to do with.
+/// One job for each of five duties.
 pub async fn one_of_each(fixture: &Fixture) -> Vec<Stored> {
     vec![
         fixture.running(4000).await,
@@ -82,7 +82,7 @@ pub async fn one_of_each(fixture: &Fixture) -> Vec<Stored> {
     ]
 }
 
-/// What book and cluster say of jobs, without what differs from one to the next.
+/// The state of jobs in the database and the cluster, without what differs from one job to the next.
 pub async fn end_state(fixture: &Fixture, jobs: &[Stored]) -> Vec<Value> {
     let mut states = Vec::new();
     for job in jobs {

@@ -10,10 +10,10 @@ use serde_json::json;
 use crate::fixture::{Fixture, LIMIT, count, of_job};
 use crate::jobs::{RULES, end_state, one_of_each};
 
-// The lock
+// The lease
 
 #[tokio::test]
-async fn of_two_sweeps_at_once_one_works_and_pins_no_session() {
+async fn of_two_concurrent_sweeps_one_works_and_pins_no_session() {
     let fixture = Fixture::with_faults(&RULES).await;
     let job = fixture.running(4000).await;
     let other = fixture.another_reaper(&RULES).await;
@@ -38,7 +38,7 @@ async fn of_two_sweeps_at_once_one_works_and_pins_no_session() {
 }
 
 #[tokio::test]
-async fn the_lease_of_a_killed_sweep_blocks_only_until_it_runs_out() {
+async fn the_lease_of_a_killed_sweep_blocks_others_until_it_expires() {
     let fixture = Fixture::with_faults(&RULES).await;
     let job = fixture.running(4000).await;
     fixture.faults().delay(Match::any(), LIMIT);
@@ -54,10 +54,10 @@ async fn the_lease_of_a_killed_sweep_blocks_only_until_it_runs_out() {
 }
 
 #[tokio::test]
-async fn a_sweep_whose_lease_another_took_stops() {
+async fn a_sweep_that_has_lost_its_lease_stops() {
     let fixture = Fixture::with_faults(&RULES).await;
     let job = fixture.running(4000).await;
-    // Longer than it takes to notice, in pieces that are answered.
+    // Longer than a renewal interval, in requests that are answered.
     fixture.app.database.announce("aaa", "{}").await;
     fixture.faults().delay(Match::any(), Duration::from_secs(4));
     let meanwhile = async {
@@ -76,9 +76,9 @@ async fn a_sweep_whose_lease_another_took_stops() {
     fixture.faults().clear();
 }
 
-// Killed
+// Killed sweeps
 
-/// Lets go of a future that has been polled so often; `None` if it has not come to its end.
+/// Drops a future after it was polled `polls` times. Returns `None` if it was not complete.
 async fn killed_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
     let mut future = Box::pin(future);
     let mut left = polls;
@@ -97,7 +97,7 @@ async fn killed_after<T>(polls: usize, future: impl Future<Output = T>) -> Optio
 }
 
 #[tokio::test]
-async fn a_sweep_may_be_killed_at_any_line() {
+async fn a_sweep_may_be_killed_at_any_point() {
     let fixture = Fixture::with_faults(&RULES).await;
     let undisturbed = one_of_each(&fixture).await;
     fixture.sweep().await;
@@ -110,7 +110,7 @@ async fn a_sweep_may_be_killed_at_any_line() {
     loop {
         let jobs = one_of_each(&fixture).await;
         let ended = killed_after(polls, fixture.reaper.sweep(false, LIMIT)).await;
-        // What the killed one asked for last may still happen, be it of books or cluster: then there is another.
+        // The last statement or request of the killed one may still take effect: then another sweep is needed.
         loop {
             fixture.expire_lease().await;
             let report = fixture.try_sweep().await.unwrap();
@@ -120,7 +120,7 @@ async fn a_sweep_may_be_killed_at_any_line() {
                 break;
             }
         }
-        // It may even have come in the middle of that.
+        // It may even have taken effect during that sweep.
         fixture.expire_lease().await;
         fixture.sweep().await;
         assert_eq!(end_state(&fixture, &jobs).await, expected, "killed after {polls}");

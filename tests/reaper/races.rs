@@ -15,10 +15,10 @@ use crate::fixture::{Fixture, LIMIT, count, of_job};
 use crate::jobs::{OUTPUTS, RULES, expired, finished, kept_for, now};
 use crate::support::{Stored, eventually};
 
-// Others are at work, too
+// Concurrent changes
 
 #[tokio::test]
-async fn what_is_half_gone_goes_whole_and_what_is_held_is_told_of_once() {
+async fn a_half_deleted_job_is_deleted_and_a_held_object_is_reported_once() {
     let fixture = Fixture::with_faults(&RULES).await;
     let [half, held] = [expired(&fixture).await, expired(&fixture).await];
     let (client, namespace) = (fixture.app.cluster.client.clone(), fixture.app.namespace.as_str());
@@ -36,12 +36,12 @@ async fn what_is_half_gone_goes_whole_and_what_is_held_is_told_of_once() {
     let reason = report["jobs"].as_array().unwrap().iter().find(|it| it["job"] == held.job_id.as_str()).unwrap();
     assert_eq!(reason["reason"], format!("held by others' finalizers: Job {name} (example.org/hold)"));
     assert_eq!(fixture.objects(&half).await, ["WorkFlow"]);
-    assert_eq!(fixture.sweep().await["jobs"], json!([]), "nobody waits for it");
+    assert_eq!(fixture.sweep().await["jobs"], json!([]), "the sweep does not wait for it");
     jobs.patch(&name, &PatchParams::default(), &hold(Value::Null)).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_job_that_took_the_place_of_another_stays() {
+async fn a_kubernetes_job_that_replaced_the_listed_one_is_not_deleted() {
     let fixture = Fixture::with_faults(&RULES).await;
     let over = fixture.running(4000).await;
     let (client, namespace) = (fixture.app.cluster.client.clone(), fixture.app.namespace.as_str());
@@ -80,7 +80,7 @@ async fn a_job_that_took_the_place_of_another_stays() {
 }
 
 #[tokio::test]
-async fn an_engine_that_finishes_a_job_while_it_is_reaped_has_the_last_word() {
+async fn the_end_that_an_engine_writes_during_a_sweep_stays() {
     let fixture = Fixture::with_faults(&RULES).await;
     let over = fixture.running(4000).await;
     fixture.faults().delay(Match::any().verb("delete").resource("jobs").times(1), Duration::from_secs(1));
@@ -101,7 +101,7 @@ async fn an_engine_that_finishes_a_job_while_it_is_reaped_has_the_last_word() {
 }
 
 #[tokio::test]
-async fn what_is_published_while_a_job_expires_goes_too() {
+async fn outputs_published_while_a_job_expires_are_deleted_too() {
     let fixture = Fixture::with_faults(&[]).await;
     let job = Stored { workflow: kept_for(json!(50)), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
     let job = finished(&fixture, 70, 100.0, job).await;
@@ -119,7 +119,7 @@ async fn what_is_published_while_a_job_expires_goes_too() {
     assert!(!row.to_string().contains("example.org/late.txt"), "{row:#}");
 }
 
-// Clocks and numbers
+// Clocks and extreme numbers
 
 #[tokio::test]
 async fn clocks_that_differ_end_nothing_early() {
@@ -128,15 +128,15 @@ async fn clocks_that_differ_end_nothing_early() {
     let job = Stored { workflow: kept_for(json!(5)), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
     let finished_later = finished(&fixture, 70, -600.0, job).await;
     let publishing = finished(&fixture, 60, -600.0, Stored::finished()).await;
-    // Its node's clock is ahead.
+    // The clock of its node is ahead.
     let running = fixture.running(-600).await;
     ahead(&running, "statussince").await;
     let lost = fixture.job(Stored::running()).await;
     fixture.execute("UPDATE jobs SET absentsince = clock_timestamp() WHERE workflowid = $1", &lost).await;
     ahead(&lost, "absentsince").await;
-    let handed_out = fixture.job(Stored::default()).await;
+    let dispatched = fixture.job(Stored::default()).await;
     fixture.app.database.engine(&fixture.app.namespace, "{}", 9).await;
-    ahead(&handed_out, "handedout").await;
+    ahead(&dispatched, "handedout").await;
     let waiting = fixture.row(Stored { created: now() + 600.0, ..Stored::default() }).await;
     fixture.execute("UPDATE jobs SET registered = false WHERE workflowid = $1", &waiting).await;
     let report = fixture.sweep().await;
@@ -146,9 +146,9 @@ async fn clocks_that_differ_end_nothing_early() {
     assert!(fixture.objects(&publishing).await.contains(&"ConfigMap".to_owned()));
     assert!(fixture.objects(&running).await.contains(&"Job/algorithm-job".to_owned()));
     assert_eq!(fixture.status(&lost).await["dateFinished"], Value::Null);
-    assert_eq!(fixture.status(&handed_out).await["status"], 10);
+    assert_eq!(fixture.status(&dispatched).await["status"], 10);
     assert_eq!(fixture.objects(&waiting).await, ["WorkFlow"]);
-    // Each in its time.
+    // Later, each is due.
     fixture.passed(&finished_later.job_id, "datefinished", 700).await;
     fixture.passed(&finished_later.job_id, "reapat", 700).await;
     fixture.sweep().await;
@@ -156,7 +156,7 @@ async fn clocks_that_differ_end_nothing_early() {
 }
 
 #[tokio::test]
-async fn numbers_beyond_all_times_are_for_ever() {
+async fn an_expiry_beyond_every_date_means_for_ever() {
     let fixture = Fixture::with_faults(&[("STORAGE_EXPIRY", "999999999999999999")]).await;
     let mut jobs = Vec::new();
     for expiry in [json!(1e300), json!("1e300"), json!(1e12), json!(u64::MAX), Value::Null] {

@@ -13,7 +13,7 @@ use crate::support::{Stored, eventually};
 // Time
 
 #[tokio::test]
-async fn without_time_nothing_is_done_and_short_sweeps_come_to_the_end() {
+async fn without_time_nothing_is_done_and_short_sweeps_finish_the_work() {
     let fixture = Fixture::with_faults(&RULES).await;
     let jobs = one_of_each(&fixture).await;
     let report = fixture.short_sweep(Duration::ZERO).await;
@@ -65,7 +65,7 @@ async fn the_oldest_comes_first() {
 }
 
 #[tokio::test]
-async fn many_running_jobs_do_not_keep_finished_ones_from_their_turn() {
+async fn many_running_jobs_do_not_delay_finished_ones() {
     let fixture = Fixture::with_faults(&RULES).await;
     for _ in 0..40 {
         let job = fixture.job(Stored::running()).await;
@@ -85,10 +85,10 @@ async fn many_running_jobs_do_not_keep_finished_ones_from_their_turn() {
 }
 
 #[tokio::test]
-async fn an_environment_that_is_slow_keeps_no_other_from_its_turn() {
+async fn a_slow_environment_does_not_delay_others() {
     let fixture = Fixture::with_faults(&RULES).await;
     let elsewhere = fixture.app.cluster.another_namespace().await;
-    // It was looked at, and the slow one was not: that one is first.
+    // It was swept before, and the slow one was not: the slow one is first.
     sqlx::query("INSERT INTO sweptenvs (namespace, swept) VALUES ($1, now())")
         .bind(&elsewhere)
         .execute(&fixture.app.database.pool)
@@ -111,10 +111,10 @@ async fn an_environment_that_is_slow_keeps_no_other_from_its_turn() {
     fixture.faults().clear();
 }
 
-// Very much
+// Much work
 
 #[tokio::test]
-async fn fifty_thousand_expired_jobs_are_removed_bit_by_bit() {
+async fn fifty_thousand_expired_jobs_are_deleted_over_many_sweeps() {
     let fixture = Fixture::with_faults(&RULES).await;
     sqlx::query(
         "INSERT INTO jobs (agreementid, workflowid, owner, status, statustext, datefinished, namespace, workflow,

@@ -13,7 +13,7 @@ use crate::jobs::now;
 use crate::support::{App, Key, Stored, agreement_id, caller, owner, workflow};
 
 #[tokio::test]
-async fn a_job_that_could_not_be_registered_is() {
+async fn a_job_that_could_not_be_registered_is_registered_later() {
     let fixture = Fixture::start().await;
     let down = App::builder()
         .database(fixture.app.database.clone())
@@ -43,7 +43,7 @@ async fn a_job_that_could_not_be_registered_is() {
 }
 
 #[tokio::test]
-async fn each_object_says_what_the_book_says() {
+async fn the_status_of_each_object_follows_the_database() {
     let fixture = Fixture::start().await;
     let job = fixture.job(Stored::default()).await;
     let status =
@@ -64,16 +64,16 @@ async fn each_object_says_what_the_book_says() {
     });
     assert_eq!(status().await, expected);
     assert_eq!(count(&fixture.sweep().await, "statusSync"), [0; 4]);
-    // Without an object there is nothing to say.
+    // Without an object, nothing is left to sync.
     let none = fixture.row(Stored::default()).await;
     assert_eq!(count(&fixture.sweep().await, "statusSync"), [1, 1, 0, 0]);
     assert_eq!(fixture.objects(&none).await, Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn an_object_says_so_too_if_the_job_was_finished_before_it_counted_as_registered() {
+async fn the_status_is_synced_for_a_job_that_was_finished_before_its_registration_was_recorded() {
     let fixture = Fixture::start().await;
-    // Whoever registered it died before it could say so.
+    // The process that registered it died before it recorded that.
     let job = fixture.job(Stored { stopreq: Some(1), ..Stored::default() }).await;
     fixture.app.database.execute("UPDATE jobs SET registered = false").await;
     fixture.sweep().await;
@@ -83,7 +83,7 @@ async fn an_object_says_so_too_if_the_job_was_finished_before_it_counted_as_regi
 }
 
 #[tokio::test]
-async fn objects_in_no_book_and_those_of_old_jobs_go() {
+async fn unknown_objects_and_those_of_old_jobs_are_deleted() {
     let fixture = Fixture::builder().var("REAP_UNKNOWN_GRACE", 0).var("WORKFLOW_TTL", 1000).start().await;
     let (namespace, cluster) = (fixture.app.namespace.as_str(), &fixture.app.cluster);
     let waiting = fixture.job(Stored::default()).await;
@@ -91,9 +91,9 @@ async fn objects_in_no_book_and_those_of_old_jobs_go() {
     let old = fixture.job(Stored { finished: Some(now() - 1100.0), ..Stored::finished() }).await;
     let others = "00000000000000000000000000000001";
     cluster.make_workflow(namespace, others).await;
-    let stray = "00000000000000000000000000000002";
+    let unknown = "00000000000000000000000000000002";
     let held = "00000000000000000000000000000003";
-    for (name, finalizers) in [(stray, json!([])), (held, json!(["example.org/hold"]))] {
+    for (name, finalizers) in [(unknown, json!([])), (held, json!(["example.org/hold"]))] {
         let object: WorkFlow = serde_json::from_value(json!({
             "apiVersion": "oceanprotocol.com/v1alpha", "kind": "WorkFlow",
             "metadata": { "name": name, "finalizers": finalizers, "labels": BTreeMap::from([
@@ -108,7 +108,7 @@ async fn objects_in_no_book_and_those_of_old_jobs_go() {
     let report = later.sweep(false, Duration::from_secs(60)).await.unwrap();
     assert_eq!(serde_json::to_value(&report).unwrap()["kinds"]["unknownObjects"], Value::Null, "each has its grace");
 
-    // The cluster tells its time in whole seconds.
+    // The cluster's timestamps are whole seconds.
     let made = tokio::time::Instant::now();
     let report = crate::support::eventually("unknownObjects", Duration::from_secs(10), async || {
         let report = fixture.sweep().await;
@@ -121,7 +121,7 @@ async fn objects_in_no_book_and_those_of_old_jobs_go() {
     let of_held = entries.iter().find(|entry| entry["job"] == held).unwrap();
     assert_eq!(of_held["reason"], format!("held by others' finalizers: WorkFlow {held} (example.org/hold)"));
     let exists = async |name: &str| cluster.workflow(namespace, name).await.is_some();
-    assert!(!exists(stray).await && !exists(&old.job_id).await);
+    assert!(!exists(unknown).await && !exists(&old.job_id).await);
     assert!(exists(others).await && exists(&fresh.job_id).await && exists(&waiting.job_id).await);
     let patch = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
     let api: Api<WorkFlow> = Api::namespaced(cluster.client.clone(), namespace);
@@ -130,7 +130,7 @@ async fn objects_in_no_book_and_those_of_old_jobs_go() {
 }
 
 #[tokio::test]
-async fn kubectl_shows_the_state_and_the_reason() {
+async fn kubectl_shows_the_status_and_the_reason() {
     let fixture = Fixture::start().await;
     let job = fixture.job(Stored { reason: Some("It ran out of memory.".into()), ..Stored::running() }).await;
     fixture.step(&job.job_id, "publish", 1).await;

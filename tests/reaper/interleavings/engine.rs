@@ -2,7 +2,6 @@
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
-use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -10,14 +9,14 @@ use super::Fate;
 use super::model::{Accepted, Case, OUTPUTS, RETRY_GRACE, SCHEDULE_GRACE};
 use crate::fixture::{ago, container};
 
-/// How far an engine's thread is with a job.
+/// How far a thread of an engine has come with a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Given,
     Begun,
     HasVolumes,
     Waits(Component),
-    /// The step is over.
+    /// The step has ended.
     Passed(Component),
     Published,
     Finished,
@@ -40,7 +39,8 @@ impl Component {
     }
 }
 
-/// A thread of an engine. Two may have the same job: one that slept before it began, and the next to be given it.
+/// A thread of an engine. Two may have the same job: one that was slow to begin it, and one that it was dispatched to
+/// later.
 #[derive(Debug, Clone)]
 pub(super) struct Thread {
     pub(super) environment: usize,
@@ -49,18 +49,18 @@ pub(super) struct Thread {
 }
 
 impl Case<'_> {
-    /// One step of the thread that has a job; of two, the one that is further.
+    /// One step of the thread that has a job; of two threads, of the one that has begun.
     pub(super) async fn step(&mut self, id: &str) {
         let Some(threads) = self.threads.get_mut(id).filter(|threads| !threads.is_empty()) else { return };
         let which = if threads[0].stage == Stage::Given { threads.len() - 1 } else { 0 };
         let mut thread = threads.remove(which);
-        if self.go_on(id, &mut thread).await {
+        if self.continue_thread(id, &mut thread).await {
             self.threads.get_mut(id).unwrap().push(thread);
         }
     }
 
-    /// Whether it goes on.
-    pub(super) async fn go_on(&mut self, id: &str, thread: &mut Thread) -> bool {
+    /// Continues a thread. Returns false if it ends.
+    pub(super) async fn continue_thread(&mut self, id: &str, thread: &mut Thread) -> bool {
         let environment = thread.environment;
         thread.stage = match thread.stage {
             Stage::Given => {
@@ -78,7 +78,7 @@ impl Case<'_> {
             }
             Stage::HasVolumes => self.make(id, environment, Component::Configure).await,
             Stage::Waits(component) => {
-                // A cluster that does not answer is asked again.
+                // The engine retries while the cluster is down.
                 if self.down {
                     return true;
                 }
@@ -127,7 +127,7 @@ impl Case<'_> {
     pub(super) async fn make(&mut self, id: &str, environment: usize, component: Component) -> Stage {
         if !self.down {
             let name = format!("{id}-{}-job", component.name());
-            // As the real one it takes what is there for its own.
+            // Like the real one, it uses a Job that exists already.
             if self.api::<Job>(environment).get_opt(&name).await.unwrap().is_none() {
                 self.cluster().engine_job(&self.namespaces[environment], id, component.name()).await;
             }
@@ -187,7 +187,7 @@ impl Case<'_> {
         sqlx::query(statement).bind(id).execute(&self.fixture.app.database.pool).await.unwrap();
     }
 
-    /// The newest pod of the last step that has one does something.
+    /// Changes the newest pod of the last step that has one.
     pub(super) async fn pods(&mut self, job: &Accepted, fate: Fate) {
         if self.down {
             return;

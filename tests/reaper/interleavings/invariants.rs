@@ -8,9 +8,9 @@ use serde_json::Value;
 use sqlx::Row;
 
 use super::Event;
-use super::model::{Accepted, Case, LIMITS, SETTLING, STORAGE_EXPIRY, Sweep, WORKFLOW_TTL};
+use super::model::{Accepted, Case, LIMITS, SETTLING, STORAGE_EXPIRY, WORKFLOW_TTL};
 
-/// A row, and what its time stamps mean now.
+/// A row, with the ages of its timestamps.
 #[derive(Debug, Clone)]
 pub(super) struct JobRow {
     pub(super) row: Value,
@@ -42,13 +42,13 @@ impl JobRow {
     }
 }
 
-/// What there is at a moment.
+/// The state at a moment.
 #[derive(Debug, Clone)]
 pub(super) struct Moment {
     pub(super) rows: BTreeMap<String, JobRow>,
-    /// By kind and name: what is not on its way out.
+    /// By kind and name, without those that are terminating.
     pub(super) objects: BTreeMap<(&'static str, String), Value>,
-    /// For how many seconds the algorithms' Jobs have run, and whether a step is in problem for long enough.
+    /// For how many seconds the algorithms' Jobs have run, and the Jobs whose problem has lasted for its grace.
     pub(super) running_for: BTreeMap<String, f64>,
     pub(super) stuck: BTreeSet<String>,
 }
@@ -56,14 +56,14 @@ pub(super) struct Moment {
 pub(super) const KINDS: [&str; 5] =
     ["configmaps", "persistentvolumeclaims", "jobs.batch", "workflows.oceanprotocol.com", "pods"];
 
-/// Who did something.
+/// Who made a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Who {
     Caller,
     Engine,
     Admin,
     Reaper,
-    Nobody,
+    Time,
 }
 
 impl Case<'_> {
@@ -116,7 +116,7 @@ impl Case<'_> {
         Moment { rows, objects, running_for, stuck }
     }
 
-    /// Lets the cluster's controllers come to rest.
+    /// Waits until the cluster's controllers are idle.
     pub(super) async fn settle(&self) {
         let mut revision = self.cluster().stand_in().revision();
         loop {
@@ -130,22 +130,22 @@ impl Case<'_> {
         }
     }
 
-    /// From any of `before`, one after the other, to `after`, by the hands of `who`. With the report of a sweep that
-    /// nothing kept from its work.
+    /// Checks the changes that `who` made from the states in `before`, one after another, to `after`. `report` is that of
+    /// a sweep without faults.
     pub(super) fn check(&self, before: &[&Moment], after: &Moment, who: Who, report: Option<&Report>) {
         let last = *before.last().unwrap();
-        let told = || self.history.join("\n");
+        let history = || self.history.join("\n");
         for Accepted { id, .. } in &self.accepted {
-            assert!(after.rows.contains_key(id), "{id} was accepted, and is lost:\n{}", told());
+            assert!(after.rows.contains_key(id), "{id} was accepted, and is lost:\n{}", history());
         }
         let mut active = BTreeSet::new();
         for (id, new) in &after.rows {
             if !new.finished() {
                 let agreement = new.row["agreementid"].as_str().unwrap();
-                assert!(active.insert(agreement), "two unfinished jobs of {agreement}:\n{}", told());
+                assert!(active.insert(agreement), "two unfinished jobs of {agreement}:\n{}", history());
             }
             let Some(old) = last.rows.get(id) else { continue };
-            let pair = || format!("{:#} -> {:#}\n{}", old.row, new.row, told());
+            let pair = || format!("{:#} -> {:#}\n{}", old.row, new.row, history());
             let end = |row: &Value| ["status", "statustext", "datefinished"].map(|column| row[column].clone());
             if old.finished() && (who != Who::Engine || old.row["closed"] == true) {
                 assert_eq!(end(&old.row), end(&new.row), "what is finished has changed: {}", pair());
@@ -181,11 +181,11 @@ impl Case<'_> {
             }
             let Some(id) = name.get(..32) else { continue };
             let Some(new) = after.rows.get(id) else { continue };
-            let lost = || format!("{kind} {name} is gone, though {:#}\n{}", new.row, told());
+            let lost = || format!("{kind} {name} is gone, though {:#}\n{}", new.row, history());
             let removed = new.settled() && (who == Who::Reaper || new.removed());
             match (who, *kind) {
                 (Who::Engine | Who::Admin, _) | (_, "pods") => {}
-                (Who::Nobody, _) => panic!("{}", lost()),
+                (Who::Time, _) => panic!("{}", lost()),
                 (_, "configmaps" | "persistentvolumeclaims") => assert!(removed, "{}", lost()),
                 (_, "jobs.batch") => {
                     let stopped = new.row["stopreq"] == 1 || new.removed();
@@ -211,7 +211,7 @@ impl Case<'_> {
         }
     }
 
-    /// Every engine is gone, the cluster is there, and time passes.
+    /// Checks the end: without engines, with the cluster up, and after enough time.
     pub(super) async fn end(&mut self) {
         self.event(&Event::Up).await;
         self.threads.clear();
@@ -220,7 +220,7 @@ impl Case<'_> {
             self.event(&Event::Time(480)).await;
             self.event(&Event::Sweep { broken: None, killed: false }).await;
         }
-        let told = self.history.join("\n");
+        let history = self.history.join("\n");
         let moment = self.moment().await;
         for (id, row) in &moment.rows {
             let row_of = &row.row;
@@ -228,7 +228,7 @@ impl Case<'_> {
             *self.tally.lock().await.entry(end).or_default() += 1;
             let waits =
                 row.row["status"] == 1 && row.row["stopreq"] == 0 && row.valid_for.is_none_or(|left| left > 0.0);
-            assert!(row.finished() || waits, "left behind: {:#}\n{told}", row.row);
+            assert!(row.finished() || waits, "left behind: {:#}\n{history}", row.row);
             let named = |kinds: &[&str]| -> Vec<_> {
                 let of_kinds = moment.objects.keys().filter(|(kind, _)| kinds.contains(kind));
                 of_kinds.filter(|(_, name)| name.starts_with(id.as_str())).collect()
@@ -239,20 +239,20 @@ impl Case<'_> {
                     false => &["jobs.batch", "pods", "configmaps", "persistentvolumeclaims"],
                 };
                 let left = named(kinds);
-                assert!(left.is_empty(), "not removed: {left:?} {:#}\n{told}", row.row);
+                assert!(left.is_empty(), "not removed: {left:?} {:#}\n{history}", row.row);
             }
-            assert!(!(row.finished() && row.removed() && row.has_urls()), "not forgotten: {:#}\n{told}", row.row);
+            assert!(!(row.finished() && row.removed() && row.has_urls()), "not forgotten: {:#}\n{history}", row.row);
             if let Some(object) = moment.objects.get(&("workflows.oceanprotocol.com", id.clone())) {
                 let deleted = row.removed() && !row.expired();
-                assert!(!(row.finished() && deleted), "its WorkFlow object stays: {:#}\n{told}", row.row);
+                assert!(!(row.finished() && deleted), "its WorkFlow object stays: {:#}\n{history}", row.row);
                 let said = &object["status"];
                 for (says, column) in [("status", "status"), ("statusText", "statustext"), ("reason", "reason")] {
-                    assert_eq!(said[says], row.row[column], "{object:#}\n{:#}\n{told}", row.row);
+                    assert_eq!(said[says], row.row[column], "{object:#}\n{:#}\n{history}", row.row);
                 }
-                assert_eq!(said["dateFinished"].is_null(), !row.finished(), "{object:#}\n{:#}\n{told}", row.row);
+                assert_eq!(said["dateFinished"].is_null(), !row.finished(), "{object:#}\n{:#}\n{history}", row.row);
             }
         }
         let report = self.fixture.reaper.sweep(false, Duration::from_secs(60)).await.unwrap();
-        assert!(report.complete && report.kinds.values().all(|count| count.found == 0), "{report:#?}\n{told}");
+        assert!(report.complete && report.kinds.values().all(|count| count.found == 0), "{report:#?}\n{history}");
     }
 }

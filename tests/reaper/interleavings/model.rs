@@ -1,4 +1,4 @@
-//! The world in which things happen, and an engine that does exactly what the contract says of it (docs/contract/engine.md).
+//! The model: callers, engines, administrators, faults and time around a service and its reaper.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -26,19 +26,19 @@ use crate::support::{Answer, Call, Cluster, Key, TestDatabase, caller, workflow}
 
 /// How many environments there are. The second announces a limit of its own.
 pub const ENVIRONMENTS: usize = 2;
-/// The limits of algorithms there, in seconds.
+/// The time limits of algorithms there, in seconds.
 pub(super) const LIMITS: [f64; ENVIRONMENTS] = [3600.0, 1800.0];
 pub(super) const STORAGE_EXPIRY: f64 = 100_000.0;
 pub(super) const WORKFLOW_TTL: f64 = 604_800.0;
 pub(super) const SETTLING: f64 = 3600.0;
-/// The shortest times that problem has to have lasted, in seconds.
+/// How long problems have to last at least, in seconds.
 pub(super) const RETRY_GRACE: f64 = 300.0;
 pub(super) const SCHEDULE_GRACE: f64 = 900.0;
 pub(super) const OUTPUTS: &str =
     r#"[{"filename": "out.txt", "filesize": 5, "type": "output", "url": "https://example.org/out.txt"}]"#;
 pub(super) const OWNER: &str = "0xC41808BBef371AD5CFc76466dDF9dEe228d2BdAA";
 
-/// A clock of the database's own: its functions are found before the server's.
+/// A clock for the test's database: its functions are found before the server's.
 pub(super) const CLOCK: &str = "
     CREATE SCHEMA clock;
     CREATE TABLE clock.ahead (ahead interval NOT NULL);
@@ -51,13 +51,13 @@ pub(super) const CLOCK: &str = "
         EXECUTE format('ALTER DATABASE %I SET search_path = public, clock, pg_catalog', current_database());
     END $$";
 
-/// DatabaseConfig, cluster, service and reaper; what happens in one case leaves nothing to the next.
+/// A database, a cluster, a service and a reaper. The cases run one after another and share no state.
 pub struct World {
     fixture: Fixture,
     key: Key,
     /// The namespaces of the last case.
     used: Mutex<Vec<String>>,
-    /// How often the reaper did what, and with what status and reason jobs ended.
+    /// The reaper's actions, and the statuses and reasons that jobs ended with.
     tally: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -76,7 +76,7 @@ impl World {
         Self { fixture, key: Key::new(), used: Mutex::default(), tally: Mutex::default() }
     }
 
-    /// What has happened in all cases.
+    /// The totals of all cases.
     pub fn tally(&self) -> String {
         let tally = self.tally.blocking_lock();
         tally.iter().map(|(what, times)| format!("{times:6} {what}\n")).collect()
@@ -139,15 +139,15 @@ pub(super) struct Case<'a> {
     pub(super) namespaces: Vec<String>,
     pub(super) accepted: Vec<Accepted>,
     pub(super) threads: BTreeMap<String, Vec<Thread>>,
-    /// By the Job's uid: since when it has been in problem, and how long it may be.
+    /// By the Job's uid: since when it has had a problem, and for how long it may.
     pub(super) problems: BTreeMap<String, (i64, f64)>,
-    /// How many seconds have passed beyond those that really have.
+    /// By how many seconds the clock is ahead.
     pub(super) passed: i64,
     pub(super) down: bool,
-    /// How many requests are too many, and how many answers are lost, as soon as the service or the reaper ask again.
+    /// How many of the next requests of the service and the reaper are throttled, and how many answers are lost.
     pub(super) throttled: usize,
     pub(super) lost: usize,
-    /// Jobs whose volumes were made after everything of theirs had been removed.
+    /// Jobs whose volumes were created after their cleanup.
     pub(super) late: BTreeSet<String>,
     pub(super) history: Vec<String>,
     pub(super) tally: &'a Mutex<BTreeMap<String, u64>>,
@@ -179,7 +179,7 @@ impl<'a> Case<'a> {
             Event::Time(minutes) => {
                 self.time(minutes * 60).await;
                 let moment = self.moment().await;
-                self.check(&[&moment], &moment, Who::Nobody, None);
+                self.check(&[&moment], &moment, Who::Time, None);
             }
             Event::Sweep { broken, killed } => self.sweep(broken.as_ref(), *killed).await,
             Event::DryRun => {
@@ -200,7 +200,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// What is on order is for the service and the reaper; whoever else asks, the test itself included, has good days.
+    /// Lets the faults that are due take effect. They are cleared before the test itself uses the cluster.
     pub(super) fn inject_faults(&mut self) {
         let faults = self.cluster().stand_in().faults();
         if self.down {
@@ -209,7 +209,7 @@ impl<'a> Case<'a> {
         if self.throttled > 0 {
             faults.throttle(Match::any().times(self.throttled), Duration::ZERO);
         }
-        // Questions are asked again anyway.
+        // Reads are retried anyway.
         for verb in ["create", "delete", "patch"].into_iter().filter(|_| self.lost > 0) {
             faults.lose_answer(Match::any().verb(verb).times(self.lost));
         }
@@ -220,7 +220,7 @@ impl<'a> Case<'a> {
         self.cluster().stand_in().faults().clear();
     }
 
-    // What others than the reaper do
+    // What callers, engines and administrators do
 
     pub(super) async fn act(&mut self, act: &Act) {
         let before = self.moment().await;
@@ -309,7 +309,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Sends a request. Whoever hangs up ends its handler, as the end of a function's time does.
+    /// Sends a request. Closing the connection ends its handler, as a function's timeout does.
     pub(super) async fn send(&mut self, call: Call, killed: Option<usize>) -> Option<Answer> {
         self.inject_faults();
         let stand_in = self.cluster().stand_in();
@@ -350,7 +350,7 @@ impl<'a> Case<'a> {
                 return answer.is_error(400, "`agreementId` already in use for other job.");
             }
             Some(answer) => answer.ok()[0]["jobId"].as_str().unwrap().to_owned(),
-            // Its caller does not know, but it may have been accepted.
+            // Its caller does not know whether it was accepted.
             None => {
                 let rows = self.moment().await.rows;
                 let Some(id) = rows.into_keys().find(|id| !before.rows.contains_key(id)) else { return };
@@ -436,7 +436,7 @@ impl<'a> Case<'a> {
         if report.is_none() && killed && broken.is_some() {
             drop(sweep);
             self.clear_faults();
-            // Nobody else sweeps until its lease has run out.
+            // No other sweep runs until its lease has expired.
             let skipped = self.fixture.reaper.sweep(false, Duration::from_secs(60)).await.unwrap();
             let held: bool =
                 sqlx::query_scalar("SELECT holder IS NOT NULL AND helduntil > clock_timestamp() FROM sweeps")
@@ -462,7 +462,7 @@ impl<'a> Case<'a> {
     }
 }
 
-/// A patch of the status by which all its time stamps lie further back.
+/// A patch that sets all timestamps of a status back.
 pub(super) fn put_back(name: Option<String>, status: &impl serde::Serialize, seconds: i64) -> (String, Patch<Value>) {
     pub(super) fn put(value: &mut Value, seconds: i64) {
         match value {
@@ -482,7 +482,7 @@ pub(super) fn put_back(name: Option<String>, status: &impl serde::Serialize, sec
     (name.unwrap(), Patch::Merge(json!({ "status": status })))
 }
 
-/// Goes on with a sweep until it ends, or is to be broken off.
+/// Runs a sweep until it ends or is to be interrupted.
 pub(super) async fn until(sweep: &mut Sweep<'_>, mut broken: impl FnMut() -> bool) -> Option<Report> {
     std::future::poll_fn(|context| {
         if broken() {
