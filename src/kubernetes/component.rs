@@ -1,12 +1,9 @@
 //! The steps of a job.
 
-use serde::Deserialize;
-
 use crate::domain::JobId;
 
 /// A step of a job. The engine runs each as a Kubernetes Job of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Component {
     /// Fetches the inputs and the algorithm.
     Configure,

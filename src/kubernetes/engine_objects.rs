@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::api::batch::v1::Job as EngineJob;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, PersistentVolumeClaim, Pod, PodSpec};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams};
 
 use super::client::{all_pages, delete, unchanged};
-use super::steps::{self, Slim};
+use super::steps;
 use super::{Cluster, ClusterError, Component, Deletion, Step};
 use crate::domain::{JobId, Namespace};
 use crate::telemetry::waiting_for_cluster;
@@ -125,6 +125,38 @@ impl Cluster {
             Ok(held)
         })
         .await
+    }
+}
+
+/// Objects without the fields that are not used here: there may be many objects, and their templates are large.
+trait Slim {
+    /// Removes the fields that are not used here.
+    fn slim(self) -> Self;
+}
+
+impl Slim for EngineJob {
+    fn slim(mut self) -> Self {
+        (self.metadata.managed_fields, self.metadata.annotations) = (None, None);
+        if let Some(spec) = &mut self.spec {
+            spec.template = Default::default();
+        }
+        self
+    }
+}
+
+impl Slim for Pod {
+    fn slim(mut self) -> Self {
+        (self.metadata.managed_fields, self.metadata.annotations) = (None, None);
+        if let Some(spec) = &mut self.spec {
+            let slim = |container: Container| Container {
+                name: container.name,
+                resources: container.resources,
+                ..Container::default()
+            };
+            let containers = std::mem::take(&mut spec.containers).into_iter().map(slim).collect();
+            *spec = PodSpec { containers, ..PodSpec::default() };
+        }
+        self
     }
 }
 

@@ -8,6 +8,7 @@ mod component;
 mod engine_objects;
 mod layers;
 mod logs;
+mod pods;
 mod steps;
 mod workflow;
 mod workflows;
@@ -21,7 +22,8 @@ pub use client::Cluster;
 pub use component::Component;
 pub use engine_objects::HeldObject;
 pub use logs::LogPart;
-pub use steps::{Problem, Recovery, Step, StepState};
+pub use pods::{Problem, Recovery};
+pub use steps::{Step, StepState};
 pub use workflow::{WorkFlow, WorkFlowSpec, WorkFlowStatus, definition};
 pub use workflows::{ListPage, WorkflowListing};
 
