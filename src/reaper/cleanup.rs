@@ -1,5 +1,6 @@
 //! Cleanup: what an engine left of a finished job is deleted once it is settled.
 
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::expiry::{self, Expiry};
@@ -81,11 +82,11 @@ impl Sweep<'_> {
     async fn delete(&self, job: FinishedJob, Decision { now, next_in }: Decision) {
         match now {
             Some(scope @ Scope::EngineObjects) => {
-                let action = self.clean_up(&job, next_in);
+                let action = self.clean_up(&job, next_in).boxed();
                 self.apply(scope.duty(), &job.job_id, None, action).await;
             }
             Some(scope @ Scope::Everything) => {
-                let action = self.expire(&job);
+                let action = self.expire(&job).boxed();
                 self.apply(scope.duty(), &job.job_id, None, action).await;
             }
             None if self.dry_run => {}

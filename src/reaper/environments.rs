@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::report::Duty;
@@ -63,7 +64,7 @@ impl Sweep<'_> {
             return Ok(None);
         }
         // A slow environment does not take the time of the others.
-        let listing = tokio::time::timeout_at(until, self.cluster().list_steps(namespace));
+        let listing = tokio::time::timeout_at(until, self.cluster().list_steps(namespace).boxed());
         let error = match self.availability.observe(listing.await.unwrap_or(Err(ClusterError::TimedOut))) {
             Ok(steps) => return Ok(Some(steps)),
             Err(error) => error,

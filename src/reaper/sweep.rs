@@ -88,7 +88,7 @@ impl<'a> Sweep<'a> {
     /// Runs all duties, and returns the report.
     pub(super) async fn run(&self) -> Result<Report, DatabaseError> {
         let environments = self.db().environments_to_sweep(&self.rules().default_namespace).await?;
-        let duties = self.run_duties(&environments);
+        let duties = self.run_duties(&environments).boxed();
         let complete = match tokio::time::timeout_at(self.deadline + COMPLETION_TIME, duties).await {
             Ok(progress) => progress == Progress::Complete && Instant::now() < self.deadline,
             Err(_) => false,
@@ -103,8 +103,9 @@ impl<'a> Sweep<'a> {
     }
 
     /// Runs the most urgent duties first. None takes more than half of the time that is left, so that each sweep gets to
-    /// all of them. The futures are boxed: nested, their types exceed the recursion limit.
+    /// all of them.
     async fn run_duties(&self, environments: &[SweptEnvironment]) -> Progress {
+        // Boxed, here and in the duties: nested futures take too much stack, and their types exceed the recursion limit.
         let parts = [
             // First, in case there is no time for it at the end.
             self.run_duty(self.measure_registrations().boxed()).await,

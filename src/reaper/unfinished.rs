@@ -2,6 +2,8 @@
 //!
 //! Ages of rows are measured by the database's clock, ages of objects by the cluster's.
 
+use futures_util::FutureExt;
+
 use super::report::Duty;
 use super::sweep::{ActionError, ActionResult, Applied, Sweep};
 use super::time_limits::Limit;
@@ -135,7 +137,7 @@ fn decide_step(job: &UnfinishedJob, step: &Step, limit: Limit, rules: &ReaperRul
 impl Sweep<'_> {
     /// Performs an action on an unfinished job.
     pub(super) async fn act(&self, job: UnfinishedJob, action: Action) {
-        let perform = self.perform(&job, &action);
+        let perform = self.perform(&job, &action).boxed();
         match action.duty() {
             Some(duty) => self.apply(duty, &job.job_id, action.reason(), perform).await,
             None if self.dry_run => {}
@@ -210,7 +212,7 @@ impl Sweep<'_> {
     /// Keeps the end of the log of a step whose pod is about to be deleted. A node that does not return it delays
     /// nothing else, and does not count as an outage of the cluster.
     async fn keep_log(&self, step: &Step, namespace: &Namespace) -> Result<(), ActionError> {
-        match self.cluster().read_log(&step.job_id, step.component, namespace, LogPart::End).await {
+        match self.cluster().read_log(&step.job_id, step.component, namespace, LogPart::End).boxed().await {
             Ok(None) => {}
             Ok(Some(log)) => self.db().keep_log(&step.job_id, step.component, log).await?,
             Err(error) => {
