@@ -5,10 +5,12 @@ pub mod environment;
 pub mod output;
 pub mod workflow;
 
+mod component;
 mod ids;
 mod job;
 mod status;
 
+pub use component::Component;
 pub use ids::{AgreementId, ChainId, InvalidId, JobId, Namespace, Owner, effective_namespace};
 pub use job::Job;
 pub use status::{SETTLING_SECONDS, Status, StopRequest, may_be_dispatched, settles_in};

@@ -4,7 +4,6 @@
 //! succeed.
 
 mod client;
-mod component;
 mod engine_objects;
 mod layers;
 mod logs;
@@ -18,8 +17,8 @@ use std::io;
 
 use crate::aws::AwsError;
 
+pub use crate::domain::Component;
 pub use client::Cluster;
-pub use component::Component;
 pub use engine_objects::HeldObject;
 pub use logs::LogPart;
 pub use pods::{Problem, Recovery};

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::unfinished::Action;
 use crate::config::ReaperRules;
 use crate::db::UnfinishedJob;
-use crate::domain::{JobId, Namespace, Status, StopRequest};
-use crate::kubernetes::{Component, Step, StepState};
+use crate::domain::{Component, JobId, Namespace, Status, StopRequest};
+use crate::kubernetes::{Step, StepState};
 
 pub(super) fn rules() -> ReaperRules {
     ReaperRules {

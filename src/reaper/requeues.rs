@@ -47,7 +47,8 @@ mod tests {
     use super::super::fixture::{job, rules, step, summary};
     use super::super::unfinished::{Observed, decide};
     use super::*;
-    use crate::kubernetes::{Component, StepState};
+    use crate::domain::Component;
+    use crate::kubernetes::StepState;
 
     #[test]
     fn jobs_that_no_engine_has_begun() {

@@ -1,7 +1,8 @@
 //! Steps that cannot finish: how long a problem may last, and what the job's owner reads about it.
 
 use crate::config::ReaperRules;
-use crate::kubernetes::{Component, Problem, Recovery};
+use crate::domain::Component;
+use crate::kubernetes::{Problem, Recovery};
 
 /// For how many seconds a problem may last before its step is ended.
 pub(super) fn grace(recovery: Recovery, rules: &ReaperRules) -> f64 {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::Instant;
 
@@ -104,26 +105,24 @@ impl<'a> Sweep<'a> {
     /// Runs the most urgent duties first. None takes more than half of the time that is left, so that each sweep gets to
     /// all of them.
     async fn run_duties(&self, environments: &[SweptEnvironment]) -> Progress {
-        // First, in case there is no time for it at the end.
-        let mut progress = self.unless_failed(self.measure_registrations().await);
-        let unfinished = self.sweep_environments(environments, self.half_time()).boxed().await;
-        progress = progress.and(self.unless_failed(unfinished));
-        let registrations = self.register_jobs(self.half_time()).boxed().await;
-        progress = progress.and(self.unless_failed(registrations));
-        let statuses = self.sync_statuses(self.half_time()).boxed().await;
-        progress = progress.and(self.unless_failed(statuses));
-        let finished = self.sweep_finished_jobs(self.half_time()).boxed().await;
-        progress = progress.and(self.unless_failed(finished));
-        let objects = self.scan_workflow_objects(environments, self.half_time()).boxed().await;
-        progress = progress.and(self.unless_failed(objects));
-        let nonces = self.prune_nonces(self.deadline).boxed().await;
-        progress = progress.and(self.unless_failed(nonces));
-        progress.and(self.unless_failed(self.measure_registrations().await))
+        // Boxed, here and in the duties: nested futures take too much stack, and their types exceed the recursion limit.
+        let parts = [
+            // First, in case there is no time for it at the end.
+            self.run_duty(self.measure_registrations().boxed()).await,
+            self.run_duty(self.sweep_environments(environments, self.half_time()).boxed()).await,
+            self.run_duty(self.register_jobs(self.half_time()).boxed()).await,
+            self.run_duty(self.sync_statuses(self.half_time()).boxed()).await,
+            self.run_duty(self.sweep_finished_jobs(self.half_time()).boxed()).await,
+            self.run_duty(self.scan_workflow_objects(environments, self.half_time()).boxed()).await,
+            self.run_duty(self.prune_nonces(self.deadline).boxed()).await,
+            self.run_duty(self.measure_registrations().boxed()).await,
+        ];
+        parts.into_iter().fold(Progress::Complete, Progress::and)
     }
 
-    /// Reports an error of the database as a problem: the other duties are still tried.
-    fn unless_failed(&self, result: Result<Progress, DatabaseError>) -> Progress {
-        result.unwrap_or_else(|error| {
+    /// Runs a duty. An error of the database is reported as a problem: the other duties are still tried.
+    async fn run_duty(&self, duty: BoxFuture<'_, Result<Progress, DatabaseError>>) -> Progress {
+        duty.await.unwrap_or_else(|error| {
             self.report.problem(error.to_string());
             Progress::Partial
         })

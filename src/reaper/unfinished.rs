@@ -10,8 +10,8 @@ use super::time_limits::Limit;
 use super::{orphans, requeues, stuck_steps};
 use crate::config::ReaperRules;
 use crate::db::UnfinishedJob;
-use crate::domain::{Namespace, Status, StopRequest};
-use crate::kubernetes::{ClusterError, Component, Deletion, LogPart, Step, StepState};
+use crate::domain::{Component, Namespace, Status, StopRequest};
+use crate::kubernetes::{ClusterError, Deletion, LogPart, Step, StepState};
 
 /// How many times the limit grace applies to a job of which a step other than the algorithm runs: fetching data and
 /// publishing results have no limit of their own, and may take longer than the algorithm.
@@ -214,7 +214,7 @@ impl Sweep<'_> {
     async fn keep_log(&self, step: &Step, namespace: &Namespace) -> Result<(), ActionError> {
         match self.cluster().read_log(&step.job_id, step.component, namespace, LogPart::End).boxed().await {
             Ok(None) => {}
-            Ok(Some(log)) => self.db().keep_log(&step.job_id, step.component.as_str(), log).await?,
+            Ok(Some(log)) => self.db().keep_log(&step.job_id, step.component, log).await?,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(job = %step.job_id, error, "the log of a step that is ended could not be kept");

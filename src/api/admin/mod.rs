@@ -275,7 +275,7 @@ pub(super) async fn logs(State(admin): State<Admin>, params: Params) -> Result<R
             let namespace = admin.namespace(&job_id).await?;
             match admin.cluster.read_log(&job_id, component, &namespace, LogPart::Start).await? {
                 // The reaper keeps the end of a log whose pod it has to delete.
-                None => admin.db.kept_log(&job_id, component.as_str()).await?,
+                None => admin.db.kept_log(&job_id, component).await?,
                 log => log,
             }
         }

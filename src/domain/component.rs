@@ -1,6 +1,6 @@
 //! The steps of a job.
 
-use crate::domain::JobId;
+use super::JobId;
 
 /// A step of a job. The engine runs each as a Kubernetes Job of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Component {
     }
 
     /// The name of the step's Kubernetes Job (docs/contract/engine.md, "Objects of a job").
-    pub(super) fn job_name(self, job_id: &JobId) -> String {
+    pub fn job_name(self, job_id: &JobId) -> String {
         format!("{job_id}-{}-job", self.as_str())
     }
 }
