@@ -61,7 +61,7 @@ fn main() -> ExitCode {
             Command::Migrate => migrate().await,
             Command::Reap { dry_run, limit } => reap(dry_run, limit).await,
             Command::Crd => print(serde_yaml_ng::to_string(&kubernetes::definition())?),
-            Command::Openapi => print(api::docs::openapi().to_pretty_json()? + "\n"),
+            Command::Openapi => print(api::openapi::openapi().to_pretty_json()? + "\n"),
             Command::EksToken { cluster_name, region, role_arn } => {
                 eks_token(&cluster_name, region.as_deref(), role_arn.as_deref()).await
             }

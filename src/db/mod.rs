@@ -12,6 +12,9 @@ mod types;
 
 pub use environments::Announcement;
 pub use error::DatabaseError;
-pub use jobs::{Change, Changed, NewJob, Page, RequestedBy, ResultRow, Started, TouchedJob, Which};
+pub use jobs::{
+    Change, ChangedJobs, JobFilter, JobSelector, ListRange, NewJob, RequestedBy, ResultRow, StartOutcome, TouchedJob,
+};
+pub use nonces::NonceError;
 pub use reaper::{After, FinishedJob, Known, LiveJob, Mirrored, Noted, SweptEnvironment, UnregisteredJob};
 pub use session::Database;

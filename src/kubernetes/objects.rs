@@ -12,7 +12,6 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use utoipa::ToSchema;
 
 use super::{Cluster, ClusterError, WorkFlow, WorkFlowSpec, within};
 use crate::domain::JobId;
@@ -29,7 +28,7 @@ const PAGE: u32 = 500;
 const LOG_LIMIT: usize = 5 * 1024 * 1024;
 
 /// A step of a job, which is a Kubernetes Job of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Component {
     /// Fetches inputs and algorithm.
