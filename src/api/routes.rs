@@ -1,37 +1,34 @@
-//! The routes of the service. The tests compare the routers, the OpenAPI document and the template with this table.
+//! The table of all routes.
 
 use serde::Serialize;
 
-/// A route and the function that serves it.
+/// One route, and the Lambda function that handles it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Route {
-    /// The binary, which is deployed as a function of its own.
+    /// The binary that handles it as a Lambda function.
     pub function: &'static str,
-    /// The HTTP method, in upper case.
+    /// Its HTTP method.
     pub method: &'static str,
-    /// The path as axum writes it: `{*file}` stands for one or more segments.
+    /// Its path, as axum writes it.
     pub path: &'static str,
 }
 
-/// Every route.
-pub const ROUTES: &[Route] = &[
-    route("compute", "POST", "/api/v1/operator/compute"),
-    route("compute", "GET", "/api/v1/operator/compute"),
-    route("compute", "PUT", "/api/v1/operator/compute"),
-    route("compute", "DELETE", "/api/v1/operator/compute"),
-    route("compute", "GET", "/api/v1/operator/runningjobs"),
-    route("results", "GET", "/api/v1/operator/getResult"),
-    route("environments", "GET", "/api/v1/operator/environments"),
-    route("admin", "POST", "/api/v1/operator/pgsqlinit"),
-    route("admin", "GET", "/api/v1/operator/info"),
-    route("admin", "GET", "/api/v1/operator/list"),
-    route("admin", "GET", "/api/v1/operator/logs"),
-    route("docs", "GET", "/"),
-    route("docs", "GET", "/spec"),
-    route("docs", "GET", "/api/v1/docs"),
-    route("docs", "GET", "/api/v1/docs/{*file}"),
+/// All routes.
+pub const ROUTES: [Route; 16] = [
+    Route { function: "compute", method: "POST", path: "/api/v1/operator/compute" },
+    Route { function: "compute", method: "GET", path: "/api/v1/operator/compute" },
+    Route { function: "compute", method: "PUT", path: "/api/v1/operator/compute" },
+    Route { function: "compute", method: "DELETE", path: "/api/v1/operator/compute" },
+    Route { function: "compute", method: "GET", path: "/api/v1/operator/runningjobs" },
+    Route { function: "results", method: "GET", path: "/api/v1/operator/getResult" },
+    Route { function: "environments", method: "GET", path: "/api/v1/operator/environments" },
+    Route { function: "admin", method: "POST", path: "/api/v1/operator/pgsqlinit" },
+    Route { function: "admin", method: "GET", path: "/api/v1/operator/info" },
+    Route { function: "admin", method: "GET", path: "/api/v1/operator/list" },
+    Route { function: "admin", method: "GET", path: "/api/v1/operator/logs" },
+    Route { function: "docs", method: "GET", path: "/" },
+    Route { function: "docs", method: "GET", path: "/spec" },
+    Route { function: "docs", method: "GET", path: "/api/v1/docs" },
+    Route { function: "docs", method: "GET", path: "/api/v1/docs/" },
+    Route { function: "docs", method: "GET", path: "/api/v1/docs/{*file}" },
 ];
-
-const fn route(function: &'static str, method: &'static str, path: &'static str) -> Route {
-    Route { function, method, path }
-}

@@ -9,9 +9,7 @@ use std::time::{Duration, SystemTime};
 use aws_credential_types::Credentials;
 use aws_sdk_eks::primitives::{DateTime, DateTimeFormat};
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -19,6 +17,7 @@ use tokio::sync::OnceCell;
 use super::sign::{Service, Unsigned, presign};
 use super::{Account, AwsError, Cause, domain};
 use crate::cache::{Cached, Versioned};
+use crate::config::EksEndpoint;
 
 /// What a token begins with.
 const PREFIX: &str = "k8s-aws-v1.";
@@ -127,24 +126,8 @@ impl TokenSource {
     }
 }
 
-/// Where a cluster is, and by whose certificate it is known.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Its API server's URL.
-    pub url: String,
-    /// The certificates of its authority, in DER; none where the URL is not an https one.
-    pub authority: Vec<Vec<u8>>,
-}
-
-/// Reads a cluster's authority as EKS hands it out: a PEM file in base64.
-pub fn authority(base64: &str) -> Option<Vec<Vec<u8>>> {
-    let pem = STANDARD.decode(base64.trim()).ok()?;
-    let certificates = CertificateDer::pem_slice_iter(&pem).map(|certificate| Some(certificate.ok()?.to_vec()));
-    certificates.collect::<Option<Vec<_>>>().filter(|certificates| !certificates.is_empty())
-}
-
 /// Asks EKS where a cluster is.
-pub async fn describe(account: &Account, cluster: &str) -> Result<Endpoint, AwsError> {
+pub async fn describe(account: &Account, cluster: &str) -> Result<EksEndpoint, AwsError> {
     let failed = |cause: Cause| AwsError::Cluster(cluster.to_owned(), cause);
     let client = aws_sdk_eks::Client::new(account.sdk().await);
     let answer = client.describe_cluster().name(cluster).send().await;
@@ -153,13 +136,14 @@ pub async fn describe(account: &Account, cluster: &str) -> Result<Endpoint, AwsE
     let url = described.and_then(|described| described.endpoint());
     let url = url.ok_or_else(|| failed(Cause::of("the cluster has no endpoint yet")))?.to_owned();
     let authority = match described.and_then(|described| described.certificate_authority()?.data()) {
-        Some(data) => authority(data).ok_or_else(|| failed(Cause::of("its certificate authority is no PEM file")))?,
+        Some(data) => EksEndpoint::parse_authority(data)
+            .ok_or_else(|| failed(Cause::of("its certificate authority is no PEM file")))?,
         None if url.starts_with("https:") => {
             return Err(failed(Cause::of("the cluster has no certificate authority yet")));
         }
         None => Vec::new(),
     };
-    Ok(Endpoint { url, authority })
+    Ok(EksEndpoint { url, authority })
 }
 
 /// What `aws eks get-token` prints, for the `exec` section of a kubeconfig. `exec_info` is KUBERNETES_EXEC_INFO, by which

@@ -18,7 +18,7 @@ pub enum DatabaseError {
     Untrusted(#[source] sqlx::Error),
     /// The password could not be obtained.
     #[error("The database cannot be logged in to, please try again: {0}")]
-    NoLogin(#[source] AwsError),
+    NoPassword(#[source] AwsError),
     /// A statement took longer than its limit.
     #[error("The database did not answer in time, please try again")]
     TimedOut,
@@ -37,7 +37,7 @@ impl DatabaseError {
     /// Returns whether the same operation may succeed a little later. Rights that were granted a moment ago may not be in
     /// effect yet, so a refused login counts too.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::NoLogin(_) | Self::TimedOut)
+        matches!(self, Self::Unavailable(_) | Self::NoPassword(_) | Self::TimedOut)
     }
 }
 

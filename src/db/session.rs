@@ -14,7 +14,7 @@ use super::error::is_refused;
 use super::login::Logins;
 use crate::aws::Account;
 use crate::cache::Versioned;
-use crate::config::Postgres;
+use crate::config::DatabaseConfig;
 use crate::telemetry;
 
 /// How long an operation waits for a connection of the pool while others use them all.
@@ -23,6 +23,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(3500);
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long an operation may take, waiting for a connection included. Below the 5 s within which a start is answered.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// The database. Cheap to clone; connects on first use.
 #[derive(Clone)]
 pub struct Database {
@@ -41,7 +42,7 @@ impl std::fmt::Debug for Database {
 
 impl Database {
     /// Prepares the pool; opens no connection yet.
-    pub fn new(config: &Postgres) -> Self {
+    pub fn new(config: &DatabaseConfig) -> Self {
         let pool = PgPoolOptions::new()
             .max_connections(config.pool_size)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -66,7 +67,7 @@ impl Database {
         let login = self.logins.get(None).await?;
         self.connect_with(&login);
         match self.pool.acquire().await {
-            Err(error) if is_refused(&error) && self.logins.change() => {
+            Err(error) if is_refused(&error) && self.logins.can_change() => {
                 tracing::info!("the database refused the login; trying once more with a new one");
                 self.connect_with(&self.logins.get(Some(login.version)).await?);
                 Ok(self.pool.acquire().await?)
@@ -87,7 +88,7 @@ impl Database {
     pub(super) async fn connect(&self) -> Result<PgConnection, DatabaseError> {
         let login = self.logins.get(None).await?;
         match PgConnection::connect_with(&login.value).await {
-            Err(error) if is_refused(&error) && self.logins.change() => {
+            Err(error) if is_refused(&error) && self.logins.can_change() => {
                 let login = self.logins.get(Some(login.version)).await?;
                 Ok(PgConnection::connect_with(&login.value).await?)
             }

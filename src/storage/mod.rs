@@ -17,7 +17,7 @@ use url::{Host, Url};
 
 use crate::aws::s3::Object;
 use crate::aws::{Account, AwsError};
-use crate::config::{HostPattern, Results};
+use crate::config::{HostPattern, StorageConfig};
 
 /// How long a URL that is handed out for an object is good.
 const PRESIGNED: Duration = Duration::from_secs(5 * 60);
@@ -68,12 +68,12 @@ pub struct Storage {
     /// For S3 itself, which may well have an address that is not public, and never redirects.
     s3: Client,
     account: Account,
-    config: Arc<Results>,
+    config: Arc<StorageConfig>,
 }
 
 impl Storage {
     /// Prepares for fetching; connects to nobody yet.
-    pub fn new(config: &Results) -> Result<Self, reqwest::Error> {
+    pub fn new(config: &StorageConfig) -> Result<Self, reqwest::Error> {
         // The root certificates are in the binary: reading the system's costs a cold start its time.
         let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
@@ -112,7 +112,7 @@ impl Storage {
     }
 
     fn object(&self, url: &str) -> Option<Object> {
-        let Results { output_buckets, s3_endpoint, .. } = &*self.config;
+        let StorageConfig { output_buckets, s3_endpoint, .. } = &*self.config;
         Object::of_url(url, output_buckets, s3_endpoint.as_ref())
     }
 

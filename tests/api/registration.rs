@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fake_kubernetes::Match;
-use operator_service::domain::JobId;
+use operator_service::domain::{JobId, Namespace};
 use operator_service::kubernetes::WorkFlowSpec;
 use serde_json::{Value, json};
 
@@ -137,13 +137,14 @@ async fn a_namespace_that_is_missing_does_not_keep_a_job_out() {
 async fn an_object_that_is_there_already_is_registered() {
     let cluster = Cluster::start().await;
     let (service, job_id) = (cluster.service().await, JobId::random());
+    let namespace = Namespace::stored(&cluster.namespace);
     let spec = |owner: &str| WorkFlowSpec {
         owner: Some(owner.to_owned()),
         agreement_id: None,
         metadata: workflow::sample().as_object().unwrap().clone(),
     };
-    service.register(&job_id, &cluster.namespace, spec("first")).await.unwrap();
-    service.register(&job_id, &cluster.namespace, spec("second")).await.unwrap();
+    service.create_workflow(&job_id, &namespace, spec("first")).await.unwrap();
+    service.create_workflow(&job_id, &namespace, spec("second")).await.unwrap();
     let object = cluster.workflow(&cluster.namespace, job_id.as_str()).await.unwrap();
     assert_eq!(object["spec"]["owner"], "first");
 }

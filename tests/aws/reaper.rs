@@ -72,7 +72,7 @@ async fn files_in_our_buckets_go_with_the_job_and_no_others() {
         .await;
     let env = moto.and(scene.env.clone());
     let report = scene.reap(&env).await;
-    assert_eq!(report["kinds"]["expired"], json!({ "found": 1, "done": 1, "failed": 0, "left": 0 }), "{report:#}");
+    assert_eq!(report["kinds"]["expiries"], json!({ "found": 1, "done": 1, "failed": 0, "left": 0 }), "{report:#}");
     assert_eq!(moto.content("outputs", "a b/out.txt").await, None);
     assert_eq!(moto.content("more", "out.txt").await, None);
     assert!(moto.content("more", "kept.txt").await.is_some());
@@ -100,7 +100,7 @@ async fn a_file_that_cannot_be_removed_keeps_its_job_in_the_book() {
     let nowhere = format!("http://127.0.0.1:{}", fake_engine::local::free_port().unwrap());
     for (failures, endpoint) in [(1, refuses), (2, nowhere)] {
         let report = scene.reap(&moto.and(scene.env.clone()).with("AWS_ENDPOINT_URL", endpoint)).await;
-        assert_eq!(report["kinds"]["expired"]["failed"], 1, "{report:#}");
+        assert_eq!(report["kinds"]["expiries"]["failed"], 1, "{report:#}");
         let row = scene.row(&job).await;
         assert_eq!((&row["removed"], &row["purged"]), (&json!(0), &json!(false)));
         assert_eq!((&row["outputsurl"], &row["reapfailures"]), (&json!(job.outputs), &json!(failures)));
@@ -109,7 +109,7 @@ async fn a_file_that_cannot_be_removed_keeps_its_job_in_the_book() {
         scene.database.execute("UPDATE jobs SET reapat = '-infinity' WHERE reapfailures > 0").await;
     }
     let report = scene.reap(&moto.and(scene.env.clone())).await;
-    assert_eq!(report["kinds"]["expired"]["done"], 1, "{report:#}");
+    assert_eq!(report["kinds"]["expiries"]["done"], 1, "{report:#}");
     assert_eq!(moto.content("outputs", &key).await, None);
     let row = scene.row(&job).await;
     assert_eq!((&row["removed"], &row["purged"], &row["reapfailures"]), (&json!(1), &json!(true), &json!(0)));

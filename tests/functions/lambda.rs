@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use operator_service::config::DatabaseConfig;
+use operator_service::config::DatabaseUse;
 use operator_service::runtime;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -566,8 +566,8 @@ fn a_panic_is_a_500_and_the_function_lives_on() {
             Ok(axum::Router::new().route("/api/v1/panics", panics).route("/api/v1/lives", lives))
         };
         match std::env::var_os("STREAMING") {
-            None => runtime::run(runtime::lambda(DatabaseConfig::Optional, routes)),
-            Some(_) => runtime::run(runtime::lambda_streaming(DatabaseConfig::Optional, routes)),
+            None => runtime::run(runtime::lambda::run_router(DatabaseUse::Optional, routes)),
+            Some(_) => runtime::run(runtime::lambda::run_streaming(DatabaseUse::Optional, routes)),
         };
         return;
     }

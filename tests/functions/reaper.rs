@@ -59,14 +59,14 @@ impl Scene {
     fn check(&self, report: &Value, outcome: &str) {
         let (mut found, mut expected) = (Vec::new(), Vec::new());
         // What had been called off was looked through for leftovers, too.
-        for entry in report["jobs"].as_array().unwrap().iter().filter(|entry| entry["kind"] != "leftovers") {
+        for entry in report["jobs"].as_array().unwrap().iter().filter(|entry| entry["kind"] != "cleanups") {
             found.push(["job", "kind", "outcome"].map(|name| entry[name].as_str().unwrap().to_owned()));
         }
         for (job, kind) in [(&self.called_off, "neverStarted"), (&self.waiting, "registrations")] {
             expected.push([job.job_id.clone(), kind.to_owned(), outcome.to_owned()]);
         }
         assert_eq!(found, expected, "{report:#}");
-        assert_eq!((&report["dryRun"], &report["complete"]), (&json!(outcome == "would"), &json!(true)));
+        assert_eq!((&report["dryRun"], &report["complete"]), (&json!(outcome == "planned"), &json!(true)));
     }
 }
 
@@ -81,7 +81,7 @@ async fn reap_prints_what_it_did_and_with_dry_run_what_it_would_do() {
         // Nothing else is there: it is for jq.
         serde_json::from_slice(&output.stdout).unwrap()
     };
-    scene.check(&report(&["reap", "--dry-run"]).await, "would");
+    scene.check(&report(&["reap", "--dry-run"]).await, "planned");
     assert_eq!(scene.status(&scene.called_off).await, 1);
     assert!(!scene.is_registered().await);
     scene.check(&report(&["reap"]).await, "done");
@@ -133,7 +133,7 @@ async fn a_schedule_makes_it_sweep_and_its_metrics_say_how_much() {
     let age = "UPDATE jobs SET datecreated = (now() AT TIME ZONE 'UTC') - interval '90 s'";
     scene.database.execute(age).await;
     let function = Function::start_with(REAPER, &[], &scene.env, Duration::from_secs(40)).await;
-    scene.check(&function.invoke(json!({ "dryRun": true })).json().await.unwrap(), "would");
+    scene.check(&function.invoke(json!({ "dryRun": true })).json().await.unwrap(), "planned");
     assert_eq!(scene.status(&scene.called_off).await, 1);
     // One that cannot be done yet.
     let faults = scene.cluster.stand_in().faults();
@@ -232,7 +232,7 @@ async fn large_workflows_do_not_fill_its_memory() {
     let function = Function::start_with(REAPER, &[], &scene.env, Duration::from_secs(60)).await;
     for event in [json!({ "dryRun": true }), scheduled()] {
         let report = function.invoke(event).json().await.unwrap();
-        assert_eq!((&report["complete"], &report["troubles"]), (&json!(true), &json!([])), "{report:#}");
+        assert_eq!((&report["complete"], &report["problems"]), (&json!(true), &json!([])), "{report:#}");
     }
     let memory = function.process.memory("VmHWM");
     assert!(memory < 80 * 1024, "{memory} KiB");

@@ -5,10 +5,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod scene;
+mod fixture;
 
-mod bad_days;
 mod engine;
+mod faults;
 mod finished;
 mod interleavings;
 mod unfinished;

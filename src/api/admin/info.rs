@@ -49,7 +49,7 @@ pub(in crate::api) async fn info(
     let found = match job_id.can_name_objects() {
         true => {
             let namespace = state.namespace(&job_id).await?;
-            state.cluster.workflow(&job_id, namespace.as_str()).await?
+            state.cluster.get_workflow(&job_id, &namespace).await?
         }
         false => None,
     };

@@ -47,13 +47,12 @@ pub(in crate::api) async fn list(
     State(state): State<Admin>,
     Input(request): Input<ListRequest>,
 ) -> Result<Json<Vec<String>>, ApiError> {
-    let namespaces: BTreeSet<Namespace> = match request.environment {
+    let namespaces = match request.environment {
         Some(environment) => BTreeSet::from([environment]),
         None => {
             let announced = state.db.environments().await?.into_iter().map(|row| row.namespace);
-            announced.chain([state.default_namespace()]).collect()
+            announced.chain([state.config.jobs.default_namespace.clone()]).collect()
         }
     };
-    let namespaces = namespaces.iter().map(Namespace::to_string).collect();
     Ok(Json(state.cluster.workflow_names(namespaces).await?))
 }

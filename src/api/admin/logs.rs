@@ -9,7 +9,7 @@ use super::{Admin, text};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
 use crate::domain::JobId;
-use crate::kubernetes::Component;
+use crate::kubernetes::{Component, LogPart};
 
 /// Which pod.
 #[derive(Debug, IntoParams)]
@@ -62,7 +62,7 @@ pub(in crate::api) async fn logs(
         false => None,
     };
     Ok(match log {
-        Some(log) => text(StatusCode::OK, log),
+        Some(log) => text(StatusCode::OK, String::from_utf8_lossy(&log)),
         None => {
             let message = format!("Pod with workflow={job_id} and component={} not found", component.as_str());
             text(StatusCode::NOT_FOUND, message)
@@ -71,12 +71,11 @@ pub(in crate::api) async fn logs(
 }
 
 /// The log of the step's pod, or else what the reaper kept of it when it deleted the pod.
-async fn find_log(state: &Admin, request: &LogsRequest) -> Result<Option<String>, ApiError> {
+async fn find_log(state: &Admin, request: &LogsRequest) -> Result<Option<Vec<u8>>, ApiError> {
     let LogsRequest { job_id, component } = request;
     let namespace = state.namespace(job_id).await?;
-    if let Some(log) = state.cluster.log(job_id, *component, namespace.as_str()).await? {
-        return Ok(Some(log));
+    match state.cluster.read_log(job_id, *component, &namespace, LogPart::Start).await? {
+        Some(log) => Ok(Some(log)),
+        None => Ok(state.db.kept_log(job_id, component.as_str()).await?),
     }
-    let kept = state.db.kept_log(job_id, component.as_str()).await?;
-    Ok(kept.map(|log| String::from_utf8_lossy(&log).into_owned()))
 }

@@ -21,7 +21,7 @@ pub use access::Admins;
 use super::error::ApiError;
 use crate::config::Config;
 use crate::db::Database;
-use crate::domain::{JobId, Namespace};
+use crate::domain::{JobId, Namespace, effective_namespace};
 use crate::kubernetes::Cluster;
 
 /// The state of these routes.
@@ -52,14 +52,10 @@ pub fn router(config: Arc<Config>, db: Database, cluster: Cluster, admins: Admin
 }
 
 impl Admin {
-    /// Where jobs run whose row names no namespace.
-    fn default_namespace(&self) -> Namespace {
-        Namespace::stored(&self.config.default_namespace)
-    }
-
     /// The namespace that the database has for a job, or else the default.
     async fn namespace(&self, job_id: &JobId) -> Result<Namespace, ApiError> {
-        Ok(self.db.namespace(job_id).await?.unwrap_or_else(|| self.default_namespace()))
+        let row = self.db.namespace(job_id).await?;
+        Ok(effective_namespace(row.as_ref(), &self.config.jobs.default_namespace).clone())
     }
 }
 

@@ -10,8 +10,8 @@ use crate::api::input::Params;
 use crate::api::schemas::SIGNATURE_EXAMPLE;
 use crate::auth::{Nonce, Operation, Signed};
 use crate::db::{Change, ChangedJobs, JobSelector, ListRange, RequestedBy, TouchedJob};
-use crate::domain::{AgreementId, JobId, Owner, ProviderAddress};
-use crate::kubernetes::ClusterError;
+use crate::domain::{AgreementId, JobId, Namespace, Owner, ProviderAddress, effective_namespace};
+use crate::kubernetes::{Cluster, ClusterError};
 use crate::telemetry;
 
 /// How many jobs of one request are changed in the cluster concurrently.
@@ -94,39 +94,42 @@ pub(super) async fn change(
     let ChangedJobs { touched, jobs } =
         state.db.change(change, selector, by, nonce, ListRange { limit, offset }).await?;
     if let [job] = touched.as_slice() {
-        telemetry::about_job(job.job_id.as_str());
+        telemetry::set_job(job.job_id.as_str());
     }
-    telemetry::stopped(touched.iter().filter(|job| job.unfinished).count());
+    telemetry::count_stops(touched.iter().filter(|job| job.unfinished).count());
     change_in_cluster(&state, change, touched).await;
     Ok(Json(jobs.into_iter().map(JobStatus::from).collect()))
 }
 
 /// Does in the cluster what the database now says, as far as the cluster answers in time. The reaper does the rest.
 async fn change_in_cluster(state: &Compute, change: Change, touched: Vec<TouchedJob>) {
-    let default_namespace = state.default_namespace();
-    let calls = stream::iter(touched).for_each_concurrent(CLUSTER_CALLS, |job| {
-        let default_namespace = &default_namespace;
-        async move {
-            let TouchedJob { job_id, namespace, unfinished, settled } = job;
-            if !job_id.can_name_objects() {
-                return;
-            }
-            let namespace = namespace.as_ref().unwrap_or(default_namespace).as_str();
-            let result: Result<(), ClusterError> = match change {
-                _ if unfinished => state.cluster.end_algorithm(&job_id, namespace).await,
-                Change::Delete if settled => state.cluster.remove(&job_id, namespace).await,
-                _ => return,
-            };
-            match result {
-                Ok(()) => tracing::info!(job = %job_id, ?change, "changed in the cluster"),
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(job = %job_id, ?change, error, "not yet changed in the cluster");
-                }
+    let calls = stream::iter(touched).for_each_concurrent(CLUSTER_CALLS, |job| async move {
+        let TouchedJob { job_id, namespace, unfinished, settled } = job;
+        if !job_id.can_name_objects() {
+            return;
+        }
+        let namespace = effective_namespace(namespace.as_ref(), &state.config.jobs.default_namespace);
+        let result = match change {
+            _ if unfinished => state.cluster.delete_algorithm(&job_id, namespace).await,
+            Change::Delete if settled => delete_objects(&state.cluster, &job_id, namespace).await,
+            _ => return,
+        };
+        match result {
+            Ok(()) => tracing::info!(job = %job_id, ?change, "changed in the cluster"),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(job = %job_id, ?change, error, "not yet changed in the cluster");
             }
         }
     });
     if tokio::time::timeout(CLUSTER_TIMEOUT, calls).await.is_err() {
         tracing::warn!(?change, "not all jobs were changed in the cluster in time");
     }
+}
+
+/// Deletes what the engine created for a job, and its WorkFlow object. An error of the one does not prevent the other.
+async fn delete_objects(cluster: &Cluster, job_id: &JobId, namespace: &Namespace) -> Result<(), ClusterError> {
+    let objects = cluster.delete_engine_objects(job_id, namespace).await;
+    let workflow = cluster.delete_workflow(job_id, namespace, None).await;
+    objects.and(workflow).map(|_| ())
 }

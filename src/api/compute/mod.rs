@@ -20,7 +20,7 @@ use super::error::ApiError;
 use super::input::Params;
 use crate::config::Config;
 use crate::db::Database;
-use crate::domain::{AgreementId, Job, JobId, Namespace, Owner, Status, StopRequest};
+use crate::domain::{AgreementId, Job, JobId, Owner, Status, StopRequest};
 use crate::kubernetes::Cluster;
 
 /// The most jobs in one answer, and the default.
@@ -34,13 +34,6 @@ pub struct Compute {
     config: Arc<Config>,
     db: Database,
     cluster: Cluster,
-}
-
-impl Compute {
-    /// Where jobs run whose request or row names no namespace.
-    fn default_namespace(&self) -> Namespace {
-        Namespace::stored(&self.config.default_namespace)
-    }
 }
 
 /// The routes of the function `compute`.

@@ -147,8 +147,8 @@ pub(in crate::api) async fn start(
 
     let job_id = JobId::random();
     let must_be_announced = request.environment.is_some();
-    let environment = request.environment.unwrap_or_else(|| state.default_namespace());
-    request.workflow.complete(&state.config.completion, &environment, request.chain_id.as_ref());
+    let environment = request.environment.unwrap_or_else(|| state.config.jobs.default_namespace.clone());
+    request.workflow.complete(&state.config.jobs.completion, &environment, request.chain_id.as_ref());
     let summary = request.workflow.summary();
     let workflow = request.workflow.into_object();
     let job = NewJob {
@@ -175,8 +175,8 @@ pub(in crate::api) async fn start(
         }
     };
     tracing::info!(job = %job_id, %environment, "accepted");
-    telemetry::about_job(job_id.as_str());
-    telemetry::started();
+    telemetry::set_job(job_id.as_str());
+    telemetry::count_start();
 
     let spec = WorkFlowSpec {
         owner: Some(request.owner.to_string()),
@@ -190,7 +190,7 @@ pub(in crate::api) async fn start(
 /// Registers an accepted job in the cluster. If that fails, the reaper does it later.
 async fn register(state: &Compute, job_id: &JobId, environment: &Namespace, spec: WorkFlowSpec) {
     let registered = async {
-        state.cluster.register(job_id, environment.as_str(), spec).await.map_err(|error| {
+        state.cluster.create_workflow(job_id, environment, spec).await.map_err(|error| {
             tracing::warn!(job = %job_id, error = &error as &dyn std::error::Error, "not yet registered in the cluster");
         })?;
         state.db.registered(job_id).await.map_err(|error| {

@@ -128,7 +128,7 @@ pub(in crate::api) async fn get_result(
     headers: HeaderMap,
     Input(request): Input<ResultRequest>,
 ) -> Result<Response, ApiError> {
-    telemetry::about_job(request.job_id.as_str());
+    telemetry::set_job(request.job_id.as_str());
     let policy = &state.config.access.policy;
     let signed = Signed {
         operation: Operation::Result,
@@ -148,7 +148,7 @@ pub(in crate::api) async fn get_result(
     let answer = match request.locate(signer, row) {
         Ok(url) => {
             let file = File { job_id: &request.job_id, index: &request.index.0, url: &url };
-            let limit = state.config.results.stream_limit;
+            let limit = state.config.storage.stream_limit;
             file.answer(&state.storage, headers.get(RANGE), limit).await
         }
         Err(not_found) => Err(not_found),

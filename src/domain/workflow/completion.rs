@@ -9,12 +9,12 @@ use crate::domain::{ChainId, Namespace};
 /// What every job's workflow is completed with.
 #[derive(Debug, Clone, Serialize)]
 pub struct Completion {
-    /// The highest `maxtime`, in seconds; 0 for no limit (ALGO_POD_TIMEOUT).
+    /// The maximum of `maxtime`, in seconds; `None` for no limit (ALGO_POD_TIMEOUT).
     #[serde(skip)]
-    pub max_time: u64,
-    /// How long outputs are kept after the job's end, in seconds; 0 for ever (STORAGE_EXPIRY).
+    pub max_time: Option<u64>,
+    /// How long outputs are kept after the job's end, in seconds; `None` for ever (STORAGE_EXPIRY).
     #[serde(skip)]
-    pub storage_expiry: u64,
+    pub storage_expiry: Option<u64>,
     /// Size of the volume for inputs, a Kubernetes quantity.
     #[serde(rename = "inputVolumesize")]
     pub input_volume_size: String,
@@ -38,9 +38,8 @@ impl Completion {
     /// The `maxtime` that a job gets; `None` if it asks for none and there is no limit.
     fn max_time(&self, asked: Option<u64>) -> Option<u64> {
         match (asked.filter(|asked| *asked > 0), self.max_time) {
-            (asked, 0) => asked,
-            (None, limit) => Some(limit),
-            (Some(asked), limit) => Some(asked.min(limit)),
+            (Some(asked), Some(limit)) => Some(asked.min(limit)),
+            (asked, limit) => asked.or(limit),
         }
     }
 }
@@ -56,7 +55,7 @@ impl Workflow {
             }
             compute.fields.insert("resources".into(), json!(completion));
             compute.fields.insert("namespace".into(), namespace.as_str().into());
-            compute.fields.insert("storageExpiry".into(), completion.storage_expiry.into());
+            compute.fields.insert("storageExpiry".into(), completion.storage_expiry.unwrap_or(0).into());
         }
         if let Some(chain_id) = chain_id {
             self.fields.insert("chainId".into(), chain_id.to_json());

@@ -19,7 +19,7 @@ use sqlx::{Executor, Row};
 use tokio::sync::Mutex;
 
 use super::{Act, Break, Event, Fate};
-use crate::scene::{Scene, ago, container};
+use crate::fixture::{Fixture, ago, container};
 use crate::support::{Answer, Call, Cluster, Key, TestDatabase, caller, workflow};
 
 /// How many environments there are. The second announces a limit of its own.
@@ -51,7 +51,7 @@ const CLOCK: &str = "
 
 /// DatabaseConfig, cluster, service and reaper; what happens in one case leaves nothing to the next.
 pub struct World {
-    scene: Scene,
+    fixture: Fixture,
     key: Key,
     /// The namespaces of the last case.
     used: Mutex<Vec<String>>,
@@ -65,13 +65,13 @@ impl World {
         database.connect().await.execute(sqlx::raw_sql(CLOCK)).await.unwrap();
         database.store().migrate().await.unwrap();
         let cluster = Cluster::embedded().await;
-        let scene = Scene::builder()
+        let fixture = Fixture::builder()
             .app(|app| app.database(database).cluster(cluster).var("SIGNATURE_REQUIRED", "0"))
             .var("ALGO_POD_TIMEOUT", 3600)
             .var("STORAGE_EXPIRY", STORAGE_EXPIRY)
             .start()
             .await;
-        Self { scene, key: Key::new(), used: Mutex::default(), tally: Mutex::default() }
+        Self { fixture, key: Key::new(), used: Mutex::default(), tally: Mutex::default() }
     }
 
     /// What has happened in all cases.
@@ -82,7 +82,7 @@ impl World {
 
     /// One case.
     pub async fn case(&self, events: &[Event]) {
-        let cluster = &self.scene.app.cluster;
+        let cluster = &self.fixture.app.cluster;
         cluster.stand_in().faults().clear();
         let mut namespaces = Vec::new();
         for _ in 0..ENVIRONMENTS {
@@ -91,11 +91,11 @@ impl World {
         for used in std::mem::replace(&mut *self.used.lock().await, namespaces.clone()) {
             Api::<Namespace>::all(cluster.client.clone()).delete(&used, &DeleteParams::background()).await.unwrap();
         }
-        self.scene.app.database.execute("TRUNCATE jobs, envs, sweptenvs, keptlogs, usednonces, nonces").await;
-        self.scene.app.database.execute("UPDATE sweeps SET holder = NULL, helduntil = '-infinity'").await;
-        self.scene.app.database.execute("UPDATE clock.ahead SET ahead = '0'").await;
+        self.fixture.app.database.execute("TRUNCATE jobs, envs, sweptenvs, keptlogs, usednonces, nonces").await;
+        self.fixture.app.database.execute("UPDATE sweeps SET holder = NULL, helduntil = '-infinity'").await;
+        self.fixture.app.database.execute("UPDATE clock.ahead SET ahead = '0'").await;
         let mut case = Case {
-            scene: &self.scene,
+            fixture: &self.fixture,
             key: &self.key,
             namespaces,
             accepted: Vec::new(),
@@ -110,7 +110,7 @@ impl World {
             tally: &self.tally,
         };
         for (environment, namespace) in case.namespaces.iter().enumerate() {
-            self.scene.app.database.engine(namespace, announcement(environment), 0).await;
+            self.fixture.app.database.engine(namespace, announcement(environment), 0).await;
         }
         for (number, event) in events.iter().enumerate() {
             case.history.push(format!("{number}: {event:?}"));
@@ -225,7 +225,7 @@ enum Who {
 }
 
 struct Case<'a> {
-    scene: &'a Scene,
+    fixture: &'a Fixture,
     key: &'a Key,
     namespaces: Vec<String>,
     accepted: Vec<Accepted>,
@@ -248,7 +248,7 @@ type Sweep<'a> = Pin<Box<dyn Future<Output = Result<Report, DatabaseError>> + 'a
 
 impl<'a> Case<'a> {
     fn cluster(&self) -> &'a Cluster {
-        &self.scene.app.cluster
+        &self.fixture.app.cluster
     }
 
     fn api<K>(&self, environment: usize) -> Api<K>
@@ -276,7 +276,7 @@ impl<'a> Case<'a> {
             Event::DryRun => {
                 let before = self.moment().await;
                 self.bad_days();
-                self.scene.reaper.sweep(true, Duration::from_secs(60)).await.unwrap();
+                self.fixture.reaper.sweep(true, Duration::from_secs(60)).await.unwrap();
                 self.good_days();
                 let after = self.moment().await;
                 for (id, row) in &after.rows {
@@ -384,7 +384,7 @@ impl<'a> Case<'a> {
 
     async fn announce(&mut self, before: &Moment, environment: usize, slots: i32) {
         let namespace = self.namespaces[environment].clone();
-        let given = self.scene.app.database.engine(&namespace, announcement(environment), slots).await;
+        let given = self.fixture.app.database.engine(&namespace, announcement(environment), slots).await;
         assert!(given.len() <= slots as usize);
         for id in given {
             let row = &before.rows[&id];
@@ -414,7 +414,7 @@ impl<'a> Case<'a> {
         let answer = tokio::select! {
             biased;
             () = killed => None,
-            answer = self.scene.app.send(call) => Some(answer),
+            answer = self.fixture.app.send(call) => Some(answer),
         };
         self.good_days();
         answer
@@ -548,7 +548,7 @@ impl<'a> Case<'a> {
                 .is_none()
         {
             self.cluster().engine_volumes(&self.namespaces[environment], id).await;
-            if self.scene.app.database.job(id).await.unwrap()["tidied"] == true {
+            if self.fixture.app.database.job(id).await.unwrap()["tidied"] == true {
                 self.late.insert(id.to_owned());
             }
         }
@@ -571,7 +571,7 @@ impl<'a> Case<'a> {
     }
 
     async fn read(&self, id: &str, column: &str) -> i64 {
-        self.scene.app.database.job(id).await.unwrap()[column].as_i64().unwrap()
+        self.fixture.app.database.job(id).await.unwrap()[column].as_i64().unwrap()
     }
 
     async fn set_status(&self, id: &str, status: i32) {
@@ -580,13 +580,13 @@ impl<'a> Case<'a> {
             .bind(status)
             .bind(text)
             .bind(id)
-            .execute(&self.scene.app.database.pool)
+            .execute(&self.fixture.app.database.pool)
             .await
             .unwrap();
     }
 
     async fn execute(&self, statement: &'static str, id: &str) {
-        sqlx::query(statement).bind(id).execute(&self.scene.app.database.pool).await.unwrap();
+        sqlx::query(statement).bind(id).execute(&self.fixture.app.database.pool).await.unwrap();
     }
 
     /// The newest pod of the last step that has one does something.
@@ -646,7 +646,7 @@ impl<'a> Case<'a> {
                         Component::Publish => {
                             let statement = "UPDATE jobs SET outputsURL=$1 WHERE workflowId=$2";
                             let query = sqlx::query(statement).bind(OUTPUTS).bind(&job.id);
-                            query.execute(&self.scene.app.database.pool).await.unwrap();
+                            query.execute(&self.fixture.app.database.pool).await.unwrap();
                         }
                     }
                     (json!({ "phase": "Succeeded", "containerStatuses": ended("Completed", 0) }), None)
@@ -716,7 +716,7 @@ impl<'a> Case<'a> {
         self.passed += seconds;
         sqlx::query("UPDATE clock.ahead SET ahead = ahead + make_interval(secs => $1)")
             .bind(seconds as f64)
-            .execute(&self.scene.app.database.pool)
+            .execute(&self.fixture.app.database.pool)
             .await
             .unwrap();
         for environment in 0..ENVIRONMENTS {
@@ -740,7 +740,7 @@ impl<'a> Case<'a> {
         let clean = !self.down && self.throttled + self.lost == 0;
         self.bad_days();
         let stand_in = self.cluster().stand_in();
-        let reaper = &self.scene.reaper;
+        let reaper = &self.fixture.reaper;
         let mut sweep: Sweep<'a> = Box::pin(reaper.sweep(false, Duration::from_secs(60)));
         let mut report = None;
         if let Some((at, acts)) = broken {
@@ -768,14 +768,14 @@ impl<'a> Case<'a> {
             drop(sweep);
             self.good_days();
             // Nobody else sweeps until its lease has run out.
-            let skipped = self.scene.reaper.sweep(false, Duration::from_secs(60)).await.unwrap();
+            let skipped = self.fixture.reaper.sweep(false, Duration::from_secs(60)).await.unwrap();
             let held: bool =
                 sqlx::query_scalar("SELECT holder IS NOT NULL AND helduntil > clock_timestamp() FROM sweeps")
-                    .fetch_one(&self.scene.app.database.pool)
+                    .fetch_one(&self.fixture.app.database.pool)
                     .await
                     .unwrap();
             assert_eq!(skipped.skipped.is_some(), held, "{:#?}", self.history);
-            self.scene.app.database.execute("UPDATE sweeps SET helduntil = clock_timestamp()").await;
+            self.fixture.app.database.execute("UPDATE sweeps SET helduntil = clock_timestamp()").await;
             return;
         }
         let report = match report {
@@ -802,7 +802,7 @@ impl<'a> Case<'a> {
                     (validuntil - extract(epoch FROM clock_timestamp()))::float8
              FROM jobs",
         )
-        .fetch_all(&self.scene.app.database.pool)
+        .fetch_all(&self.fixture.app.database.pool)
         .await
         .unwrap();
         let rows = rows.into_iter().map(|row| {
@@ -979,7 +979,7 @@ impl<'a> Case<'a> {
                 assert_eq!(said["dateFinished"].is_null(), !row.finished(), "{object:#}\n{:#}\n{told}", row.row);
             }
         }
-        let report = self.scene.reaper.sweep(false, Duration::from_secs(60)).await.unwrap();
+        let report = self.fixture.reaper.sweep(false, Duration::from_secs(60)).await.unwrap();
         assert!(report.complete && report.kinds.values().all(|count| count.found == 0), "{report:#?}\n{told}");
     }
 }

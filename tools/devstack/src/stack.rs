@@ -63,7 +63,7 @@ const GRACES: [(&str, &str); 4] = [
     ("REAP_RETRY_GRACE", "20"),
     ("REAP_SCHEDULE_GRACE", "20"),
     ("REAP_ABSENT_GRACE", "5"),
-    ("REAP_HANDOUT_GRACE", "30"),
+    ("REAP_DISPATCH_GRACE", "30"),
 ];
 /// The first pause before a container that fails is started again: a kubelet's.
 const RESTART_PAUSE: Duration = Duration::from_secs(10);

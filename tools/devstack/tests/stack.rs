@@ -292,7 +292,7 @@ const SLOW_REAPER: &str = r#"#!/bin/sh
 [ "$1" = reap ] || exec "$SERVICE" "$@"
 echo report
 echo complaint >&2
-echo "begin $REAP_RETRY_GRACE $REAP_HANDOUT_GRACE $DEFAULT_NAMESPACE" >> "$NOTES"
+echo "begin $REAP_RETRY_GRACE $REAP_DISPATCH_GRACE $DEFAULT_NAMESPACE" >> "$NOTES"
 sleep 1.2
 echo end >> "$NOTES"
 exit 3
@@ -314,7 +314,7 @@ fn the_reaper_sweeps_once_at_a_time_and_may_fail() {
     let mut command = devstack_at(&program, &path);
     command
         .env("REAP_EVERY", "1")
-        .env("REAP_HANDOUT_GRACE", "7")
+        .env("REAP_DISPATCH_GRACE", "7")
         .env("NOTES", &notes)
         .env("SERVICE", Path::new(env!("CARGO_BIN_EXE_devstack")).with_file_name("operator-service"));
     let stack = Running::of(command, free_port());
