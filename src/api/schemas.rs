@@ -15,8 +15,9 @@ use crate::domain::workflow::Seconds;
 use crate::domain::{AgreementId, ChainId, JobId, Namespace, Owner, ProviderAddress, Status};
 use crate::kubernetes::Component;
 
-/// A signature of the examples' owner and nonce.
-pub(super) const SIGNATURE_EXAMPLE: &str = "SIG";
+/// Provider's signature of the owner and the nonce below, by the address below.
+pub(super) const SIGNATURE_EXAMPLE: &str = "0x2e8b9ae9fd13b6830cb7db77635ca7ab0dac033abefb0d351058e0ccba9cdfcf\
+                                            101e1a03edf8dc2e1b731c775bf2e5193ba653ca9767b7a5aee6d7e1dd6a53591b";
 
 macro_rules! schema {
     ($($name:ty => $schema:expr;)*) => {
@@ -41,7 +42,7 @@ schema! {
     JobId => id("A job's id: 32 hex digits without dashes.", "9f9178dcffd34130a3158ce9ca3d15ff");
     Owner => id("The account that a job belongs to.", "0xC41808BBef371AD5CFc76466dDF9dEe228d2BdAA");
     Namespace => id("A Kubernetes namespace, which is also an environment's id.", "ocean-compute");
-    ProviderAddress => id("The address that a caller says it signs with.", "0x1a642f0E3c3aF545E7AcBD38b07251B3990914F1");
+    ProviderAddress => id("The address that a caller claims to sign with.", "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
     Nonce => number_or_text(
         "A decimal number of nanoseconds, microseconds, milliseconds or seconds since the epoch.",
         "1695300414039237000",

@@ -35,7 +35,7 @@ pub struct Signed<'a> {
     pub job_id: Option<&'a JobId>,
     /// The agreement, if one is named.
     pub agreement_id: Option<&'a AgreementId>,
-    /// The address that the caller says it signs with.
+    /// The address that the caller claims to sign with.
     pub provider_address: Option<&'a ProviderAddress>,
     /// The nonce; `None` marks the request as Brizo's (docs/contract/callers.md, "How Brizo is recognized").
     pub nonce: Option<&'a Nonce>,

@@ -85,7 +85,7 @@ text_id! {
 }
 
 text_id! {
-    /// The Ethereum address that a caller says it signs with. Kept as it was sent, because Brizo's message contains it.
+    /// The Ethereum address that a caller claims to sign with. Kept as it was sent, because Brizo's message contains it.
     ProviderAddress
 }
 

@@ -31,7 +31,7 @@ pub struct Job {
     pub stop_requested: StopRequest,
     /// Whether the job was deleted or its outputs have expired.
     pub removed: bool,
-    /// What its workflow says.
+    /// What callers may see of its workflow.
     pub summary: Summary,
     /// Why the reaper ended the job or one of its steps, if it did.
     pub reason: Option<String>,

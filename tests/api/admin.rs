@@ -20,7 +20,7 @@ fn is_text(answer: &Answer, status: u16, text: &str) {
 }
 
 #[tokio::test]
-async fn a_header_is_needed_and_has_to_be_right() {
+async fn a_missing_admin_header_is_a_400_and_a_wrong_one_a_401() {
     let admins = json!(["0xAdmin-One", "0xADMIN-two"]).to_string();
     let app = App::builder().var("ALLOWED_ADMINS", admins).start().await;
     for (route, method) in ROUTES {
@@ -140,14 +140,14 @@ async fn info_shows_the_workflow_object() {
 }
 
 #[tokio::test]
-async fn info_looks_where_the_book_says_the_job_is() {
+async fn info_reads_the_namespace_that_the_database_has_for_the_job() {
     let app = App::start().await;
     let elsewhere = app.cluster.another_namespace().await;
     let job = Stored { namespace: Some(elsewhere.clone()), ..Stored::default() }.insert(&app.database).await;
     app.cluster.make_workflow(&elsewhere, &job.job_id).await;
     let answer = app.send(Call::get("info").with("jobId", job.job_id.clone())).await.ok();
     assert_eq!(answer["metadata"]["namespace"], elsewhere.as_str());
-    // One that the book does not know is looked for in the default namespace.
+    // A job that the database does not have is looked for in the default namespace.
     app.cluster.make_workflow(&app.namespace, "made-by-hand").await;
     assert_eq!(
         app.send(Call::get("info").with("jobId", "made-by-hand")).await.ok()["metadata"]["name"],
@@ -156,7 +156,7 @@ async fn info_looks_where_the_book_says_the_job_is() {
 }
 
 #[tokio::test]
-async fn info_does_not_know_other_jobs() {
+async fn info_of_an_unknown_job_is_a_400() {
     let app = App::start().await;
     let unregistered = Stored { namespace: Some(app.namespace.clone()), ..Stored::default() };
     let unregistered = unregistered.insert(&app.database).await.job_id;
@@ -191,7 +191,7 @@ async fn list_names_the_workflows_of_every_environment() {
 }
 
 #[tokio::test]
-async fn list_has_no_end_of_pages() {
+async fn list_returns_more_names_than_one_page_has() {
     let app = App::start().await;
     let names: BTreeSet<String> = (0..1234).map(|i| format!("workflow-{i}")).collect();
     stream::iter(&names).for_each_concurrent(16, |name| app.cluster.make_workflow(&app.namespace, name)).await;
@@ -201,7 +201,7 @@ async fn list_has_no_end_of_pages() {
 }
 
 #[tokio::test]
-async fn logs_are_the_pods() {
+async fn logs_returns_the_log_of_the_pod() {
     let app = App::start().await;
     let job = started(&app).await;
     for component in ["configure", "algorithm", "filter", "publish"] {
@@ -216,7 +216,7 @@ async fn logs_are_the_pods() {
 }
 
 #[tokio::test]
-async fn logs_look_where_the_book_says_the_job_is() {
+async fn logs_reads_the_namespace_that_the_database_has_for_the_job() {
     let app = App::start().await;
     let elsewhere = app.cluster.another_namespace().await;
     let job = Stored { namespace: Some(elsewhere.clone()), ..Stored::default() }.insert(&app.database).await;
@@ -228,7 +228,7 @@ async fn logs_look_where_the_book_says_the_job_is() {
 }
 
 #[tokio::test]
-async fn logs_of_no_pod() {
+async fn logs_of_a_missing_pod_is_a_404() {
     let app = App::start().await;
     let job = started(&app).await;
     for job_id in [&*job.job_id, "0123456789abcdef0123456789abcdef", "No Name", "a,component!=b", "x"] {
@@ -249,7 +249,7 @@ async fn logs_of_no_pod() {
 }
 
 #[tokio::test]
-async fn a_bad_day_of_the_cluster_is_a_503_in_bounded_time() {
+async fn a_failing_cluster_is_a_503_in_bounded_time() {
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     let faults = app.cluster.stand_in().faults();
     let all = fake_kubernetes::Match::any;
@@ -278,7 +278,7 @@ async fn a_bad_day_of_the_cluster_is_a_503_in_bounded_time() {
 }
 
 #[tokio::test]
-async fn an_environment_is_a_name_and_no_path() {
+async fn an_environment_that_is_a_path_is_refused() {
     let app = App::start().await;
     app.cluster.make_workflow(&app.namespace, "in-default").await;
     let namespace = &app.namespace;
@@ -301,7 +301,7 @@ async fn an_environment_is_a_name_and_no_path() {
 }
 
 #[tokio::test]
-async fn an_announcement_under_no_name_of_a_namespace_hides_nothing() {
+async fn an_announcement_under_an_invalid_namespace_does_not_hide_the_others() {
     let app = App::start().await;
     app.cluster.make_workflow(&app.namespace, "in-default").await;
     for odd in ["a/b", "..", "a b", "Upper", "a?b#c", ""] {

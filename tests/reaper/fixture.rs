@@ -63,7 +63,7 @@ async fn reaper(app: &App, variables: &BTreeMap<String, String>) -> Reaper {
     variables.entry("DEFAULT_NAMESPACE".to_owned()).or_insert(app.namespace.clone());
     let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
     let origins = Storage::new(&config.storage).unwrap();
-    Reaper::new(app.database.store(), &app.cluster.service().await, origins, config.reaper)
+    Reaper::new(app.database.service(), &app.cluster.service().await, origins, config.reaper)
 }
 
 impl Fixture {

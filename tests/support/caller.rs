@@ -1,4 +1,4 @@
-//! Requests, and those of the three callers exactly as they send them (contract: `clients.md`).
+//! Requests, and those of the three callers exactly as they send them (docs/contract/callers.md, "What is signed").
 
 use reqwest::header::{CONNECTION, CONTENT_TYPE};
 use reqwest::{Client, Method, RequestBuilder};
@@ -20,7 +20,7 @@ pub struct Call {
 enum Place {
     Query,
     Body,
-    /// This body, whatever the parameters; they stand in the query string.
+    /// This body; parameters are sent in the query string.
     Raw(Vec<u8>),
 }
 
@@ -35,12 +35,12 @@ impl Call {
         Self { method, path: path.to_owned(), parameters: Map::new(), place: Place::Query, headers: Vec::new() }
     }
 
-    /// `GET OP/operation`
+    /// `GET /<operation>`
     pub fn get(operation: &str) -> Self {
         Self::new(Method::GET, operation)
     }
 
-    /// `POST OP/operation`, with its parameters in the body.
+    /// `POST /<operation>`, with its parameters in the body.
     pub fn post(operation: &str) -> Self {
         Self::new(Method::POST, operation).in_body()
     }

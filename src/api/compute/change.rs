@@ -34,7 +34,7 @@ pub(in crate::api) struct ChangeRequest {
     job_id: Option<JobId>,
     /// Only jobs of this agreement.
     agreement_id: Option<AgreementId>,
-    /// The address that the caller says it signs with.
+    /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
     /// How many jobs the answer lists at most; 5,000 if more.
     #[param(required = false, minimum = 0, default = 5000)]
@@ -101,7 +101,7 @@ pub(super) async fn change(
     Ok(Json(jobs.into_iter().map(JobStatus::from).collect()))
 }
 
-/// Does in the cluster what the database now says, as far as the cluster answers in time. The reaper does the rest.
+/// Applies a committed change to the cluster, as far as the cluster answers in time. The reaper does the rest.
 async fn change_in_cluster(state: &Compute, change: Change, touched: Vec<TouchedJob>) {
     let calls = stream::iter(touched).for_each_concurrent(CLUSTER_CALLS, |job| async move {
         let TouchedJob { job_id, namespace, unfinished, settled } = job;

@@ -25,7 +25,7 @@ use crate::kubernetes::Cluster;
 
 /// The most jobs in one answer, and the default.
 const MAX_LISTED_JOBS: i64 = 5_000;
-/// How long a request waits for the cluster. The reaper does what is not done by then.
+/// How long a request waits for the cluster. The reaper does what is not done before that.
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The state of these routes.

@@ -54,7 +54,7 @@ pub(in crate::api) struct StartRequest {
     chain_id: Option<ChainId>,
     /// When the job may not be started any more.
     valid_until: Option<ValidUntil>,
-    /// The address that the caller says it signs with.
+    /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
 }
 

@@ -79,24 +79,19 @@ fn quoted(name: &str) -> String {
     name.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
-/// The file name in a Content-Disposition header; `filename*` is preferred to `filename` (RFC 6266, 4.3).
+/// The file name in a Content-Disposition header: a well-formed `filename*`, or else `filename` (RFC 6266, 4.3).
 fn disposition_name(value: &str) -> Option<String> {
-    let mut plain = None;
-    for (name, value) in parameters(value) {
-        match name.as_str() {
-            "filename*" => {
-                let (charset, encoded) = value
-                    .split_once('\'')
-                    .and_then(|(charset, rest)| rest.split_once('\'').map(|(_language, encoded)| (charset, encoded)))?;
-                if charset.eq_ignore_ascii_case("utf-8") {
-                    return Some(percent_decode_str(encoded).decode_utf8_lossy().into_owned());
-                }
-            }
-            "filename" => plain = plain.or(Some(value)),
-            _ => {}
-        }
-    }
-    plain
+    let parameters = parameters(value);
+    let values = |name| parameters.iter().filter(move |(found, _)| found == name).map(|(_, value)| value);
+    values("filename*").find_map(|value| extended(value)).or_else(|| values("filename").next().cloned())
+}
+
+/// The text of an extended value, such as `UTF-8'en'na%C3%AFve` (RFC 8187, 3.2); `None` if it is malformed or not UTF-8.
+fn extended(value: &str) -> Option<String> {
+    let (charset, rest) = value.split_once('\'')?;
+    let (_language, encoded) = rest.split_once('\'')?;
+    let text = percent_decode_str(encoded).decode_utf8().ok()?;
+    charset.eq_ignore_ascii_case("utf-8").then(|| text.into_owned())
 }
 
 /// The `name=value` and `name="quoted value"` parameters of a header's value.

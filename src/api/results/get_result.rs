@@ -31,7 +31,7 @@ pub(in crate::api) struct ResultRequest {
     index: Index,
     /// The job.
     job_id: JobId,
-    /// The address that the caller says it signs with.
+    /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
 }
 

@@ -29,7 +29,7 @@ pub struct NewJob {
     pub valid_until: Option<i64>,
     /// The document that the engine reads, as ASCII.
     pub workflow: String,
-    /// What the document says, for the answer.
+    /// What the answer shows of the workflow.
     pub summary: Summary,
 }
 
