@@ -1,6 +1,6 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint fmt sqlx crd validate build deploy logs bump clean
+.PHONY: help demo run test lint fmt sqlx crd docs validate build deploy logs bump clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,6 +33,10 @@ sqlx: ## Write .sqlx/, after a change to a query or a migration
 
 crd: ## Write infra/kubernetes/crd.yaml, after a change to the WorkFlow type
 	cargo run --quiet -- crd > infra/kubernetes/crd.yaml
+
+docs: ## Write the tables of docs/configuration.md, after a change to a variable
+	@sed -i '/^## /,$$d' docs/configuration.md
+	cargo run --quiet -- variables >> docs/configuration.md
 
 validate: ## Check template.yaml and infra/ without an AWS account
 	@scripts/validate-infra

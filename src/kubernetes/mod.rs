@@ -33,7 +33,7 @@ pub enum ClusterError {
     Configuration(#[source] Box<dyn Error + Send + Sync>),
     /// The API server answered with an error. Its message is left out: it may repeat the request, including data URLs
     /// and code.
-    #[error("The cluster refused what it was asked for ({code} {reason}), please try again")]
+    #[error("The cluster refused a request ({code} {reason}), please try again")]
     Refused {
         /// The HTTP status.
         code: u16,

@@ -13,8 +13,8 @@ use crate::kubernetes::HeldObject;
 
 /// What is to be deleted of a finished job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Deletion {
-    /// The objects that the engine made.
+enum Scope {
+    /// The objects that the engine created.
     EngineObjects,
     /// These and the outputs, and if its owner deleted the job, its WorkFlow object.
     Everything,
@@ -24,7 +24,7 @@ enum Deletion {
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Decision {
     /// What is to be deleted now.
-    now: Option<Deletion>,
+    now: Option<Scope>,
     /// In how many seconds something is next due.
     next_in: Option<f64>,
 }
@@ -36,11 +36,11 @@ fn decide(job: &FinishedJob, rules: &ReaperRules) -> Decision {
         return Decision { now: None, next_in: Some(settles_in) };
     }
     let expiry = Expiry::of(job, rules);
-    let objects = (!job.cleaned_up).then_some(Deletion::EngineObjects);
+    let objects = (!job.cleaned_up).then_some(Scope::EngineObjects);
     match job {
         // An engine created something once more, and it could not be deleted.
         FinishedJob { outputs_deleted: true, .. } => Decision { now: objects, next_in: None },
-        _ if job.removed || expiry.has_passed() => Decision { now: Some(Deletion::Everything), next_in: None },
+        _ if job.removed || expiry.has_passed() => Decision { now: Some(Scope::Everything), next_in: None },
         _ => Decision { now: objects, next_in: expiry.own_seconds_left() },
     }
 }
@@ -64,8 +64,8 @@ impl Sweep<'_> {
                     (job, decision)
                 })
                 .collect();
-            for deletion in due.iter().filter_map(|(_, decision)| decision.now) {
-                self.report.found(deletion.duty(), 1);
+            for scope in due.iter().filter_map(|(_, decision)| decision.now) {
+                self.report.found(scope.duty(), 1);
             }
             if self.availability.is_cluster_down() {
                 return Ok(Progress::Partial);
@@ -81,13 +81,13 @@ impl Sweep<'_> {
 
     async fn delete(&self, job: FinishedJob, Decision { now, next_in }: Decision) {
         match now {
-            Some(deletion @ Deletion::EngineObjects) => {
+            Some(scope @ Scope::EngineObjects) => {
                 let action = self.clean_up(&job, next_in).boxed();
-                self.apply(deletion.duty(), &job.job_id, None, action).await;
+                self.apply(scope.duty(), &job.job_id, None, action).await;
             }
-            Some(deletion @ Deletion::Everything) => {
+            Some(scope @ Scope::Everything) => {
                 let action = self.expire(&job).boxed();
-                self.apply(deletion.duty(), &job.job_id, None, action).await;
+                self.apply(scope.duty(), &job.job_id, None, action).await;
             }
             None if self.dry_run => {}
             None => {
@@ -106,7 +106,7 @@ impl Sweep<'_> {
         Ok(applied)
     }
 
-    /// Deletes the objects that an engine made for a job. A job that cannot have objects has none.
+    /// Deletes the objects that an engine created for a job. Succeeds if the job cannot have any.
     pub(super) async fn delete_engine_objects(&self, job_id: &JobId, row: Option<&Namespace>) -> ActionResult {
         let Some(namespace) = self.namespace_of(job_id, row) else { return Ok(Applied::Done(None)) };
         if self.availability.forbidden.contains(namespace) {
@@ -119,7 +119,7 @@ impl Sweep<'_> {
     }
 }
 
-impl Deletion {
+impl Scope {
     fn duty(self) -> Duty {
         match self {
             Self::EngineObjects => Duty::Cleanups,
@@ -137,7 +137,7 @@ mod tests {
     use crate::domain::Status;
 
     #[test]
-    fn finished_jobs() {
+    fn settled_expired_and_removed_jobs() {
         let done = FinishedJob {
             job_id: JobId::stored("job"),
             namespace: None,
@@ -152,7 +152,7 @@ mod tests {
         };
         let job = |expiry| FinishedJob { expiry: Some(expiry), ..done.clone() };
         let cleaned_up = |expiry| FinishedJob { cleaned_up: true, ..job(expiry) };
-        let (objects, everything) = (Some(Deletion::EngineObjects), Some(Deletion::Everything));
+        let (objects, everything) = (Some(Scope::EngineObjects), Some(Scope::Everything));
         for (job, shared, (now, next_in)) in [
             (job(-1), None, (objects, None)),
             (cleaned_up(-1), None, (None, None)),

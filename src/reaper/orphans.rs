@@ -42,12 +42,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn running_jobs_of_which_nothing_is_seen() {
+    fn begun_jobs_without_steps() {
         let lost = "Orphans The environment lost the job while it ran.";
-        let stands = "Orphans The environment did not go on with the job.";
+        let unchanged = "Orphans The environment did not go on with the job.";
         let absent = |job: UnfinishedJob| UnfinishedJob { absent_for: Some(60.0), ..job };
         let long = |job: UnfinishedJob| UnfinishedJob { status_age: 7201.0, ..job };
-        for (job, seen, expected) in [
+        for (job, observed, expected) in [
             (job(40), Observed::Steps(&[]), "absent true".to_owned()),
             (UnfinishedJob { absent_for: Some(59.9), ..job(40) }, Observed::Steps(&[]), "nothing".to_owned()),
             (UnfinishedJob { absent_for: Some(-600.0), ..job(40) }, Observed::Steps(&[]), "nothing".to_owned()),
@@ -69,19 +69,19 @@ mod tests {
                 Observed::Steps(&[]),
                 format!("70 {lost} Its results had been published."),
             ),
-            // The cluster being gone says nothing about a job, time does.
+            // An environment that cannot be read proves nothing about a job; time does.
             (absent(job(40)), Observed::Unknown, "nothing".to_owned()),
             (UnfinishedJob { status_age: 7200.0, ..job(40) }, Observed::Unknown, "nothing".to_owned()),
-            (long(job(40)), Observed::Unknown, format!("41 {stands}")),
-            (long(job(32)), Observed::Unknown, format!("32 {stands}")),
-            (long(UnfinishedJob { absent_for: Some(1.0), ..job(40) }), Observed::Steps(&[]), format!("41 {stands}")),
-            // What has no limit stands still as long as it likes.
+            (long(job(40)), Observed::Unknown, format!("41 {unchanged}")),
+            (long(job(32)), Observed::Unknown, format!("32 {unchanged}")),
+            (long(UnfinishedJob { absent_for: Some(1.0), ..job(40) }), Observed::Steps(&[]), format!("41 {unchanged}")),
+            // A job without a limit may stay in one state for any time.
             (UnfinishedJob { status_age: 1e12, workflow: None, ..job(40) }, Observed::Unknown, "nothing".to_owned()),
             (UnfinishedJob { status_age: -1e12, ..job(40) }, Observed::Unknown, "nothing".to_owned()),
             (
                 UnfinishedJob { valid_for: Some(-1.0), status_age: 3601.0, workflow: None, ..job(40) },
                 Observed::Unknown,
-                format!("41 {stands}"),
+                format!("41 {unchanged}"),
             ),
             (
                 UnfinishedJob { valid_for: Some(1.0), status_age: 1e12, ..job(40) },
@@ -89,7 +89,7 @@ mod tests {
                 "nothing".to_owned(),
             ),
         ] {
-            assert_eq!(summary(decide(&job, seen, None, &rules())), expected, "{job:?} {seen:?}");
+            assert_eq!(summary(decide(&job, observed, None, &rules())), expected, "{job:?} {observed:?}");
         }
     }
 }

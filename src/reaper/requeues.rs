@@ -50,8 +50,8 @@ mod tests {
     use crate::kubernetes::{Component, StepState};
 
     #[test]
-    fn jobs_that_are_not_running() {
-        let nobody = |job: UnfinishedJob| summary(decide(&job, Observed::Unknown, None, &rules()));
+    fn jobs_that_no_engine_has_begun() {
+        let decided = |job: UnfinishedJob| summary(decide(&job, Observed::Unknown, None, &rules()));
         let stopped = "70 NeverStarted The job was stopped before it was started.";
         let late = "41 NeverStarted No environment had room for the job before its validUntil.";
         let old = |job: UnfinishedJob| UnfinishedJob { dispatched_age: 301.0, ..job };
@@ -80,9 +80,9 @@ mod tests {
             (UnfinishedJob { status_age: 1e12, ..job(0) }, "nothing"),
             (UnfinishedJob { status_age: 1e12, ..job(-1) }, "nothing"),
         ] {
-            assert_eq!(nobody(job.clone()), expected, "{job:?}");
+            assert_eq!(decided(job.clone()), expected, "{job:?}");
         }
-        // One that has begun, though its status does not say so yet, is not given to another.
+        // A job with a step is begun, even if its status does not say so yet: it is not requeued.
         let steps = [step(Component::Configure, 1.0, StepState::Running)];
         assert_eq!(summary(decide(&old(job(10)), Observed::Steps(&steps), None, &rules())), "nothing");
     }

@@ -137,20 +137,24 @@ fn decide_step(job: &UnfinishedJob, step: &Step, limit: Limit, rules: &ReaperRul
 impl Sweep<'_> {
     /// Performs an action on an unfinished job.
     pub(super) async fn act(&self, job: UnfinishedJob, action: Action) {
-        if let Some(duty) = action.duty() {
-            let perform = self.perform(&job, &action).boxed();
-            self.apply(duty, &job.job_id, action.reason(), perform).await;
-        } else if let Action::RecordAbsence(absent) = action
-            && !self.dry_run
-            && let Err(error) = self.db().record_absence(&job.job_id, absent).await
-        {
-            self.report.problem(error.to_string());
+        let perform = self.perform(&job, &action).boxed();
+        match action.duty() {
+            Some(duty) => self.apply(duty, &job.job_id, action.reason(), perform).await,
+            None if self.dry_run => {}
+            None => {
+                if let Err(error) = perform.await {
+                    self.report.problem(error.to_string());
+                }
+            }
         }
     }
 
     async fn perform(&self, job: &UnfinishedJob, action: &Action) -> ActionResult {
         match action {
-            Action::RecordAbsence(_) => Ok(Applied::Done(None)),
+            Action::RecordAbsence(absent) => {
+                self.db().record_absence(&job.job_id, *absent).await?;
+                Ok(Applied::Done(None))
+            }
             Action::Requeue => {
                 let requeued = self.db().requeue(job, self.rules().dispatch_grace).await?;
                 Ok(if requeued { Applied::Done(None) } else { CONTINUED })
@@ -227,7 +231,7 @@ mod tests {
     use crate::kubernetes::{Problem, Recovery};
 
     #[test]
-    fn running_jobs_with_steps() {
+    fn begun_jobs_with_steps() {
         use Component::{Algorithm, Publish};
         use StepState::{Done, Running, Terminating};
         let limited = ReaperRules { algorithm_limit: Some(100), ..rules() };

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn objects() {
+    fn unknown_and_old_objects() {
         let found = |managed, age_seconds| WorkflowListing {
             job_id: JobId::stored("job"),
             uid: "uid".to_owned(),

@@ -1,4 +1,4 @@
-//! With an engine at work, the devstack's: jobs that go wrong, from their start over HTTP to their end.
+//! With the fake engine: jobs that fail, from their start over HTTP to their end.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::fixture::{Fixture, FixtureBuilder};
 use crate::support::{Key, agreement_id, caller, eventually, left_out, owner, unique, workflow};
 
-/// A fixture with an engine. `None` where there is no cluster that it can play the kubelet of.
-async fn fixture(fixture: FixtureBuilder) -> Option<(Fixture, Options)> {
+/// A fixture for an engine. `None` with a real cluster, where the fake engine cannot play the kubelet.
+async fn with_engine(fixture: FixtureBuilder) -> Option<(Fixture, Options)> {
     let fixture = fixture.app(|app| app.unannounced()).var("REAP_RETRY_GRACE", 1).var("REAP_SCHEDULE_GRACE", 1);
     let fixture = fixture.var("REAP_ABSENT_GRACE", 1).start().await;
     if !fixture.app.cluster.is_embedded() {
@@ -33,7 +33,7 @@ async fn start_engine(fixture: &Fixture, options: &Options) -> Engine {
     engine
 }
 
-/// Starts a job that runs this script.
+/// Starts a job that runs a script.
 async fn start(fixture: &Fixture, script: &str, image: &str) -> String {
     let mut workflow = workflow::sample();
     let algorithm = &mut workflow["stages"][0]["algorithm"];
@@ -45,7 +45,7 @@ async fn start(fixture: &Fixture, script: &str, image: &str) -> String {
     fixture.app.send(start).await.ok()[0]["jobId"].as_str().unwrap().to_owned()
 }
 
-/// Sweeps again and again until a job is as wanted; its status object.
+/// Sweeps until a job is as wanted. Returns its status object.
 async fn until(fixture: &Fixture, what: &str, job_id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     eventually(what, Duration::from_secs(60), async || {
         fixture.sweep().await;
@@ -60,15 +60,15 @@ async fn finished(fixture: &Fixture, job_id: &str) -> Value {
     until(fixture, "the job's end", job_id, |status| !status["dateFinished"].is_null()).await
 }
 
-async fn object_says(fixture: &Fixture, job_id: &str) -> (Value, Value) {
+async fn object_status(fixture: &Fixture, job_id: &str) -> (Value, Value) {
     let mut object = fixture.app.cluster.workflow(&fixture.app.namespace, job_id).await.unwrap();
     (object["status"]["statusText"].take(), object["status"]["reason"].take())
 }
 
 #[tokio::test]
-async fn each_thing_that_goes_wrong_ends_and_its_owner_is_told_why() {
+async fn jobs_that_fail_end_with_a_reason_for_their_owner() {
     let limits = Fixture::builder().var("limits_memory", "48Mi").var("requests_memory", "16Mi");
-    let Some((fixture, options)) = fixture(limits).await else { return };
+    let Some((fixture, options)) = with_engine(limits).await else { return };
     let engine = start_engine(&fixture, &options).await;
     let fails = start(&fixture, "echo no data; exit 3", "python").await;
     let greedy = start(&fixture, "echo begin; tail -c 200M /dev/zero | tail", "python").await;
@@ -80,15 +80,15 @@ async fn each_thing_that_goes_wrong_ends_and_its_owner_is_told_why() {
         (&imageless, "The algorithm could not begin: its image cannot be pulled."),
     ] {
         let status = finished(&fixture, job_id).await;
-        // What there is has been published: the logs, if nothing else.
+        // The logs at least are published.
         assert_eq!((&status["status"], &status["reason"]), (&json!(70), &json!(reason)));
         assert!(!status["results"].as_array().unwrap().is_empty());
     }
     let status = finished(&fixture, &fine).await;
     assert_eq!((&status["status"], status.get("reason")), (&json!(70), None));
     fixture.sweep().await;
-    assert_eq!(object_says(&fixture, &greedy).await.1, "The algorithm ran out of memory: 48Mi were allowed.");
-    assert_eq!(object_says(&fixture, &fine).await, (json!("Job finished"), Value::Null));
+    assert_eq!(object_status(&fixture, &greedy).await.1, "The algorithm ran out of memory: 48Mi were allowed.");
+    assert_eq!(object_status(&fixture, &fine).await, (json!("Job finished"), Value::Null));
     for job_id in [&fails, &greedy, &imageless, &fine] {
         assert_eq!(fixture.app.cluster.objects_of(&fixture.app.namespace, job_id).await, ["WorkFlow"]);
     }
@@ -97,7 +97,7 @@ async fn each_thing_that_goes_wrong_ends_and_its_owner_is_told_why() {
 
 #[tokio::test]
 async fn an_algorithm_that_hangs_is_stopped_and_what_it_has_is_published() {
-    let Some((fixture, options)) = fixture(Fixture::builder().var("ALGO_POD_TIMEOUT", 2)).await else { return };
+    let Some((fixture, options)) = with_engine(Fixture::builder().var("ALGO_POD_TIMEOUT", 2)).await else { return };
     let engine = start_engine(&fixture, &options).await;
     let hangs = start(&fixture, "echo half > $VOLUME/outputs/half.txt; sleep 1000", "python").await;
     let status = finished(&fixture, &hangs).await;
@@ -108,8 +108,8 @@ async fn an_algorithm_that_hangs_is_stopped_and_what_it_has_is_published() {
 }
 
 #[tokio::test]
-async fn a_job_whose_engine_was_killed_is_given_up_and_the_next_engine_is_left_in_peace() {
-    let Some((fixture, options)) = fixture(Fixture::builder().var("ALGO_POD_TIMEOUT", 3)).await else { return };
+async fn a_job_whose_engine_was_killed_is_finished_and_the_next_engine_works() {
+    let Some((fixture, options)) = with_engine(Fixture::builder().var("ALGO_POD_TIMEOUT", 3)).await else { return };
     let fixture = Fixture {
         reaper: fixture.another_reaper(&[("ALGO_POD_TIMEOUT", "3"), ("REAP_ABSENT_GRACE", "0")]).await,
         ..fixture
@@ -123,7 +123,7 @@ async fn a_job_whose_engine_was_killed_is_given_up_and_the_next_engine_is_left_i
     assert_eq!(status["status"], 41);
     let fine = start(&fixture, "echo 1 > $VOLUME/outputs/one.txt", "python").await;
     assert_eq!(finished(&fixture, &fine).await["status"], 70);
-    // Its volumes go when nobody can be publishing any more.
+    // Its volumes are deleted when it is settled.
     fixture.passed(&orphan, "datefinished", 3700).await;
     fixture.passed(&orphan, "reapat", 3700).await;
     fixture.sweep().await;

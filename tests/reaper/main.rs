@@ -1,4 +1,4 @@
-//! The reaper: sweeps over real books and a cluster's API, told apart from what callers see over HTTP.
+//! The reaper: sweeps over a real database and a cluster's API, checked by what callers see over HTTP.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -6,9 +6,15 @@
 mod support;
 
 mod fixture;
+mod jobs;
 
 mod engine;
 mod faults;
 mod finished;
 mod interleavings;
+mod lease;
+mod races;
+mod rules;
+mod time_budget;
 mod unfinished;
+mod workflow_objects;

@@ -1,8 +1,9 @@
-//! Jobs that are not finished: time limits, steps that cannot finish, stops, engines that are gone.
+//! Jobs that are not finished: time limits, steps that cannot finish, stops, orphans.
 
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, ago, container, count, of_job};
+use crate::jobs::terminated;
 use crate::support::{Call, Key, Stored, caller, left_out, workflow};
 
 fn entry(kind: &str, outcome: &str) -> Vec<(String, String)> {
@@ -23,7 +24,7 @@ async fn an_algorithm_over_its_limit_is_ended_and_nothing_else() {
     assert_eq!((&status["status"], &status["stopreq"]), (&json!(40), &json!(2)));
     assert_eq!(status["reason"], "The algorithm was stopped at its time limit of 3600 seconds.");
     assert_eq!(status["dateFinished"], Value::Null);
-    // The engine still needs the volumes for publishing.
+    // The engine needs the volumes for publishing.
     let left = ["ConfigMap", "PersistentVolumeClaim/adminlogs", "PersistentVolumeClaim/data", "WorkFlow"];
     assert_eq!(fixture.objects(&over).await, left);
     assert!(fixture.objects(&under).await.contains(&"Job/algorithm-job".to_owned()));
@@ -60,7 +61,7 @@ async fn the_least_limit_counts_and_maxtime_only_if_there_is_no_other() {
     fixture.step(&passed.job_id, "algorithm", 10).await;
     fixture.sweep().await;
     assert_eq!(fixture.status(&valid).await["stopreq"], 2);
-    // Its maxtime does not count, since it has another limit.
+    // Its maxtime does not apply, because it has another limit.
     assert_eq!(fixture.status(&later).await["stopreq"], 0);
     assert_eq!(
         fixture.status(&passed).await["reason"],
@@ -73,7 +74,7 @@ fn now() -> i64 {
 }
 
 #[tokio::test]
-async fn a_stop_that_was_not_carried_out_is_and_stays_a_stop() {
+async fn a_stop_that_was_not_carried_out_is_carried_out_and_stays_a_stop() {
     let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 60).start().await;
     let stopped = fixture.job(Stored { stopreq: Some(1), ..Stored::running() }).await;
     fixture.step(&stopped.job_id, "algorithm", 100).await;
@@ -89,17 +90,17 @@ async fn a_stop_that_was_not_carried_out_is_and_stays_a_stop() {
         let status = fixture.status(job).await;
         assert_eq!((&status["stopreq"], status.get("reason")), (&json!(1), None));
     }
-    // A living engine looks for stops itself once the algorithm is to run.
+    // The engine checks for stops itself before it starts the algorithm.
     assert_eq!(fixture.objects(&configuring).await, ["Job/configure-job", "WorkFlow"]);
 }
 
-/// A step that is stuck in some way, and what its owner is told.
+/// A step that is stuck, and the reason for its owner.
 struct Stuck {
     component: &'static str,
     pod: Value,
-    /// Whether the Job has failed for good.
+    /// Whether its Job has failed.
     failed: bool,
-    /// For how many seconds it may last.
+    /// The grace in seconds.
     grace: i64,
     reason: &'static str,
 }
@@ -112,15 +113,6 @@ fn waiting(component: &'static str, why: &str, seconds: i64) -> Value {
             { "type": "ContainersReady", "status": "False", "lastTransitionTime": ago(seconds) },
         ],
         "containerStatuses": [container(component, json!({ "waiting": { "reason": why, "message": "…" } }))]
-    })
-}
-
-pub fn terminated(component: &'static str, why: &str, code: i32, seconds: i64) -> Value {
-    json!({
-        "phase": "Failed", "startTime": ago(seconds + 10),
-        "containerStatuses": [container(component, json!({ "terminated": {
-            "reason": why, "exitCode": code, "startedAt": ago(seconds + 10), "finishedAt": ago(seconds)
-        }}))]
     })
 }
 
@@ -182,7 +174,7 @@ fn stuck(seconds: i64) -> Vec<Stuck> {
     ]
 }
 
-async fn set(fixture: &Fixture, stuck: &Stuck) -> Stored {
+async fn stuck_job(fixture: &Fixture, stuck: &Stuck) -> Stored {
     let status = match stuck.component {
         "configure" => 20,
         "algorithm" => 40,
@@ -200,11 +192,11 @@ async fn set(fixture: &Fixture, stuck: &Stuck) -> Stored {
 }
 
 #[tokio::test]
-async fn a_step_that_can_never_finish_is_ended_alone_and_its_owner_told_why() {
+async fn a_step_that_cannot_finish_is_ended_alone_with_a_reason_for_its_owner() {
     let fixture = Fixture::start().await;
     let mut jobs = Vec::new();
     for stuck in stuck(1000) {
-        jobs.push((set(&fixture, &stuck).await, stuck));
+        jobs.push((stuck_job(&fixture, &stuck).await, stuck));
     }
     let report = fixture.sweep().await;
     assert_eq!(count(&report, "stuckSteps"), [6, 6, 0, 0], "{report:#}");
@@ -219,10 +211,10 @@ async fn a_step_that_can_never_finish_is_ended_alone_and_its_owner_told_why() {
 }
 
 #[tokio::test]
-async fn what_may_recover_has_time_to() {
+async fn a_problem_that_may_end_by_itself_has_its_grace() {
     let fixture = Fixture::start().await;
     for stuck in stuck(100).into_iter().filter(|stuck| stuck.grace > 100) {
-        let job = set(&fixture, &stuck).await;
+        let job = stuck_job(&fixture, &stuck).await;
         fixture.sweep().await;
         assert_eq!(fixture.status(&job).await.get("reason"), None, "{}", stuck.reason);
         assert!(fixture.objects(&job).await.contains(&"Job/algorithm-job".to_owned()), "{}", stuck.reason);
@@ -251,7 +243,7 @@ async fn the_end_of_a_log_outlives_its_pod() {
 }
 
 #[tokio::test]
-async fn a_job_that_was_handed_out_and_not_begun_is_offered_again() {
+async fn a_job_that_was_dispatched_and_not_begun_is_requeued() {
     let fixture = Fixture::start().await;
     let namespace = fixture.app.namespace.clone();
     let job = fixture.job(Stored::default()).await;
@@ -265,7 +257,7 @@ async fn a_job_that_was_handed_out_and_not_begun_is_offered_again() {
         assert_eq!(fixture.status(&job).await["statusText"], "Warming up");
         assert_eq!(fixture.app.database.engine(&namespace, "{}", 5).await, [job.job_id.as_str()], "{time}");
     }
-    // Nobody can begin it: it would cost one slot after the other.
+    // It is not requeued for ever: each dispatch may cost the engine a slot.
     fixture.passed(&job.job_id, "handedout", 301).await;
     fixture.sweep().await;
     let status = fixture.status(&job).await;
@@ -281,7 +273,7 @@ async fn a_job_that_was_handed_out_and_not_begun_is_offered_again() {
 }
 
 #[tokio::test]
-async fn what_waits_is_left_alone_but_what_was_called_off_is_finished_at_once() {
+async fn a_waiting_job_is_left_alone_unless_it_may_not_be_dispatched_any_more() {
     let fixture = Fixture::start().await;
     let waits = fixture.job(Stored::default()).await;
     let stopped = fixture.job(Stored { stopreq: Some(1), ..Stored::default() }).await;
@@ -306,15 +298,15 @@ async fn what_waits_is_left_alone_but_what_was_called_off_is_finished_at_once() 
     for job in [&waits, &in_time] {
         assert_eq!(fixture.status(job).await["status"], 1);
     }
-    let mut handed_out = fixture.app.database.engine(&fixture.app.namespace, "{}", 9).await;
-    handed_out.sort();
+    let mut dispatched = fixture.app.database.engine(&fixture.app.namespace, "{}", 9).await;
+    dispatched.sort();
     let mut expected = [waits.job_id.clone(), in_time.job_id.clone()];
     expected.sort();
-    assert_eq!(handed_out, expected);
+    assert_eq!(dispatched, expected);
 }
 
 #[tokio::test]
-async fn a_job_of_which_nothing_is_left_is_finished_after_two_sweeps() {
+async fn a_job_without_steps_is_finished_after_two_sweeps() {
     let fixture = Fixture::start().await;
     let orphan = fixture.job(Stored::running()).await;
     fixture.volumes(&orphan.job_id).await;
@@ -328,7 +320,7 @@ async fn a_job_of_which_nothing_is_left_is_finished_after_two_sweeps() {
         assert_eq!(fixture.status(job).await["dateFinished"], Value::Null, "the second sweep came too soon");
         fixture.passed(&job.job_id, "absentsince", 61).await;
     }
-    // Between two steps there is nothing for a moment.
+    // Between two steps there is no Job for a moment.
     let alive = fixture.job(Stored::running()).await;
     fixture.sweep().await;
     fixture.passed(&alive.job_id, "absentsince", 61).await;
@@ -345,7 +337,7 @@ async fn a_job_of_which_nothing_is_left_is_finished_after_two_sweeps() {
         assert_eq!((&found["status"], &found["reason"]), (&json!(status), &json!(reason)));
         assert_ne!(found["dateFinished"], Value::Null);
     }
-    // The agreement is free again.
+    // The agreement may have another job.
     let key = Key::new();
     let start = caller::provider(&key).start(
         &fixture.app.namespace,
@@ -357,7 +349,7 @@ async fn a_job_of_which_nothing_is_left_is_finished_after_two_sweeps() {
 }
 
 #[tokio::test]
-async fn an_engine_that_comes_back_to_a_finished_job_changes_nothing() {
+async fn an_engine_that_returns_to_a_job_finished_by_the_reaper_changes_nothing() {
     let fixture = Fixture::start().await;
     let orphan = fixture.job(Stored::running()).await;
     fixture.sweep().await;
@@ -376,7 +368,7 @@ async fn an_engine_that_comes_back_to_a_finished_job_changes_nothing() {
     assert_eq!(fixture.status(&orphan).await, finished);
 }
 
-/// What a controller says of a Job that is done.
+/// The status of a Job that has succeeded.
 fn succeeded() -> Value {
     let condition = |kind: &str| {
         json!({
@@ -391,11 +383,11 @@ fn succeeded() -> Value {
 }
 
 #[tokio::test]
-async fn a_job_that_stands_still_beyond_every_limit_is_finished() {
+async fn a_job_whose_status_does_not_change_beyond_its_limit_is_finished() {
     let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
     let publishing = fixture.job(Stored { status: Some(60), ..Stored::running() }).await;
     fixture.step(&publishing.job_id, "publish", 10_000).await;
-    // What is seen at work has a day, whatever the algorithm has.
+    // A job with a running step has a day.
     let day = 24 * 3600;
     fixture.passed(&publishing.job_id, "statussince", 3600 + day - 100).await;
     let idle = fixture.job(Stored { status: Some(60), ..Stored::running() }).await;
@@ -410,7 +402,7 @@ async fn a_job_that_stands_still_beyond_every_limit_is_finished() {
     let status = fixture.status(&publishing).await;
     assert_eq!((&status["status"], &status["stopreq"]), (&json!(41), &json!(0)));
     assert_eq!(status["reason"], "The environment did not go on with the job.");
-    // Whoever publishes after all has an hour for that.
+    // Its outputs may still be published for an hour.
     assert_eq!(fixture.objects(&publishing).await, ["Job/publish-job", "WorkFlow"]);
     fixture.passed(&publishing.job_id, "datefinished", 3601).await;
     fixture.passed(&publishing.job_id, "reapat", 3601).await;
@@ -432,7 +424,7 @@ async fn a_stop_over_http_while_the_cluster_is_down_is_carried_out_later() {
     assert_eq!(stopped[0]["stopreq"], 1);
 }
 
-/// A cluster where nobody listens.
+/// A kubeconfig of a cluster where nothing listens.
 const NOBODY: &str = r#"
 apiVersion: v1
 kind: Config

@@ -1,4 +1,4 @@
-//! The ways to be let into Postgres. Each test has a server of its own, which asks for passwords.
+//! The ways to log in to Postgres. Each test has a server of its own, which requires passwords.
 
 use std::path::Path;
 
@@ -11,40 +11,41 @@ use crate::moto::Moto;
 use crate::process::{Directory, Env, OPERATOR_SERVICE, Service, run, stderr};
 use crate::support::{client, eventually, left_out};
 
-struct Books {
-    server: Postgres,
+/// A Postgres server.
+struct Server {
+    postgres: Postgres,
     directory: Directory,
 }
 
-impl Books {
-    /// With the schema, and a user `operator_test` with this password.
+impl Server {
+    /// Starts a server with the schema and a user `operator_test` with this password.
     async fn start(password: &str) -> Self {
         let directory = Directory::new();
-        let server = Postgres::start(Options::throwaway(directory.file("postgres"))).await.unwrap();
-        let books = Self { server, directory };
-        books.execute("CREATE ROLE operator_test LOGIN SUPERUSER").await;
-        books.password(password).await;
-        let env = books.env().with("POSTGRES_USER", "operator_test").with("POSTGRES_PASSWORD", password);
+        let postgres = Postgres::start(Options::throwaway(directory.file("postgres"))).await.unwrap();
+        let server = Self { postgres, directory };
+        server.execute("CREATE ROLE operator_test LOGIN SUPERUSER").await;
+        server.password(password).await;
+        let env = server.env().with("POSTGRES_USER", "operator_test").with("POSTGRES_PASSWORD", password);
         let output = run(&["migrate"], &env).await;
         assert!(output.status.success(), "{}", stderr(&output));
-        books
+        server
     }
 
     async fn execute(&self, statement: &str) {
-        let mut connection = PgConnection::connect_with(&self.server.connect_options("postgres")).await.unwrap();
+        let mut connection = PgConnection::connect_with(&self.postgres.connect_options("postgres")).await.unwrap();
         connection.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
         connection.close().await.unwrap();
     }
 
-    /// Has the server read its configuration again. It does so before its sessions do, and a session tells when.
+    /// Makes the server reload its configuration. It does so before its sessions do, so a session shows when it is done.
     async fn reload(&self) {
-        let mut session = PgConnection::connect_with(&self.server.connect_options("postgres")).await.unwrap();
+        let mut session = PgConnection::connect_with(&self.postgres.connect_options("postgres")).await.unwrap();
         let loaded = async |session: &mut PgConnection| -> String {
             sqlx::query_scalar("SELECT pg_conf_load_time()::text").fetch_one(session).await.unwrap()
         };
         let before = loaded(&mut session).await;
         session.execute("SELECT pg_reload_conf()").await.unwrap();
-        eventually("the server reads its configuration again", LIMIT, async || {
+        eventually("the server reloads its configuration", LIMIT, async || {
             (loaded(&mut session).await != before).then_some(())
         })
         .await;
@@ -54,10 +55,10 @@ impl Books {
         self.execute(&format!("ALTER ROLE operator_test PASSWORD '{password}'")).await;
     }
 
-    /// Where it is, but not who may in.
+    /// The server's address, without a user.
     fn env(&self) -> Env {
         Env::of([("POSTGRES_HOST", "127.0.0.1"), ("POSTGRES_DB", "postgres")])
-            .with("POSTGRES_PORT", self.server.port().to_string())
+            .with("POSTGRES_PORT", self.postgres.port().to_string())
     }
 }
 
@@ -67,20 +68,20 @@ async fn environments(service: &Service) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn secrets_of_both_shapes() {
+async fn managed_and_rotated_secrets() {
     let Some(moto) = Moto::start().await else { return };
-    let books = Books::start("first").await;
+    let server = Server::start("first").await;
     let managed = moto.secret(&json!({ "username": "operator_test", "password": "first" })).await;
-    let service = Service::start(&moto.and(books.env()).with("POSTGRES_SECRET_ARN", managed)).await;
+    let service = Service::start(&moto.and(server.env()).with("POSTGRES_SECRET_ARN", managed)).await;
     assert_eq!(environments(&service).await.0, 200, "{}", service.process.output());
 
     let rotated = json!({ "engine": "postgres", "username": "operator_test", "password": "first", "host": "127.0.0.1",
-        "port": books.server.port(), "dbname": "postgres" });
+        "port": server.postgres.port(), "dbname": "postgres" });
     let rotated = moto.secret(&rotated).await;
     let service = Service::start(&moto.and(Env::default()).with("POSTGRES_SECRET_ARN", rotated)).await;
     assert_eq!(environments(&service).await.0, 200, "{}", service.process.output());
 
-    // What cannot be is told, and nothing of what is secret.
+    // The message names the variable and contains nothing secret.
     let env = moto.and(Env::default());
     for (secret, told) in [
         (moto.secret(&json!({ "username": "operator_test", "password": "first" })).await, "POSTGRES_HOST"),
@@ -98,9 +99,9 @@ async fn secrets_of_both_shapes() {
 #[tokio::test]
 async fn a_secret_rotated_under_load_loses_no_request() {
     let Some(moto) = Moto::start().await else { return };
-    let books = Books::start("first").await;
+    let server = Server::start("first").await;
     let secret = moto.secret(&json!({ "username": "operator_test", "password": "first" })).await;
-    let env = moto.and(books.env()).with("POSTGRES_SECRET_ARN", &secret).with("POSTGRES_POOL_SIZE", "8");
+    let env = moto.and(server.env()).with("POSTGRES_SECRET_ARN", &secret).with("POSTGRES_POOL_SIZE", "8");
     let service = Service::start(&env).await;
     assert_eq!(environments(&service).await.0, 200);
 
@@ -110,9 +111,9 @@ async fn a_secret_rotated_under_load_loses_no_request() {
         let token = uuid::Uuid::new_v4().to_string();
         let body = json!({ "SecretId": secret, "SecretString": value.to_string(), "ClientRequestToken": token });
         moto.secrets("PutSecretValue", body).await;
-        books.password(&password).await;
-        // Those connections that are idle end, as they do after a freeze; the new ones need the new password.
-        books
+        server.password(&password).await;
+        // Idle connections are closed, as after a freeze; new ones need the new password.
+        server
             .execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'operator_test' AND state = 'idle'",
             )
@@ -124,12 +125,13 @@ async fn a_secret_rotated_under_load_loses_no_request() {
     }
     let output = service.process.output();
     assert!(output.contains("the database refused the login"), "{output}");
-    // Many requests, one look at the secret for each rotation.
+    // However many requests there are, the secret is read once for each rotation.
     assert_eq!(output.matches("the database's secret was read").count(), 4, "{output}");
     assert!(!output.contains("round-"), "{output}");
 }
 
-/// Puts an authority and the certificate of a server called `localhost` into a directory; false where nothing makes them.
+/// Creates an authority and a certificate for a server named `localhost` in a directory. Returns false if Python's
+/// cryptography is not installed.
 pub fn certificates(directory: &Path) -> bool {
     let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws/certificates.py");
@@ -142,9 +144,9 @@ pub fn certificates(directory: &Path) -> bool {
 }
 
 #[tokio::test]
-async fn the_servers_certificate_is_checked_and_a_function_demands_one() {
-    let books = Books::start("first").await;
-    let directory = books.server.data().to_owned();
+async fn the_servers_certificate_is_verified_and_required_in_a_function() {
+    let server = Server::start("first").await;
+    let directory = server.postgres.data().to_owned();
     if !certificates(&directory) {
         return;
     }
@@ -153,24 +155,24 @@ async fn the_servers_certificate_is_checked_and_a_function_demands_one() {
     for file in ["server.pem", "server.key"] {
         std::os::unix::fs::chown(directory.join(file), Some(owner.uid()), Some(owner.gid())).unwrap();
     }
-    let ca = books.directory.file("ca.pem");
+    let ca = server.directory.file("ca.pem");
     std::fs::copy(directory.join("ca.pem"), &ca).unwrap();
     for statement in [
         "ALTER SYSTEM SET ssl_cert_file = 'server.pem'",
         "ALTER SYSTEM SET ssl_key_file = 'server.key'",
         "ALTER SYSTEM SET ssl = on",
     ] {
-        books.execute(statement).await;
+        server.execute(statement).await;
     }
-    books.reload().await;
+    server.reload().await;
 
-    let env = books.env().with("POSTGRES_USER", "operator_test").with("POSTGRES_PASSWORD", "first");
+    let env = server.env().with("POSTGRES_USER", "operator_test").with("POSTGRES_PASSWORD", "first");
     let ca = ca.to_str().unwrap();
     let full = env.clone().with("POSTGRES_SSLMODE", "verify-full");
     let right = full.clone().with("POSTGRES_CA_FILE", ca).with("POSTGRES_HOST", "localhost");
     let service = Service::start(&right).await;
     assert_eq!(environments(&service).await.0, 200, "{}", service.process.output());
-    // The wrong name, the wrong authority (RDS's), and a function's default, which is verify-full as well.
+    // A wrong name, a wrong authority (RDS's), and the default in a function, which is verify-full as well.
     for wrong in [
         full.clone().with("POSTGRES_CA_FILE", ca),
         full.with("POSTGRES_HOST", "localhost"),
@@ -182,14 +184,14 @@ async fn the_servers_certificate_is_checked_and_a_function_demands_one() {
         assert!(text.contains("certificate was refused"), "{text}");
     }
 
-    // IAM authentication: RDS would check the password; this server lets one user in without, the other not at all.
+    // IAM authentication: RDS would check the password; this server accepts any of one user and none of the other.
     let hba = directory.join("pg_hba.conf");
     let rules = std::fs::read_to_string(&hba).unwrap();
     std::fs::write(&hba, format!("hostssl all operator_iam all trust\n{rules}")).unwrap();
-    books.execute("CREATE ROLE operator_iam LOGIN SUPERUSER").await;
-    books.reload().await;
+    server.execute("CREATE ROLE operator_iam LOGIN SUPERUSER").await;
+    server.reload().await;
     let iam = right.without("POSTGRES_PASSWORD").with("POSTGRES_IAM_AUTH", "1").without("POSTGRES_SSLMODE");
-    // Nobody is there to be asked: the password is made here.
+    // The password is made without a call: no AWS service is reachable.
     let iam = iam.and(&[
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
         ("AWS_REGION", "eu-west-1"),
@@ -203,12 +205,12 @@ async fn the_servers_certificate_is_checked_and_a_function_demands_one() {
     assert_eq!(service.process.output().matches("trying once more with a new one").count(), 1);
     assert!(!service.process.output().contains("X-Amz-Signature"));
 
-    // Elsewhere the default is to take what there is.
+    // Outside a function the default is to use TLS if the server offers it.
     assert_eq!(environments(&Service::start(&env).await).await.0, 200);
 }
 
 #[tokio::test]
-async fn ways_that_exclude_each_other_are_told_at_the_start() {
+async fn variables_that_exclude_each_other_are_reported_at_the_start() {
     let env = Env::of([("POSTGRES_HOST", "db"), ("POSTGRES_DB", "d"), ("POSTGRES_USER", "u")]);
     for (variables, told) in [
         (&[("POSTGRES_PASSWORD", "p"), ("POSTGRES_IAM_AUTH", "1")][..], "POSTGRES_IAM_AUTH"),
