@@ -8,7 +8,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::compute::PublishedOutputs;
-use super::compute::start::ValidUntil;
+use super::compute::valid_until::ValidUntil;
 use super::results::get_result::Index;
 use crate::auth::Nonce;
 use crate::domain::workflow::Seconds;

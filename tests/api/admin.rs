@@ -1,17 +1,20 @@
-//! The administrators' routes: /pgsqlinit, /info, /list, /logs
+//! The admin routes: /pgsqlinit, /info, /list, /logs
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use futures_util::{StreamExt, stream};
+use operator_service::api::routes::ROUTES;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::given::started;
 use crate::support::{Answer, App, Call, Cluster, Stored, TestDatabase, left_out};
 
-const ROUTES: [(&str, Method); 4] =
-    [("pgsqlinit", Method::POST), ("info", Method::GET), ("list", Method::GET), ("logs", Method::GET)];
+fn admin_routes() -> impl Iterator<Item = (&'static str, Method)> {
+    let routes = ROUTES.iter().filter(|route| route.function == "admin");
+    routes.map(|route| (route.path.trim_start_matches("/api/v1/operator/"), route.method.parse().unwrap()))
+}
 
 #[track_caller]
 fn is_text(answer: &Answer, status: u16, text: &str) {
@@ -23,7 +26,7 @@ fn is_text(answer: &Answer, status: u16, text: &str) {
 async fn a_missing_admin_header_is_a_400_and_a_wrong_one_a_401() {
     let admins = json!(["0xAdmin-One", "0xADMIN-two"]).to_string();
     let app = App::builder().var("ALLOWED_ADMINS", admins).start().await;
-    for (route, method) in ROUTES {
+    for (route, method) in admin_routes() {
         let call = || Call::new(method.clone(), route).with("jobId", "ab");
         let missing = "Admin header is empty.\nstatus code: 400";
         is_text(&app.send(call()).await, 400, missing);
@@ -56,7 +59,7 @@ async fn without_allowed_admins_the_local_server_is_open() {
 #[tokio::test]
 async fn an_open_server_answers_only_to_loopback_names() {
     let app = App::start().await;
-    for (route, method) in ROUTES {
+    for (route, method) in admin_routes() {
         for host in [
             "evil.example",
             "evil.example:8050",
@@ -86,7 +89,7 @@ async fn without_allowed_admins_a_function_or_a_public_server_refuses_everybody(
     let function = App::builder().function().start().await;
     let public = App::builder().pretending_to_listen_on("0.0.0.0".parse::<IpAddr>().unwrap()).start().await;
     for app in [function, public] {
-        for (route, method) in ROUTES {
+        for (route, method) in admin_routes() {
             let call = || Call::new(method.clone(), route).with("jobId", "ab");
             is_text(&app.send(call()).await, 400, "Admin header is empty.\nstatus code: 400");
             let wrong = "Access admin route failed due to invalid admin address.\nstatus code: 401";
@@ -98,7 +101,7 @@ async fn without_allowed_admins_a_function_or_a_public_server_refuses_everybody(
 #[tokio::test]
 async fn there_is_no_cors() {
     let app = App::builder().var("ALLOWED_ADMINS", "0xadmin").start().await;
-    for (route, method) in ROUTES {
+    for (route, method) in admin_routes() {
         for admin in ["0xadmin", "0xwrong"] {
             let call = Call::new(method.clone(), route).with("jobId", "ab").with("component", "algorithm");
             let answer = app.send(call.header("Admin", admin).header("origin", "https://page.example")).await;

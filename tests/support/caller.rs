@@ -12,12 +12,12 @@ pub struct Call {
     method: Method,
     path: String,
     parameters: Map<String, Value>,
-    place: Place,
+    location: Location,
     headers: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone)]
-enum Place {
+enum Location {
     Query,
     Body,
     /// This body; parameters are sent in the query string.
@@ -32,7 +32,7 @@ impl Call {
 
     /// A request for any path.
     pub fn to_path(method: Method, path: &str) -> Self {
-        Self { method, path: path.to_owned(), parameters: Map::new(), place: Place::Query, headers: Vec::new() }
+        Self { method, path: path.to_owned(), parameters: Map::new(), location: Location::Query, headers: Vec::new() }
     }
 
     /// `GET /<operation>`
@@ -62,21 +62,21 @@ impl Call {
     /// Puts the parameters into the query string: null ones are left out.
     #[must_use]
     pub fn in_query(mut self) -> Self {
-        self.place = Place::Query;
+        self.location = Location::Query;
         self
     }
 
     /// Puts the parameters into a JSON body.
     #[must_use]
     pub fn in_body(mut self) -> Self {
-        self.place = Place::Body;
+        self.location = Location::Body;
         self
     }
 
     /// Sends this body; parameters stand in the query string.
     #[must_use]
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
-        self.place = Place::Raw(body.into());
+        self.location = Location::Raw(body.into());
         self
     }
 
@@ -111,7 +111,7 @@ impl Call {
 
     /// The path with its query string.
     pub fn path_and_query(&self) -> String {
-        if matches!(self.place, Place::Body) || self.parameters.values().all(Value::is_null) {
+        if matches!(self.location, Location::Body) || self.parameters.values().all(Value::is_null) {
             return self.path.clone();
         }
         let mut query = url::form_urlencoded::Serializer::new(String::new());
@@ -127,10 +127,10 @@ impl Call {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        match &self.place {
-            Place::Query => request,
-            Place::Body => request.header(CONTENT_TYPE, "application/json").body(self.parameters().to_string()),
-            Place::Raw(body) => request.body(body.clone()),
+        match &self.location {
+            Location::Query => request,
+            Location::Body => request.header(CONTENT_TYPE, "application/json").body(self.parameters().to_string()),
+            Location::Raw(body) => request.body(body.clone()),
         }
     }
 }

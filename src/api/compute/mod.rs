@@ -6,6 +6,7 @@ pub(super) mod running_jobs;
 pub(super) mod start;
 pub(super) mod status;
 pub(super) mod stop;
+pub(super) mod valid_until;
 
 use std::sync::Arc;
 use std::time::Duration;

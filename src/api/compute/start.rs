@@ -1,11 +1,10 @@
 //! POST /compute: starts a job.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use axum::Json;
 use axum::extract::State;
 use utoipa::ToSchema;
 
+use super::valid_until::ValidUntil;
 use super::{CLUSTER_TIMEOUT, Compute, JobStatus};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
@@ -58,10 +57,6 @@ pub(in crate::api) struct StartRequest {
     provider_address: Option<ProviderAddress>,
 }
 
-/// A time in the future, in whole seconds since the epoch. Sent as a number, possibly with a fraction, or as text.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::api) struct ValidUntil(i64);
-
 impl FromParams<Compute> for StartRequest {
     const CALL: &'static str = "POST:/compute";
 
@@ -94,22 +89,6 @@ impl FromParams<Compute> for StartRequest {
             valid_until: ValidUntil::read(params)?,
             provider_address,
         })
-    }
-}
-
-impl ValidUntil {
-    fn read(params: &Params) -> Result<Option<Self>, ApiError> {
-        let Some(text) = params.number_text("validUntil")? else {
-            return Ok(None);
-        };
-        let seconds = text.parse().ok().filter(|seconds: &f64| seconds.is_finite());
-        let seconds = seconds
-            .ok_or_else(|| ApiError::bad_request("\"validUntil\" must be a number of seconds since the epoch"))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if seconds <= now.as_secs_f64() {
-            return Err(ApiError::bad_request("\"validUntil\" is in the past"));
-        }
-        Ok(Some(Self(seconds as i64)))
     }
 }
 
@@ -159,7 +138,7 @@ pub(in crate::api) async fn start(
         environment: environment.clone(),
         must_be_announced,
         chain_id: request.chain_id,
-        valid_until: request.valid_until.map(|ValidUntil(seconds)| seconds),
+        valid_until: request.valid_until.map(ValidUntil::seconds),
         workflow: document(&workflow, &job_id, &environment),
         summary,
     };

@@ -71,8 +71,7 @@ impl ResultRequest {
         let Self { owner, job_id, index: Index(index), .. } = self;
         let row = row.ok_or_else(|| ApiError::not_found(format!("Owner {owner} mismatch for job {job_id}")))?;
         // The old service recorded wrong signers: for its jobs the right owner is enough.
-        let provider = row.provider.as_deref().and_then(|address| address.parse().ok());
-        if row.signer_verified && provider != Some(signer) {
+        if row.signer_verified && row.provider != Some(signer) {
             return Err(ApiError::not_found(format!("Provider {signer} mismatch for job {job_id}")));
         }
         if row.removed {

@@ -10,6 +10,7 @@ use futures_util::TryStreamExt;
 use sqlx::PgConnection;
 
 use super::{Database, DatabaseError};
+use crate::auth::Address;
 use crate::domain::{AgreementId, Job, JobId, Namespace, Owner, Status, StopRequest, output, workflow};
 
 /// Which jobs a list shows: those that match all that is given. Without any of the three, none.
@@ -42,8 +43,8 @@ pub struct ListRange {
 /// What getResult needs to know of a job.
 #[derive(Debug, Clone)]
 pub struct ResultRow {
-    /// The signer who started the job; lower case.
-    pub provider: Option<String>,
+    /// The signer who started the job.
+    pub provider: Option<Address>,
     /// Whether `provider` is the true signer: not so in rows of the old service.
     pub signer_verified: bool,
     /// Whether the job was deleted or its outputs have expired.
@@ -148,8 +149,7 @@ impl Database {
     /// What getResult needs to know of a job; `None` unless the job exists and is the owner's.
     pub async fn result(&self, job_id: &JobId, owner: &Owner) -> Result<Option<ResultRow>, DatabaseError> {
         self.run(async |connection| {
-            Ok(sqlx::query_as!(
-                ResultRow,
+            let row = sqlx::query!(
                 r#"
                 SELECT provider, signerverified AS signer_verified, coalesce(removed, 0) <> 0 AS "removed!",
                        outputsurl AS outputs
@@ -161,7 +161,13 @@ impl Database {
                 owner.as_str(),
             )
             .fetch_optional(connection)
-            .await?)
+            .await?;
+            Ok(row.map(|row| ResultRow {
+                provider: row.provider.and_then(|address| address.parse().ok()),
+                signer_verified: row.signer_verified,
+                removed: row.removed,
+                outputs: row.outputs,
+            }))
         })
         .await
     }
