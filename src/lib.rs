@@ -2,6 +2,9 @@
 //!
 //! docs/architecture.md says where things are and what may depend on what.
 
+// The types of futures nest deeper than the default, 128: a handler's contains those of its calls.
+#![recursion_limit = "256"]
+
 pub mod api;
 pub mod auth;
 pub mod aws;

@@ -1,4 +1,4 @@
-//! What the service is and how it is called: /, /spec and /api/v1/docs/.
+//! About this service: /, /spec and /api/v1/docs/.
 
 use std::sync::Arc;
 
@@ -9,78 +9,35 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
-use utoipa::{OpenApi, ToSchema};
+use utoipa::ToSchema;
 use utoipa_swagger_ui::Config as SwaggerUi;
 
-use super::{admin, compute, environments, results};
-use crate::api::error::ApiError;
+use super::error::ApiError;
+use super::openapi::openapi;
 use crate::config::Config;
 
-/// The OpenAPI document, made from the handlers' own types. The path of its server is relative to where the
-/// document lies, so that it is right behind a stage prefix too.
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "operator-service",
-        description = "Ocean Protocol Compute-to-Data: start, follow, stop and delete compute jobs, and fetch their \
-            results.\n\nParameters are read from the query string if it holds anything, otherwise from a JSON object in \
-            the body, whatever the method.",
-        license(name = "Apache-2.0", identifier = "Apache-2.0"),
-    ),
-    servers((url = "./", description = "This installation")),
-    paths(
-        root,
-        spec,
-        compute::start,
-        compute::status,
-        compute::stop,
-        compute::delete,
-        compute::running_jobs,
-        results::get_result,
-        environments::environments,
-        admin::pgsqlinit,
-        admin::info,
-        admin::list,
-        admin::logs,
-    ),
-    tags(
-        (name = "compute", description = "Jobs"),
-        (name = "results", description = "What jobs have published"),
-        (name = "environments", description = "Where jobs can run"),
-        (name = "admin", description = "For administrators"),
-        (name = "docs", description = "About this service"),
-    )
-)]
-struct Document;
-
-/// The OpenAPI document (3.1).
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    Document::openapi()
-}
-
-/// What the group needs.
+/// The state of these routes.
 #[derive(Clone)]
 pub struct Docs {
     config: Arc<Config>,
     swagger_ui: Arc<SwaggerUi<'static>>,
 }
 
-/// The group's routes.
+/// The routes of the function `docs`.
 pub fn router(config: Arc<Config>) -> Router {
-    // Relative to the page, so that it is right behind a stage prefix too; and no validator, which is on
-    // another site.
+    // Relative to the page, so that it is right behind a stage prefix too. No validator: it would be on another site.
     let swagger_ui = SwaggerUi::from("../../../spec").validator_url("none").display_request_duration(true);
     Router::new()
         .route("/", get(root))
         .route("/spec", get(spec))
-        // A gateway may drop the slash of /api/v1/docs/: sent there again, a browser would go round in circles.
+        // A gateway may drop the slash of /api/v1/docs/: a redirect to that would not end.
         .route("/api/v1/docs", get(|| async { (StatusCode::PERMANENT_REDIRECT, [(LOCATION, "docs/index.html")]) }))
         .route("/api/v1/docs/", get(|docs: State<Docs>| page(docs, Path("index.html".to_owned()))))
         .route("/api/v1/docs/{*file}", get(page))
         .with_state(Docs { config, swagger_ui: Arc::new(swagger_ui) })
 }
 
-/// What this installation is.
+/// This installation.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct About {
@@ -100,7 +57,7 @@ pub struct About {
     storage_expiry: Option<String>,
 }
 
-/// Show what this installation is.
+/// Show version and settings of this installation.
 #[utoipa::path(get, path = "/", tag = "docs", responses((status = 200, description = "The installation.", body = About)))]
 pub(super) async fn root(State(docs): State<Docs>) -> Json<About> {
     Json(About {

@@ -1,24 +1,28 @@
-//! What a caller is told when a request is not served.
+//! The error responses.
+
+use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use serde::Serialize;
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::{Content, Ref, RefOr};
 use utoipa::{IntoResponses, ToSchema};
 
 use crate::auth::{AccessError, NonceRefused};
-use crate::db::DatabaseError;
+use crate::db::{DatabaseError, NonceError};
+use crate::domain::workflow::Invalid;
 use crate::kubernetes::ClusterError;
 
-/// An answer other than the one asked for: a status and a text that says what to change, or that it is
-/// safe to try again.
+/// An error response: a status, and a text that says what to change, or that the request may be sent again.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
     message: String,
 }
 
-/// The body of every error.
+/// The body of an error response.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ErrorBody {
     /// What is wrong, and what to do about it.
@@ -26,26 +30,32 @@ pub struct ErrorBody {
     error: String,
 }
 
-/// What any request that reads parameters and the books may be answered with, for the OpenAPI document.
-#[derive(Debug, IntoResponses)]
-#[allow(dead_code, reason = "describes what ApiError is made into")]
-pub enum Troubles {
-    /// The request's body did not arrive in time.
-    #[response(status = 408)]
-    BodyTimedOut(ErrorBody),
-    /// The request's body is larger than 400 KiB.
-    #[response(status = 413)]
-    BodyTooLarge(ErrorBody),
-    /// An error that has been logged. Nothing was done.
-    #[response(status = 500)]
-    Internal(ErrorBody),
-    /// The database, or for administrators the cluster, is not available. Nothing was done; safe to try again.
-    #[response(status = 503)]
-    Unavailable(ErrorBody),
+/// The errors that every request with parameters and a database may get, for the OpenAPI document.
+#[derive(Debug, Clone, Copy)]
+pub struct CommonErrors;
+
+impl IntoResponses for CommonErrors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let error = |status: &str, description: &str| {
+            let body = Content::new(Some(Ref::from_schema_name(ErrorBody::name())));
+            let response = ResponseBuilder::new().description(description).content("application/json", body);
+            (status.to_owned(), response.build().into())
+        };
+        BTreeMap::from([
+            error("408", "The request's body did not arrive in time."),
+            error("413", "The request's body is larger than 400 KiB."),
+            error("500", "An error that has been logged. Nothing was done."),
+            error(
+                "503",
+                "The database or, for the admin routes, the cluster is not available. Nothing was done; the \
+                          request may be sent again.",
+            ),
+        ])
+    }
 }
 
 impl ApiError {
-    /// An error with a status of the caller's choice.
+    /// An error with any status.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
     }
@@ -55,6 +65,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
+    /// Returns whether the status is a 5xx.
+    pub fn is_server_error(&self) -> bool {
+        self.status.is_server_error()
+    }
+
     /// 404
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
@@ -62,14 +77,14 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+    fn into_response(self) -> axum::response::Response {
         (self.status, Json(ErrorBody { error: self.message })).into_response()
     }
 }
 
 impl From<DatabaseError> for ApiError {
     fn from(error: DatabaseError) -> Self {
-        tracing::error!(error = &error as &dyn std::error::Error, "the database did not serve a request");
+        tracing::error!(error = &error as &dyn std::error::Error, "a request failed at the database");
         let status = match error {
             DatabaseError::Bug(_) => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::SERVICE_UNAVAILABLE,
@@ -94,9 +109,24 @@ impl From<NonceRefused> for ApiError {
     }
 }
 
+impl From<NonceError> for ApiError {
+    fn from(error: NonceError) -> Self {
+        match error {
+            NonceError::Refused(refused) => refused.into(),
+            NonceError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<Invalid> for ApiError {
+    fn from(invalid: Invalid) -> Self {
+        Self::bad_request(invalid.to_string())
+    }
+}
+
 impl From<ClusterError> for ApiError {
     fn from(error: ClusterError) -> Self {
-        tracing::error!(error = &error as &dyn std::error::Error, "the cluster did not serve a request");
+        tracing::error!(error = &error as &dyn std::error::Error, "a request failed at the cluster");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
     }
 }

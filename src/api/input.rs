@@ -1,6 +1,7 @@
-//! How parameters arrive (contract: `http.md`, "How parameters arrive").
+//! How parameters arrive (docs/contract/http.md, "Parameters").
 
 use std::collections::HashMap;
+use std::str::FromStr;
 use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
@@ -12,24 +13,48 @@ use serde_json::value::RawValue;
 
 use crate::api::error::ApiError;
 use crate::auth::Nonce;
+use crate::domain::{ChainId, InvalidId};
 
-/// The largest body of a request, in bytes: the engine keeps the workflow twice in a ConfigMap, which holds
-/// 1 MiB (contract: `engine.md`, "jobs.workflow").
+/// The largest body of a request, in bytes: the engine keeps the workflow twice in a ConfigMap, which holds 1 MiB
+/// (docs/contract/engine.md, "jobs.workflow").
 pub const BODY_LIMIT: usize = 400 * 1024;
 /// How long a caller may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest text that the books' columns hold.
-const TEXT_LIMIT: usize = 255;
 
-/// The error for a required parameter that is absent.
-pub fn required(name: &str, call: &str) -> ApiError {
-    ApiError::bad_request(format!("\"{name}\" is required in the call to {call}"))
+/// A request that is read from parameters. `S` is the state of the routes, for checks that depend on the configuration.
+pub trait FromParams<S>: Sized {
+    /// The method and the route, as messages name them.
+    const CALL: &'static str;
+
+    /// Reads and checks the parameters, in the order of the contract.
+    ///
+    /// # Errors
+    /// If the request has to change: a 400.
+    fn read(params: &Params, state: &S) -> Result<Self, ApiError>;
 }
 
-/// The parameters of a request: those of its query string if that holds anything, else those of the JSON
-/// object in its body, whatever the method. JSON null counts as absent.
-#[derive(Debug, Default)]
+/// Extracts an endpoint's request.
+#[derive(Debug)]
+pub struct Input<T>(pub T);
+
+impl<S: Send + Sync, T: FromParams<S>> FromRequest<S> for Input<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let query = request.uri().query().unwrap_or_default();
+        let params = match query.is_empty() {
+            false => Params::from_query(query, T::CALL),
+            true => Params::from_body(&read_body(request).await?, T::CALL)?,
+        };
+        T::read(&params, state).map(Self)
+    }
+}
+
+/// The parameters of a request: those of its query string if that is not empty, otherwise those of the JSON object in its
+/// body, whatever the method. JSON null counts as absent.
+#[derive(Debug)]
 pub struct Params {
+    call: &'static str,
     present: HashMap<String, Param>,
     /// Nothing was sent, not even a null.
     nothing: bool,
@@ -37,29 +62,17 @@ pub struct Params {
 
 enum Param {
     Text(String),
-    /// Anything else that JSON knows, as it was written: a nonce of 19 digits fits no double.
+    /// Any other JSON value, as it was written: a nonce of 19 digits does not fit a double.
     Json(Box<RawValue>),
 }
 
 impl std::fmt::Debug for Param {
-    /// Says nothing of the value: it may be a signature, or hold data URLs.
+    /// Prints the type only: the value may be a signature, or contain data URLs.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Text(_) => "text",
             Self::Json(_) => "json",
         })
-    }
-}
-
-impl<S: Send + Sync> FromRequest<S> for Params {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let query = request.uri().query().unwrap_or_default();
-        if !query.is_empty() {
-            return Ok(Self::from_query(query));
-        }
-        Self::from_body(&read_body(request).await?)
     }
 }
 
@@ -81,18 +94,19 @@ async fn read_body(request: Request) -> Result<Vec<u8>, ApiError> {
 }
 
 impl Params {
-    fn from_query(query: &str) -> Self {
-        let mut params = HashMap::new();
+    fn from_query(query: &str, call: &'static str) -> Self {
+        let mut present = HashMap::new();
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            // Of several of one name the first counts, as it did for the old service.
-            params.entry(name.into_owned()).or_insert_with(|| Param::Text(value.into_owned()));
+            // Of several with one name the first counts, as with the old service.
+            present.entry(name.into_owned()).or_insert_with(|| Param::Text(value.into_owned()));
         }
-        Self { present: params, nothing: false }
+        Self { call, present, nothing: false }
     }
 
-    fn from_body(body: &[u8]) -> Result<Self, ApiError> {
+    fn from_body(body: &[u8], call: &'static str) -> Result<Self, ApiError> {
+        let nothing = Self { call, present: HashMap::new(), nothing: true };
         if body.trim_ascii().is_empty() {
-            return Ok(Self { nothing: true, ..Self::default() });
+            return Ok(nothing);
         }
         let body = std::str::from_utf8(body)
             .map_err(|error| ApiError::bad_request(format!("The request's body is not UTF-8: {error}")))?;
@@ -100,7 +114,7 @@ impl Params {
             |error: serde_json::Error| ApiError::bad_request(format!("The request's body is not valid JSON: {error}"));
         let body: &RawValue = serde_json::from_str(body).map_err(malformed)?;
         if !body.get().starts_with('{') {
-            return Ok(Self { nothing: true, ..Self::default() });
+            return Ok(nothing);
         }
         let params: HashMap<String, Box<RawValue>> = serde_json::from_str(body.get()).map_err(malformed)?;
         let nothing = params.is_empty();
@@ -108,17 +122,26 @@ impl Params {
             let text = value.get().starts_with('"').then(|| serde_json::from_str(value.get()).map_err(malformed));
             Ok((name, text.transpose()?.map_or(Param::Json(value), Param::Text)))
         });
-        Ok(Self { present: present.collect::<Result<_, ApiError>>()?, nothing })
+        Ok(Self { call, present: present.collect::<Result<_, ApiError>>()?, nothing })
     }
 
-    /// Whether nothing was sent.
+    /// Returns whether nothing was sent.
     pub fn is_empty(&self) -> bool {
         self.nothing
     }
 
-    /// Whether a parameter is there.
-    pub fn has(&self, name: &str) -> bool {
-        self.present.contains_key(name)
+    /// A parameter that has to be there, read by one of the methods below.
+    pub fn required<'a, T>(
+        &'a self,
+        name: &str,
+        read: impl FnOnce(&'a Self, &str) -> Result<Option<T>, ApiError>,
+    ) -> Result<T, ApiError> {
+        read(self, name)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// The error for a required parameter that is absent.
+    pub fn missing(&self, name: &str) -> ApiError {
+        ApiError::bad_request(format!("\"{name}\" is required in the call to {}", self.call))
     }
 
     /// A parameter that has to be text.
@@ -130,18 +153,18 @@ impl Params {
         }
     }
 
-    /// A parameter that names something in the books: of fewer than 2 characters it counts as absent.
-    pub fn name(&self, name: &str) -> Result<Option<String>, ApiError> {
+    /// An identifier. Text of fewer than 2 characters counts as absent.
+    pub fn id<T: FromStr<Err = InvalidId>>(&self, name: &str) -> Result<Option<T>, ApiError> {
         let text = self.text(name)?.filter(|text| text.chars().count() >= 2);
-        text.map(|text| storable(name, text)).transpose()
+        text.map(|text| parse_id(name, text)).transpose()
     }
 
-    /// A parameter that is kept in the books, of any length.
-    pub fn storable_text(&self, name: &str) -> Result<Option<String>, ApiError> {
-        self.text(name)?.map(|text| storable(name, text)).transpose()
+    /// An identifier of any length, even the empty one.
+    pub fn short_id<T: FromStr<Err = InvalidId>>(&self, name: &str) -> Result<Option<T>, ApiError> {
+        self.text(name)?.map(|text| parse_id(name, text)).transpose()
     }
 
-    /// A number, or text that holds one, as it was written.
+    /// A number, or text that should hold one, as it was written.
     pub fn number_text(&self, name: &str) -> Result<Option<&str>, ApiError> {
         match self.present.get(name) {
             None => Ok(None),
@@ -151,14 +174,13 @@ impl Params {
         }
     }
 
-    /// The nonce.
-    pub fn nonce(&self) -> Result<Option<Nonce>, ApiError> {
-        let nonce = self.number_text("nonce")?;
-        let wrong = || ApiError::bad_request("\"nonce\" must be a decimal number that is not negative");
-        nonce.map(|nonce| Nonce::parse(nonce).ok_or_else(wrong)).transpose()
+    /// A nonce.
+    pub fn nonce(&self, name: &str) -> Result<Option<Nonce>, ApiError> {
+        let wrong = || ApiError::bad_request(format!("\"{name}\" must be a decimal number that is not negative"));
+        self.number_text(name)?.map(|nonce| Nonce::parse(nonce).ok_or_else(wrong)).transpose()
     }
 
-    /// A whole number that is not negative, for paging.
+    /// A whole number that is not negative.
     pub fn count(&self, name: &str) -> Result<Option<i64>, ApiError> {
         let wrong = || ApiError::bad_request(format!("\"{name}\" must be a whole number that is not negative"));
         let count = self.number_text(name)?.map(|text| text.parse().map_err(|_| wrong())).transpose()?;
@@ -168,21 +190,18 @@ impl Params {
         }
     }
 
-    /// The chain, which callers spell in two ways: its text, and its value as it was sent.
-    pub fn chain_id(&self) -> Result<Option<(String, Value)>, ApiError> {
-        let name = if self.has("chainId") { "chainId" } else { "chain_id" };
-        let Some(text) = self.number_text(name)? else {
+    /// The chain, under either of its names. Empty text counts as absent.
+    pub fn chain_id(&self) -> Result<Option<ChainId>, ApiError> {
+        let name = if self.present.contains_key("chainId") { "chainId" } else { "chain_id" };
+        let Some(text) = self.number_text(name)?.filter(|text| !text.is_empty()) else {
             return Ok(None);
         };
-        let text = storable(name, text)?;
-        let value = match self.present.get(name) {
-            Some(Param::Json(json)) => serde_json::from_str(json.get()).unwrap_or(Value::Null),
-            _ => Value::String(text.clone()),
-        };
-        Ok(Some((text, value)))
+        let as_number = matches!(self.present.get(name), Some(Param::Json(_)));
+        let wrong = || ApiError::bad_request(format!("\"{name}\" must be a whole number of at most 78 digits"));
+        ChainId::parse(text, as_number).ok_or_else(wrong).map(Some)
     }
 
-    /// Any JSON value; text of a query string is text.
+    /// Any JSON value; in a query string, every value is text.
     pub fn value(&self, name: &str) -> Result<Option<Value>, ApiError> {
         match self.present.get(name) {
             None => Ok(None),
@@ -198,12 +217,6 @@ fn is_number(json: &RawValue) -> bool {
     json.get().starts_with(|c: char| c == '-' || c.is_ascii_digit())
 }
 
-/// What the books' columns hold and the engine can read back: 255 printable ASCII characters
-/// (contract: `engine.md`, client encoding LATIN9).
-fn storable(name: &str, text: &str) -> Result<String, ApiError> {
-    if text.len() > TEXT_LIMIT || !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-        let message = format!("\"{name}\" may have at most {TEXT_LIMIT} characters, all of them printable ASCII");
-        return Err(ApiError::bad_request(message));
-    }
-    Ok(text.to_owned())
+fn parse_id<T: FromStr<Err = InvalidId>>(name: &str, text: &str) -> Result<T, ApiError> {
+    text.parse().map_err(|invalid| ApiError::bad_request(format!("\"{name}\" may have {invalid}")))
 }

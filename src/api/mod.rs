@@ -5,10 +5,12 @@ pub mod compute;
 pub mod docs;
 pub mod environments;
 pub mod results;
-pub mod routes;
 
 pub mod error;
 mod input;
+pub mod openapi;
+pub mod routes;
+mod schemas;
 
 use axum::Router;
 use axum::extract::Request;
@@ -22,21 +24,21 @@ use tower_http::cors::{Any, CorsLayer};
 use crate::telemetry;
 use error::ApiError;
 
-/// Lets pages of any site call a group, as the old service did; not for the administrators' group.
+/// Allows pages of any site to call these routes, as the old service did. Not for the admin routes.
 pub fn with_cors(group: Router) -> Router {
     let methods = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
     let exposed: [HeaderName; 1] = [CONTENT_DISPOSITION];
     let cors = CorsLayer::new().allow_origin(Any).allow_headers(Any).allow_methods(methods).expose_headers(exposed);
-    // What answers a wrong method has to be there before the layer: else it stands outside, and answers preflights.
+    // Before the layer: otherwise the fallback would be outside it, and answer preflights.
     group.method_not_allowed_fallback(method_not_allowed).layer(cors)
 }
 
 async fn method_not_allowed() -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "This route does not know this method; see /api/v1/docs/")
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "This route does not have this method; see /api/v1/docs/")
 }
 
-/// Makes groups of routes a whole: paths as callers write them, an answer in JSON also where there is no such
-/// route, where the method is wrong, and where a handler panics; a line in the log for each request.
+/// Merges groups of routes, and adds what all of them need: paths as callers write them, JSON errors for unknown routes,
+/// wrong methods and panics, and a log line for each request.
 pub fn finish(groups: impl IntoIterator<Item = Router>) -> Router {
     let routes = groups
         .into_iter()
@@ -45,12 +47,12 @@ pub fn finish(groups: impl IntoIterator<Item = Router>) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| panicked()))
         .layer(axum::middleware::from_fn(telemetry::log_requests));
-    // The path has to be right before the router looks at it.
+    // The path has to be changed before the router reads it.
     Router::new().fallback_service(routes.map_request(plain_path))
 }
 
-/// Drops what stands before the path that this service knows (an API Gateway stage, a base path) and counts
-/// repeated slashes as one (contract: `clients.md`, "Addresses").
+/// Removes what stands in front of the service's own path (an API Gateway stage, a base path), and repeated slashes
+/// (docs/contract/callers.md, "URLs").
 fn plain_path(mut request: Request) -> Request {
     let path = request.uri().path();
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
@@ -59,7 +61,7 @@ fn plain_path(mut request: Request) -> Request {
         None if segments.last() == Some(&"spec") => segments.len() - 1,
         None => 0,
     };
-    // The documentation's page has a slash at its end, by which its files are found; operations have none.
+    // The documentation's page needs its slash at the end, because its files are relative to it.
     let slash = if path.ends_with('/') && segments.last() == Some(&"docs") { "/" } else { "" };
     let mut plain = format!("/{}{slash}", segments[begin..].join("/"));
     if let Some(query) = request.uri().query() {

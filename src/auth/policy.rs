@@ -11,7 +11,7 @@ pub struct Policy {
     pub signature_required: bool,
     /// Whether only Provider's form of signature is accepted (SIGNATURE_STRICT=1).
     pub signature_strict: bool,
-    /// The signers that are let in (ALLOWED_PROVIDERS).
+    /// The signers that are allowed (ALLOWED_PROVIDERS).
     pub allowed_providers: Vec<Address>,
     /// How far a nonce may lie below its signer's highest, or ahead of the clock (NONCE_WINDOW).
     pub nonce_window: Duration,
@@ -20,7 +20,7 @@ pub struct Policy {
 /// Why a signed request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
-    /// No form of message gives a signer.
+    /// No signer can be recovered from any of the messages.
     #[error(transparent)]
     Unrecoverable(#[from] Unrecoverable),
     /// The signer is not allowed. The text is the old service's.
@@ -33,14 +33,14 @@ pub enum AccessError {
         signature: String,
         /// The message of the most likely form.
         message: String,
-        /// Who signed that message.
+        /// The signer of that message.
         signer: Address,
     },
 }
 
 impl Policy {
-    /// Finds who signed a request, and accepts whom the policy allows. A request is accepted if one of the forms that its
-    /// caller may have used gives an allowed signer.
+    /// Returns the signer of a request, if the policy allows it: one of the messages that the caller may have signed has to
+    /// give an allowed signer.
     ///
     /// Without `signature_required`, the signer is the one that equals the request's provider address, else the one of
     /// the first form.
@@ -61,7 +61,7 @@ impl Policy {
                 signer: first.1,
             });
         }
-        let claimed = signed.provider_address.and_then(|address| address.parse().ok());
+        let claimed = signed.provider_address.and_then(|address| address.as_str().parse().ok());
         Ok(candidates.find(|address| Some(*address) == claimed).unwrap_or(first.1))
     }
 

@@ -4,15 +4,16 @@
 use k256::ecdsa::{RecoveryId, Signature as EcdsaSignature, VerifyingKey};
 use sha3::{Digest, Keccak256};
 
-use super::Address;
 use super::address::without_0x;
+use super::{Address, Nonce};
+use crate::domain::{AgreementId, JobId, Owner, ProviderAddress};
 
 /// The signature is not 65 bytes of hex, or no key could have made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("Failed to recover address")]
 pub struct Unrecoverable;
 
-/// What a request asks for, as far as its signature is concerned.
+/// The kind of a request, as far as its signature depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// POST /compute
@@ -26,26 +27,26 @@ pub enum Operation {
 /// The parts of a request that callers sign.
 #[derive(Debug, Clone, Copy)]
 pub struct Signed<'a> {
-    /// What is asked for.
+    /// The kind of the request.
     pub operation: Operation,
     /// The job's owner.
-    pub owner: &'a str,
+    pub owner: &'a Owner,
     /// The job, if one is named.
-    pub job_id: Option<&'a str>,
+    pub job_id: Option<&'a JobId>,
     /// The agreement, if one is named.
-    pub agreement_id: Option<&'a str>,
-    /// The signer by its own account.
-    pub provider_address: Option<&'a str>,
-    /// The nonce as it was written; `None` marks the request as Brizo's.
-    pub nonce: Option<&'a str>,
+    pub agreement_id: Option<&'a AgreementId>,
+    /// The address that the caller claims to sign with.
+    pub provider_address: Option<&'a ProviderAddress>,
+    /// The nonce; `None` marks the request as Brizo's (docs/contract/callers.md, "How Brizo is recognized").
+    pub nonce: Option<&'a Nonce>,
 }
 
 /// How a message becomes the 32 bytes that are signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hashing {
-    /// keccak(prefix, "32", keccak(M))
+    /// keccak(prefix, "32", keccak(M)), where the prefix is `"\x19Ethereum Signed Message:\n"`.
     Hashed,
-    /// As [`Hashing::Hashed`], but leading zero bytes of keccak(M) dropped and the rest's length in place of 32.
+    /// As [`Hashing::Hashed`], without the leading zero bytes of keccak(M), and with the length of the rest in place of 32.
     HashedTrimmed,
     /// keccak(prefix, len(M), M)
     Personal,
@@ -60,16 +61,18 @@ pub struct Form {
     pub hashing: Hashing,
 }
 
-/// What the caller of a request may have signed, the most likely first; never empty.
+/// The messages that the caller of a request may have signed, the most likely first; never empty.
 ///
-/// Provider's form binds owner, job and nonce. Ocean Node's bind less, Brizo's has no nonce: with `strict`
-/// only Provider's is left (`SIGNATURE_STRICT`).
+/// With `strict` (SIGNATURE_STRICT=1), only Provider's message is left for requests with a nonce
+/// (docs/contract/callers.md, "Replay").
 pub fn forms(signed: &Signed<'_>, strict: bool) -> Vec<Form> {
     let Signed { operation, owner, job_id, agreement_id, provider_address, nonce } = *signed;
-    let job = job_id.unwrap_or_default();
-    let Some(nonce) = nonce else {
+    let owner = owner.as_str();
+    let job = job_id.map(JobId::as_str).unwrap_or_default();
+    let Some(nonce) = nonce.map(Nonce::as_str) else {
         let job = if operation == Operation::Start { "" } else { job };
-        let message = [provider_address.unwrap_or_default(), job, agreement_id.unwrap_or_default()].concat();
+        let address = provider_address.map(ProviderAddress::as_str).unwrap_or_default();
+        let message = [address, job, agreement_id.map(AgreementId::as_str).unwrap_or_default()].concat();
         return vec![Form { message, hashing: Hashing::Personal }];
     };
 
@@ -85,7 +88,10 @@ pub fn forms(signed: &Signed<'_>, strict: bool) -> Vec<Form> {
     forms
 }
 
-/// The address whose key signed the form's message.
+/// Recovers the address whose key signed the form's message.
+///
+/// # Errors
+/// If the signature is not 65 bytes of hex, or no key could have made it.
 pub fn recover(form: &Form, signature: &str) -> Result<Address, Unrecoverable> {
     let mut bytes = [0; 65];
     hex::decode_to_slice(without_0x(signature), &mut bytes).map_err(|_| Unrecoverable)?;

@@ -21,7 +21,10 @@ pub use cursor::Cursor;
 pub use environments::Announcement;
 pub use error::DatabaseError;
 pub use finished_jobs::{FinishedJob, KnownJob, UnscheduledJob};
-pub use jobs::{Change, Changed, NewJob, Page, RequestedBy, ResultRow, Started, TouchedJob, Which};
+pub use jobs::{
+    Change, ChangedJobs, JobFilter, JobSelector, ListRange, NewJob, RequestedBy, ResultRow, StartOutcome, TouchedJob,
+};
+pub use nonces::NonceError;
 pub use registrations::UnregisteredJob;
 pub use session::Database;
 pub use status_sync::StatusToSync;

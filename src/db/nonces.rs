@@ -1,32 +1,49 @@
-//! The nonces that signers have used. The rules are functions of the database (migrations/), so that checking
-//! and taking are one statement.
+//! The nonces that signers have used. Their rules are functions of the database (migrations/), so that one statement
+//! checks and takes a nonce.
 
 use sqlx::PgConnection;
 
 use super::{Database, DatabaseError};
 use crate::auth::{NonceRefused, NonceUse};
 
+/// Why a nonce was not taken, and nothing else done that depends on it.
+#[derive(Debug, thiserror::Error)]
+pub enum NonceError {
+    /// The nonce is refused.
+    #[error(transparent)]
+    Refused(#[from] NonceRefused),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+}
+
+impl From<sqlx::Error> for NonceError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
 impl Database {
     /// Takes a nonce on its own, where nothing else is written.
-    pub async fn take_nonce(&self, nonce: NonceUse) -> Result<Result<(), NonceRefused>, DatabaseError> {
+    pub async fn take_nonce(&self, nonce: NonceUse) -> Result<(), NonceError> {
         self.run(async |connection| take(connection, &nonce).await).await
     }
 
-    /// Whether a nonce would pass now, without taking it.
-    pub async fn peek_nonce(&self, nonce: NonceUse) -> Result<Result<(), NonceRefused>, DatabaseError> {
+    /// Checks whether a nonce would pass now, without taking it.
+    pub async fn check_nonce(&self, nonce: NonceUse) -> Result<(), NonceError> {
         self.run(async |connection| {
             let passes = sqlx::query_scalar!(
                 r#"
-                    SELECT nonce_passes($1, $2, $3)
-                       AND NOT EXISTS (SELECT FROM usednonces WHERE signer = $1 AND ns = nonce_ns($2)) AS "passes!"
-                    "#,
+                SELECT nonce_passes($1, $2, $3)
+                   AND NOT EXISTS (SELECT FROM usednonces WHERE signer = $1 AND ns = nonce_ns($2)) AS "passes!"
+                "#,
                 nonce.signer.to_lowercase(),
                 nonce.nonce.as_str(),
                 nonce.window.as_secs_f64(),
             )
             .fetch_one(&mut *connection)
             .await?;
-            if passes { Ok(Ok(())) } else { why_refused(connection, &nonce).await.map(Err) }
+            if passes { Ok(()) } else { Err(why_refused(connection, &nonce).await?.into()) }
         })
         .await
     }
@@ -99,12 +116,9 @@ impl Database {
     }
 }
 
-/// Takes a nonce as part of whatever transaction the connection is in. Of many at once, one passes: the
-/// others wait for that one's transaction at the row's primary key, and at nothing else.
-pub(super) async fn take(
-    connection: &mut PgConnection,
-    nonce: &NonceUse,
-) -> Result<Result<(), NonceRefused>, DatabaseError> {
+/// Takes a nonce as part of the connection's transaction. Of concurrent attempts one passes: the others wait for that
+/// transaction at the row's primary key, and at nothing else.
+pub(super) async fn take(connection: &mut PgConnection, nonce: &NonceUse) -> Result<(), NonceError> {
     let taken = sqlx::query!(
         r#"
         INSERT INTO usednonces (signer, ns, nonce)
@@ -118,7 +132,7 @@ pub(super) async fn take(
     )
     .execute(&mut *connection)
     .await?;
-    if taken.rows_affected() == 1 { Ok(Ok(())) } else { why_refused(connection, nonce).await.map(Err) }
+    if taken.rows_affected() == 1 { Ok(()) } else { Err(why_refused(connection, nonce).await?.into()) }
 }
 
 async fn why_refused(connection: &mut PgConnection, nonce: &NonceUse) -> Result<NonceRefused, DatabaseError> {
@@ -132,9 +146,9 @@ async fn why_refused(connection: &mut PgConnection, nonce: &NonceUse) -> Result<
     )
     .fetch_one(connection)
     .await?;
-    let attempt = nonce.nonce.clone();
+    let refused = nonce.nonce.clone();
     if row.ahead {
-        return Ok(NonceRefused::Ahead(attempt));
+        return Ok(NonceRefused::Ahead(refused));
     }
-    Ok(NonceRefused::Used { highest: row.highest.unwrap_or_else(|| attempt.to_string()), nonce: attempt })
+    Ok(NonceRefused::Used { highest: row.highest.unwrap_or_else(|| refused.to_string()), nonce: refused })
 }

@@ -106,10 +106,10 @@ impl Database {
 
     /// Runs an operation on one connection, within [`OPERATION_TIMEOUT`]. A connection whose operation was given up is
     /// closed and not used again: a statement may still be running on it.
-    pub(super) async fn run<T>(
+    pub(super) async fn run<T, E: From<DatabaseError>>(
         &self,
-        operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, DatabaseError>,
-    ) -> Result<T, DatabaseError> {
+        operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<T, E> {
         telemetry::waiting_for_database(async {
             let deadline = tokio::time::Instant::now() + OPERATION_TIMEOUT;
             // Boxed: connecting is rare, and its future is large.
@@ -119,7 +119,7 @@ impl Database {
                 Ok(result) => result,
                 Err(_) => {
                     drop(connection.detach());
-                    Err(DatabaseError::TimedOut)
+                    Err(DatabaseError::TimedOut.into())
                 }
             }
         })

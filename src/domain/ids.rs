@@ -4,6 +4,7 @@
 //! so a stored identifier may be one that no caller can send.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -45,6 +46,14 @@ macro_rules! text_id {
             }
         }
 
+        impl FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                Self::parse(text)
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
@@ -73,6 +82,11 @@ text_id! {
     /// A Kubernetes namespace, which is also the identifier of the environment that runs jobs there. Names a namespace
     /// only if [`Namespace::is_valid`].
     Namespace
+}
+
+text_id! {
+    /// The Ethereum address that a caller claims to sign with. Kept as it was sent, because Brizo's message contains it.
+    ProviderAddress
 }
 
 impl JobId {

@@ -3,20 +3,21 @@
 use serde_json::Value;
 
 use super::workflow::Summary;
+use super::{AgreementId, JobId, Namespace, Owner, Status, StopRequest};
 
-/// A job as anyone may know it: no URL, no secret, no code. What is missing in a row of the old service is
-/// missing here.
+/// A job as every caller may see it: without URLs, secrets and code. What is missing in a row of the old service is missing
+/// here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
-    /// The job's id; in rows of the old service not necessarily a [`JobId`].
-    pub id: String,
+    /// The job's id.
+    pub id: JobId,
     /// The agreement that the job serves.
-    pub agreement_id: String,
-    /// Whose job it is.
-    pub owner: Option<String>,
-    /// See [`status_text`].
-    pub status: Option<i32>,
-    /// The words for it, as the engine wrote them.
+    pub agreement_id: AgreementId,
+    /// The account that the job belongs to.
+    pub owner: Option<Owner>,
+    /// The job's state.
+    pub status: Option<Status>,
+    /// The state's text, as the engine wrote it.
     pub status_text: Option<String>,
     /// Seconds since the epoch, with 6 decimals.
     pub date_created: Option<String>,
@@ -25,13 +26,13 @@ pub struct Job {
     /// What the job has published, without URLs.
     pub outputs: Option<Vec<Value>>,
     /// Where the job runs.
-    pub namespace: Option<String>,
-    /// 0 none, 1 a stop was asked for, 2 over its time limit.
-    pub stop_requested: i16,
-    /// 1 once the job was deleted or has expired.
-    pub removed: i16,
-    /// What its workflow says.
+    pub namespace: Option<Namespace>,
+    /// Whether the job was asked to stop.
+    pub stop_requested: StopRequest,
+    /// Whether the job was deleted or its outputs have expired.
+    pub removed: bool,
+    /// What callers may see of its workflow.
     pub summary: Summary,
-    /// Why the job was ended, if somebody had to.
+    /// Why the reaper ended the job or one of its steps, if it did.
     pub reason: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What a job has published (`jobs.outputsurl`).
+//! The outputs that a job has published (`jobs.outputsurl`; docs/contract/engine.md, "Database").
 
 use serde_json::Value;
 
@@ -7,8 +7,8 @@ pub fn parse(outputs: &str) -> Option<Vec<Value>> {
     serde_json::from_str(outputs).ok().filter(|outputs: &Vec<Value>| !outputs.is_empty())
 }
 
-/// The outputs as anyone may see them: every `url` taken out. Entries that are no objects show nothing, but
-/// keep their index.
+/// The outputs as callers may see them: without their `url`. An entry that is not an object becomes null, and keeps its
+/// index.
 pub fn without_urls(outputs: Vec<Value>) -> Vec<Value> {
     outputs
         .into_iter()

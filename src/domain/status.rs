@@ -1,5 +1,7 @@
 //! The states of a job, and every rule on them. Where SQL needs a rule, it gets these values as parameters.
 
+use serde::{Serialize, Serializer};
+
 /// The state of a job (docs/contract/http.md, "Status object"). The engine writes the code and its text; this service
 /// writes [`Status::WarmingUp`] at the start, and the state that the reaper ends a job with.
 ///
@@ -110,6 +112,12 @@ impl Status {
     }
 }
 
+impl Serialize for Status {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i32(self.code())
+    }
+}
+
 /// In how many seconds a job that finished `finished_age` seconds ago is settled: its engine is done with its objects, and
 /// they may be removed. 0 or less if it is settled (docs/contract/engine.md, "Finished jobs").
 pub fn settles_in(status: Status, finished_age: f64) -> f64 {
@@ -127,7 +135,8 @@ pub fn may_be_dispatched(status: Status, stop: StopRequest, removed: bool, valid
 }
 
 /// Whether a job was asked to stop (`jobs.stopreq`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct StopRequest(i16);
 
 impl StopRequest {

@@ -17,7 +17,6 @@ use std::io;
 
 use crate::aws::AwsError;
 
-pub use crate::domain::Component;
 pub use client::Cluster;
 pub use engine_objects::HeldObject;
 pub use logs::LogPart;

@@ -1,17 +1,20 @@
-//! The administrators' routes: /pgsqlinit, /info, /list, /logs
+//! The admin routes: /pgsqlinit, /info, /list, /logs
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use futures_util::{StreamExt, stream};
+use operator_service::api::routes::ROUTES;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::given::started;
 use crate::support::{Answer, App, Call, Cluster, Stored, TestDatabase, left_out};
 
-const ROUTES: [(&str, Method); 4] =
-    [("pgsqlinit", Method::POST), ("info", Method::GET), ("list", Method::GET), ("logs", Method::GET)];
+fn admin_routes() -> impl Iterator<Item = (&'static str, Method)> {
+    let routes = ROUTES.iter().filter(|route| route.function == "admin");
+    routes.map(|route| (route.path.trim_start_matches("/api/v1/operator/"), route.method.parse().unwrap()))
+}
 
 #[track_caller]
 fn is_text(answer: &Answer, status: u16, text: &str) {
@@ -20,10 +23,10 @@ fn is_text(answer: &Answer, status: u16, text: &str) {
 }
 
 #[tokio::test]
-async fn a_header_is_needed_and_has_to_be_right() {
+async fn a_missing_admin_header_is_a_400_and_a_wrong_one_a_401() {
     let admins = json!(["0xAdmin-One", "0xADMIN-two"]).to_string();
     let app = App::builder().var("ALLOWED_ADMINS", admins).start().await;
-    for (route, method) in ROUTES {
+    for (route, method) in admin_routes() {
         let call = || Call::new(method.clone(), route).with("jobId", "ab");
         let missing = "Admin header is empty.\nstatus code: 400";
         is_text(&app.send(call()).await, 400, missing);
@@ -56,7 +59,7 @@ async fn without_allowed_admins_the_local_server_is_open() {
 #[tokio::test]
 async fn an_open_server_answers_only_to_loopback_names() {
     let app = App::start().await;
-    for (route, method) in ROUTES {
+    for (route, method) in admin_routes() {
         for host in [
             "evil.example",
             "evil.example:8050",
@@ -86,7 +89,7 @@ async fn without_allowed_admins_a_function_or_a_public_server_refuses_everybody(
     let function = App::builder().function().start().await;
     let public = App::builder().pretending_to_listen_on("0.0.0.0".parse::<IpAddr>().unwrap()).start().await;
     for app in [function, public] {
-        for (route, method) in ROUTES {
+        for (route, method) in admin_routes() {
             let call = || Call::new(method.clone(), route).with("jobId", "ab");
             is_text(&app.send(call()).await, 400, "Admin header is empty.\nstatus code: 400");
             let wrong = "Access admin route failed due to invalid admin address.\nstatus code: 401";
@@ -98,7 +101,7 @@ async fn without_allowed_admins_a_function_or_a_public_server_refuses_everybody(
 #[tokio::test]
 async fn there_is_no_cors() {
     let app = App::builder().var("ALLOWED_ADMINS", "0xadmin").start().await;
-    for (route, method) in ROUTES {
+    for (route, method) in admin_routes() {
         for admin in ["0xadmin", "0xwrong"] {
             let call = Call::new(method.clone(), route).with("jobId", "ab").with("component", "algorithm");
             let answer = app.send(call.header("Admin", admin).header("origin", "https://page.example")).await;
@@ -140,14 +143,14 @@ async fn info_shows_the_workflow_object() {
 }
 
 #[tokio::test]
-async fn info_looks_where_the_book_says_the_job_is() {
+async fn info_reads_the_namespace_that_the_database_has_for_the_job() {
     let app = App::start().await;
     let elsewhere = app.cluster.another_namespace().await;
     let job = Stored { namespace: Some(elsewhere.clone()), ..Stored::default() }.insert(&app.database).await;
     app.cluster.make_workflow(&elsewhere, &job.job_id).await;
     let answer = app.send(Call::get("info").with("jobId", job.job_id.clone())).await.ok();
     assert_eq!(answer["metadata"]["namespace"], elsewhere.as_str());
-    // One that the book does not know is looked for in the default namespace.
+    // A job that the database does not have is looked for in the default namespace.
     app.cluster.make_workflow(&app.namespace, "made-by-hand").await;
     assert_eq!(
         app.send(Call::get("info").with("jobId", "made-by-hand")).await.ok()["metadata"]["name"],
@@ -156,7 +159,7 @@ async fn info_looks_where_the_book_says_the_job_is() {
 }
 
 #[tokio::test]
-async fn info_does_not_know_other_jobs() {
+async fn info_of_an_unknown_job_is_a_400() {
     let app = App::start().await;
     let unregistered = Stored { namespace: Some(app.namespace.clone()), ..Stored::default() };
     let unregistered = unregistered.insert(&app.database).await.job_id;
@@ -191,7 +194,7 @@ async fn list_names_the_workflows_of_every_environment() {
 }
 
 #[tokio::test]
-async fn list_has_no_end_of_pages() {
+async fn list_returns_more_names_than_one_page_has() {
     let app = App::start().await;
     let names: BTreeSet<String> = (0..1234).map(|i| format!("workflow-{i}")).collect();
     stream::iter(&names).for_each_concurrent(16, |name| app.cluster.make_workflow(&app.namespace, name)).await;
@@ -201,7 +204,7 @@ async fn list_has_no_end_of_pages() {
 }
 
 #[tokio::test]
-async fn logs_are_the_pods() {
+async fn logs_returns_the_log_of_the_pod() {
     let app = App::start().await;
     let job = started(&app).await;
     for component in ["configure", "algorithm", "filter", "publish"] {
@@ -216,7 +219,7 @@ async fn logs_are_the_pods() {
 }
 
 #[tokio::test]
-async fn logs_look_where_the_book_says_the_job_is() {
+async fn logs_reads_the_namespace_that_the_database_has_for_the_job() {
     let app = App::start().await;
     let elsewhere = app.cluster.another_namespace().await;
     let job = Stored { namespace: Some(elsewhere.clone()), ..Stored::default() }.insert(&app.database).await;
@@ -228,7 +231,7 @@ async fn logs_look_where_the_book_says_the_job_is() {
 }
 
 #[tokio::test]
-async fn logs_of_no_pod() {
+async fn logs_of_a_missing_pod_is_a_404() {
     let app = App::start().await;
     let job = started(&app).await;
     for job_id in [&*job.job_id, "0123456789abcdef0123456789abcdef", "No Name", "a,component!=b", "x"] {
@@ -249,7 +252,7 @@ async fn logs_of_no_pod() {
 }
 
 #[tokio::test]
-async fn a_bad_day_of_the_cluster_is_a_503_in_bounded_time() {
+async fn a_failing_cluster_is_a_503_in_bounded_time() {
     const DELAY: std::time::Duration = std::time::Duration::from_secs(120);
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     let faults = app.cluster.stand_in().faults();
@@ -276,7 +279,7 @@ async fn a_bad_day_of_the_cluster_is_a_503_in_bounded_time() {
 }
 
 #[tokio::test]
-async fn an_environment_is_a_name_and_no_path() {
+async fn an_environment_that_is_a_path_is_refused() {
     let app = App::start().await;
     app.cluster.make_workflow(&app.namespace, "in-default").await;
     let namespace = &app.namespace;
@@ -299,7 +302,7 @@ async fn an_environment_is_a_name_and_no_path() {
 }
 
 #[tokio::test]
-async fn an_announcement_under_no_name_of_a_namespace_hides_nothing() {
+async fn an_announcement_under_an_invalid_namespace_does_not_hide_the_others() {
     let app = App::start().await;
     app.cluster.make_workflow(&app.namespace, "in-default").await;
     for odd in ["a/b", "..", "a b", "Upper", "a?b#c", ""] {

@@ -1,4 +1,4 @@
-//! announce(): the engine's call (contract: `engine.md`).
+//! announce(): the engine's call (docs/contract/engine.md, "announce()").
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::given::{now, started};
 use crate::support::{App, Call, Key, Stored, TestDatabase, agreement_id, caller, owner, workflow};
 
 #[tokio::test]
-async fn announces_the_environment() {
+async fn the_call_records_the_announcement() {
     let database = TestDatabase::migrated().await;
     assert_eq!(database.engine("here", r#"{"cpuNumber": 1}"#, 5).await, [""; 0]);
     database.execute("UPDATE envs SET lastping = now() - interval '1 hour'").await;
@@ -19,7 +19,7 @@ async fn announces_the_environment() {
 }
 
 #[tokio::test]
-async fn hands_a_started_job_out_once() {
+async fn a_started_job_is_dispatched_once() {
     let app = App::start().await;
     let job = started(&app).await;
     assert_eq!(app.database.engine("elsewhere", "{}", 5).await, [""; 0]);
@@ -36,7 +36,7 @@ async fn hands_a_started_job_out_once() {
 }
 
 #[tokio::test]
-async fn oldest_first_and_not_more_than_asked_for() {
+async fn jobs_are_dispatched_oldest_first_up_to_the_limit() {
     let database = TestDatabase::migrated().await;
     let mut jobs = Vec::new();
     // Written in another order than they were created in.
@@ -53,7 +53,7 @@ async fn oldest_first_and_not_more_than_asked_for() {
 }
 
 #[tokio::test]
-async fn skips_what_is_not_to_be_started() {
+async fn jobs_that_may_not_be_dispatched_are_skipped() {
     let database = TestDatabase::migrated().await;
     let here = || Stored { namespace: Some("here".to_owned()), ..Stored::default() };
     let now = now();
@@ -86,7 +86,7 @@ async fn skips_what_is_not_to_be_started() {
 }
 
 #[tokio::test]
-async fn a_stop_a_delete_and_the_end_of_its_validity_keep_a_job_from_being_started() {
+async fn a_job_that_is_stopped_deleted_or_no_longer_valid_is_not_dispatched() {
     let app = App::start().await;
     let stopped = started(&app).await;
     app.send(caller::provider(&stopped.key).stop(&stopped.owner, Some(&stopped.job_id))).await.ok();
@@ -106,7 +106,7 @@ async fn a_stop_a_delete_and_the_end_of_its_validity_keep_a_job_from_being_start
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn two_engines_at_once_never_share_a_job() {
+async fn concurrent_engines_never_get_the_same_job() {
     let database = std::sync::Arc::new(TestDatabase::migrated().await);
     for _ in 0..200 {
         Stored { namespace: Some("here".to_owned()), ..Stored::default() }.insert(&database).await;
@@ -138,7 +138,7 @@ async fn two_engines_at_once_never_share_a_job() {
 }
 
 #[tokio::test]
-async fn an_engine_does_not_wait_for_another_ones_job() {
+async fn an_engine_does_not_wait_for_a_job_that_another_is_taking() {
     let database = TestDatabase::migrated().await;
     let mut ids = Vec::new();
     for created in [1.0, 2.0] {
@@ -154,7 +154,7 @@ async fn an_engine_does_not_wait_for_another_ones_job() {
 }
 
 #[tokio::test]
-async fn the_engines_statements() {
+async fn the_engines_statements_work_on_the_schema() {
     let app = App::start().await;
     let job = started(&app).await;
     app.database.engine(&app.namespace, "{}", 1).await;

@@ -17,7 +17,7 @@ const EVERYTHING: [&str; 7] = [
 ];
 
 #[tokio::test]
-async fn required_names_in_their_order() {
+async fn missing_names_are_reported_in_the_order_of_the_contract() {
     let app = App::start().await;
     let key = Key::new();
     let whole = caller::provider(&key).delete(&owner(), None);
@@ -30,7 +30,7 @@ async fn required_names_in_their_order() {
 }
 
 #[tokio::test]
-async fn marks_jobs_as_removed_and_stops_those_not_finished() {
+async fn delete_marks_jobs_as_removed_and_stops_unfinished_ones() {
     let key = Key::new();
     let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", key.allowed()).start().await;
     let owner = owner();
@@ -56,7 +56,7 @@ async fn marks_jobs_as_removed_and_stops_those_not_finished() {
 }
 
 #[tokio::test]
-async fn brizo_deletes_jobs_too() {
+async fn brizo_can_delete_jobs() {
     let key = Key::new();
     let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", key.allowed()).start().await;
     let job = Stored { provider: Some(key.address.clone()), ..Stored::finished() }.insert(&app.database).await;
@@ -65,7 +65,7 @@ async fn brizo_deletes_jobs_too() {
 }
 
 #[tokio::test]
-async fn a_finished_jobs_end_stays_as_it_was() {
+async fn deleting_a_finished_job_does_not_change_its_end() {
     let app = App::start().await;
     let job = Stored { status: Some(31), status_text: Some("Data provisioning failed".into()), ..Stored::finished() };
     let job = job.insert(&app.database).await;
@@ -110,7 +110,7 @@ async fn left_after_delete(app: &App, status: i32, finished_ago: Option<f64>) ->
 }
 
 #[tokio::test]
-async fn a_finished_jobs_objects_go_at_once() {
+async fn objects_of_a_settled_job_are_deleted_at_once() {
     let app = App::start().await;
     for status in [31, 32, 70] {
         assert_eq!(left_after_delete(&app, status, Some(1.0)).await, [""; 0], "{status}");
@@ -122,7 +122,7 @@ async fn a_finished_jobs_objects_go_at_once() {
 }
 
 #[tokio::test]
-async fn a_finished_job_that_may_still_publish_keeps_its_objects() {
+async fn objects_of_a_finished_job_that_is_not_settled_are_kept() {
     let app = App::start().await;
     for status in [20, 40, 50, 60] {
         assert_eq!(left_after_delete(&app, status, Some(60.0)).await, EVERYTHING, "{status}");
@@ -130,7 +130,7 @@ async fn a_finished_job_that_may_still_publish_keeps_its_objects() {
 }
 
 #[tokio::test]
-async fn an_unfinished_job_is_stopped_and_keeps_the_rest() {
+async fn an_unfinished_job_is_stopped_and_its_other_objects_are_kept() {
     let app = App::start().await;
     let rest: Vec<&str> = EVERYTHING.into_iter().filter(|name| *name != "Job/algorithm-job").collect();
     for status in [20, 40, 70] {
@@ -139,7 +139,7 @@ async fn an_unfinished_job_is_stopped_and_keeps_the_rest() {
 }
 
 #[tokio::test]
-async fn only_what_belongs_to_the_job_goes() {
+async fn objects_of_other_jobs_are_kept() {
     let app = App::start().await;
     let [first, second] = [started(&app).await, started(&app).await];
     for job in [&first, &second] {
@@ -152,7 +152,7 @@ async fn only_what_belongs_to_the_job_goes() {
 }
 
 #[tokio::test]
-async fn what_is_gone_already_is_gone() {
+async fn objects_that_are_already_gone_are_not_an_error() {
     let app = App::start().await;
     // Nothing in the cluster, and not even the namespace.
     for namespace in [app.namespace.clone(), "never-made".to_owned()] {
@@ -163,7 +163,7 @@ async fn what_is_gone_already_is_gone() {
 }
 
 #[tokio::test]
-async fn one_object_that_cannot_be_deleted_does_not_keep_the_others() {
+async fn an_object_that_cannot_be_deleted_does_not_prevent_deleting_the_others() {
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     let faults = app.cluster.stand_in().faults();
     let refused = fake_kubernetes::Match::any().verb("delete").resource("persistentvolumeclaims");
@@ -175,7 +175,7 @@ async fn one_object_that_cannot_be_deleted_does_not_keep_the_others() {
 }
 
 #[tokio::test]
-async fn a_cluster_that_is_down_does_not_keep_a_job_from_being_marked() {
+async fn jobs_are_marked_while_the_cluster_is_down() {
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     app.cluster.stand_in().faults().refuse_connections();
     let job = Stored { namespace: Some(app.namespace.clone()), ..Stored::finished() }.insert(&app.database).await;
@@ -184,7 +184,7 @@ async fn a_cluster_that_is_down_does_not_keep_a_job_from_being_marked() {
 }
 
 #[tokio::test]
-async fn many_jobs_at_once() {
+async fn many_jobs_are_deleted_in_one_request() {
     let app = App::start().await;
     let owner = owner();
     for _ in 0..60 {

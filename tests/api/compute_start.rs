@@ -17,7 +17,7 @@ fn start_with(app: &App, key: &Key, change: impl FnOnce(&mut Value)) -> Call {
     caller::provider(key).start(&app.namespace, &agreement_id(), &owner(), workflow)
 }
 
-/// The workflow that the book holds after a start.
+/// The stored workflow after a start.
 async fn stored_workflow(app: &App, call: Call) -> Value {
     let job = app.send(call).await.ok()[0].clone();
     let row = app.database.job(job["jobId"].as_str().unwrap()).await.unwrap();
@@ -25,7 +25,7 @@ async fn stored_workflow(app: &App, call: Call) -> Value {
 }
 
 #[tokio::test]
-async fn answers_with_a_list_of_one_status_object() {
+async fn a_start_returns_a_list_of_one_status_object() {
     let app = App::start().await;
     let key = Key::new();
     let call = start(&app, &key);
@@ -74,7 +74,7 @@ async fn all_three_callers_start_jobs() {
 }
 
 #[tokio::test]
-async fn check_1_something_has_to_be_sent() {
+async fn check_1_an_empty_payload_is_refused() {
     let app = App::start().await;
     for empty in ["", "{}", " {} \n", "null", "[]", "[{}]", "\"text\"", "5", "true"] {
         app.send(Call::post("compute").body(empty)).await.is_error(400, "payload seems empty.");
@@ -82,7 +82,7 @@ async fn check_1_something_has_to_be_sent() {
 }
 
 #[tokio::test]
-async fn check_2_required_names_in_their_order() {
+async fn check_2_missing_names_are_reported_in_their_order() {
     let app = App::start().await;
     let key = Key::new();
     let whole = start(&app, &key);
@@ -103,7 +103,7 @@ async fn check_2_required_names_in_their_order() {
 }
 
 #[tokio::test]
-async fn check_3_the_workflow_has_to_be_an_object() {
+async fn check_3_a_workflow_that_is_not_an_object_is_refused() {
     let app = App::start().await;
     let key = Key::new();
     for wrong in [json!({}), json!([]), json!([{ "stages": [] }]), json!("text"), json!(""), json!(5), json!(false)] {
@@ -114,7 +114,7 @@ async fn check_3_the_workflow_has_to_be_an_object() {
 }
 
 #[tokio::test]
-async fn check_4_stages() {
+async fn check_4_a_workflow_without_exactly_one_complete_stage_is_refused() {
     let app = App::start().await;
     let key = Key::new();
     let send = async |change: &dyn Fn(&mut Value)| app.send(start_with(&app, &key, change)).await;
@@ -196,7 +196,7 @@ async fn check_4_wrong_types_name_the_field() {
 }
 
 #[tokio::test]
-async fn check_4_a_tag_or_a_sha_256_checksum() {
+async fn check_4_a_container_without_tag_and_sha_256_checksum_is_refused() {
     let app = App::start().await;
     let key = Key::new();
     for (tag, checksum, good) in [
@@ -226,7 +226,7 @@ async fn check_4_a_tag_or_a_sha_256_checksum() {
 }
 
 #[tokio::test]
-async fn check_4_valid_until_lies_in_the_future() {
+async fn check_4_a_valid_until_that_is_not_in_the_future_is_refused() {
     let app = App::start().await;
     let key = Key::new();
     for wrong in [json!(0), json!(1), json!("1"), json!(now() - 5.0), json!(now() as i64 - 5), json!("soon"), json!("")]
@@ -246,7 +246,7 @@ async fn check_4_valid_until_lies_in_the_future() {
 }
 
 #[tokio::test]
-async fn checks_5_to_8_come_in_that_order() {
+async fn checks_5_to_8_are_made_in_that_order() {
     let (key, stranger) = (Key::new(), Key::new());
     let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", key.allowed()).start().await;
     let running = Stored::running().insert(&app.database).await;
@@ -283,9 +283,9 @@ async fn checks_5_to_8_come_in_that_order() {
 }
 
 #[tokio::test]
-async fn nothing_is_read_from_the_books_for_whom_is_not_let_in() {
+async fn a_request_that_is_not_authorized_does_not_reach_the_database() {
     let (key, stranger) = (Key::new(), Key::new());
-    // There are no books at all.
+    // There is no database.
     let app = App::builder()
         .var("SIGNATURE_REQUIRED", "1")
         .var("ALLOWED_PROVIDERS", key.allowed())
@@ -320,7 +320,7 @@ async fn an_agreement_has_one_unfinished_job() {
 }
 
 #[tokio::test]
-async fn the_document_that_the_engine_reads() {
+async fn the_stored_document_is_the_one_that_the_engine_reads() {
     let app = App::builder().var("ALGO_POD_TIMEOUT", "600").var("STORAGE_EXPIRY", "86400").start().await;
     let job = started(&app).await;
     let row = app.database.job(&job.job_id).await.unwrap();
@@ -365,7 +365,7 @@ async fn the_document_that_the_engine_reads() {
 }
 
 #[tokio::test]
-async fn the_row_in_the_book() {
+async fn the_stored_row_has_the_values_of_the_request() {
     let app = App::start().await;
     let job = started(&app).await;
     let row = app.database.job(&job.job_id).await.unwrap();
@@ -393,7 +393,7 @@ async fn the_row_in_the_book() {
 }
 
 #[tokio::test]
-async fn a_workflow_without_a_chain_gets_none() {
+async fn a_workflow_gets_a_chain_id_only_if_one_was_sent() {
     let app = App::start().await;
     let key = Key::new();
     let workflow = stored_workflow(&app, start(&app, &key).without("chainId")).await;
@@ -430,7 +430,7 @@ async fn maxtime_is_capped_and_filled_in() {
         assert_eq!(stored_workflow(&limited, call).await["stages"][0]["compute"]["maxtime"], granted, "{asked:?}");
     }
     for unlimited in ["0", ""] {
-        let app = limited.beside().var("ALGO_POD_TIMEOUT", unlimited).start().await;
+        let app = limited.another_process().var("ALGO_POD_TIMEOUT", unlimited).start().await;
         let workflow = stored_workflow(&app, start(&app, &key)).await;
         assert_eq!(workflow["stages"][0]["compute"]["maxtime"], 3600);
     }
@@ -516,7 +516,7 @@ async fn characters_beyond_ascii_are_stored_as_escapes() {
 }
 
 #[tokio::test]
-async fn numbers_in_the_workflow_stay_what_they_are() {
+async fn numbers_in_the_workflow_keep_their_values() {
     let app = App::start().await;
     let key = Key::new();
     let call = start_with(&app, &key, |workflow| {
@@ -528,7 +528,7 @@ async fn numbers_in_the_workflow_stay_what_they_are() {
 }
 
 #[tokio::test]
-async fn a_large_workflow_fits() {
+async fn a_workflow_of_380_kib_is_accepted() {
     let app = App::start().await;
     let key = Key::new();
     let code = "x".repeat(380 * 1024);
@@ -537,7 +537,7 @@ async fn a_large_workflow_fits() {
 }
 
 #[tokio::test]
-async fn the_job_appears_in_the_cluster() {
+async fn a_started_job_is_registered_in_the_cluster() {
     let app = App::start().await;
     let job = started(&app).await;
     let object = eventually("the WorkFlow object", std::time::Duration::from_secs(10), async || {
@@ -549,7 +549,7 @@ async fn the_job_appears_in_the_cluster() {
 }
 
 #[tokio::test]
-async fn odd_values_are_refused_or_kept_but_never_a_5xx() {
+async fn odd_values_are_refused_or_kept_and_never_cause_a_5xx() {
     let app = App::start().await;
     let key = Key::new();
     let body = |placeholder: &str, raw: &str| {

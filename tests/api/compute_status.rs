@@ -6,7 +6,7 @@ use crate::given::{job_ids, started, status_of};
 use crate::support::{App, Call, Key, Stored, agreement_id, caller, owner, workflow};
 
 #[tokio::test]
-async fn needs_something_to_look_for() {
+async fn a_status_request_without_a_filter_is_refused() {
     let app = App::start().await;
     let text = "You have to specify one of agreementId, jobId or owner";
     app.send(Call::get("compute")).await.is_error(400, text);
@@ -15,7 +15,7 @@ async fn needs_something_to_look_for() {
 }
 
 #[tokio::test]
-async fn finds_by_each_key_and_all_that_are_given_must_match() {
+async fn jobs_are_found_by_each_filter_and_have_to_match_all() {
     let app = App::start().await;
     let owner = owner();
     let agreement = agreement_id();
@@ -60,7 +60,7 @@ async fn finds_by_each_key_and_all_that_are_given_must_match() {
 }
 
 #[tokio::test]
-async fn all_three_callers_are_answered_without_their_signatures_being_looked_at() {
+async fn signatures_of_status_requests_are_not_checked() {
     let key = Key::new();
     let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", key.allowed()).start().await;
     let job = Stored::running().insert(&app.database).await;
@@ -84,7 +84,7 @@ async fn all_three_callers_are_answered_without_their_signatures_being_looked_at
 }
 
 #[tokio::test]
-async fn results_show_everything_but_their_urls() {
+async fn results_are_listed_without_their_urls() {
     let app = App::start().await;
     let outputs = json!([
         { "filename": "out.txt", "filesize": 5, "type": "output", "url": "https://example.org/secret/out.txt" },
@@ -106,7 +106,7 @@ async fn results_show_everything_but_their_urls() {
 }
 
 #[tokio::test]
-async fn a_reason_is_shown_only_where_there_is_one() {
+async fn a_reason_is_shown_only_if_there_is_one() {
     let app = App::start().await;
     let reason = "The algorithm's image could not be pulled.";
     let job = Stored { reason: Some(reason.to_owned()), stopreq: Some(2), ..Stored::finished() };
@@ -118,7 +118,7 @@ async fn a_reason_is_shown_only_where_there_is_one() {
 }
 
 #[tokio::test]
-async fn the_engines_words_are_shown_as_it_wrote_them() {
+async fn the_status_text_of_the_engine_is_shown() {
     let app = App::start().await;
     for (status, text) in [
         (1, "Warming up"),
@@ -193,7 +193,7 @@ async fn ids_that_are_absent_or_empty_are_not_reported() {
 }
 
 #[tokio::test]
-async fn lists_hold_at_most_5000_jobs() {
+async fn a_list_has_at_most_5000_jobs() {
     let app = App::start().await;
     app.database
         .execute(

@@ -10,7 +10,7 @@ use crate::given::{started, started_by, status_of};
 use crate::support::{App, Call, Cluster, Key, Stored, agreement_id, caller, eventually, left_out, nonce, owner};
 
 #[tokio::test]
-async fn required_names_in_their_order() {
+async fn missing_names_are_reported_in_the_order_of_the_contract() {
     let app = App::start().await;
     let key = Key::new();
     let whole = caller::provider(&key).stop(&owner(), None);
@@ -54,7 +54,7 @@ async fn all_three_callers_stop_jobs() {
 }
 
 #[tokio::test]
-async fn marks_every_matching_unfinished_job_and_answers_with_all_that_match() {
+async fn stop_marks_matching_unfinished_jobs_and_returns_all_that_match() {
     let app = App::start().await;
     let key = Key::new();
     let owner = owner();
@@ -79,7 +79,7 @@ async fn marks_every_matching_unfinished_job_and_answers_with_all_that_match() {
 }
 
 #[tokio::test]
-async fn what_is_finished_is_not_changed() {
+async fn stop_does_not_change_finished_jobs() {
     let app = App::start().await;
     let key = Key::new();
     for status in [31, 32, 70, 20] {
@@ -92,7 +92,7 @@ async fn what_is_finished_is_not_changed() {
 }
 
 #[tokio::test]
-async fn nothing_found_is_an_empty_list() {
+async fn stopping_unknown_jobs_returns_an_empty_list() {
     let app = App::start().await;
     let key = Key::new();
     assert_eq!(app.send(caller::provider(&key).stop(&owner(), Some("ab"))).await.ok(), json!([]));
@@ -102,7 +102,7 @@ async fn nothing_found_is_an_empty_list() {
 }
 
 #[tokio::test]
-async fn with_signatures_required_only_the_signers_jobs_are_touched() {
+async fn with_signatures_required_only_the_signers_jobs_are_changed() {
     let (key, colleague, stranger) = (Key::new(), Key::new(), Key::new());
     let allowed = json!([key.address, colleague.address]).to_string();
     let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", allowed).start().await;
@@ -133,7 +133,7 @@ async fn with_signatures_required_only_the_signers_jobs_are_touched() {
 }
 
 #[tokio::test]
-async fn without_signatures_required_anybody_who_names_the_owner_is_let_in() {
+async fn without_signatures_required_every_signer_may_stop_the_owners_jobs() {
     let app = App::start().await;
     let job = Stored { provider: Some(Key::new().address), ..Stored::running() }.insert(&app.database).await;
     let answer = app.send(caller::provider(&Key::new()).stop(job.owner.as_ref().unwrap(), None)).await.ok();
@@ -141,7 +141,7 @@ async fn without_signatures_required_anybody_who_names_the_owner_is_let_in() {
 }
 
 #[tokio::test]
-async fn ends_the_algorithm_in_the_cluster_and_nothing_else() {
+async fn stop_deletes_the_algorithms_job_and_nothing_else() {
     let app = App::start().await;
     let job = started(&app).await;
     app.cluster.engine_objects(&app.namespace, &job.job_id).await;
@@ -160,7 +160,7 @@ async fn ends_the_algorithm_in_the_cluster_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_algorithms_pods_go_with_it() {
+async fn stop_deletes_the_algorithms_pods() {
     let app = App::start().await;
     if !app.cluster.has_controllers().await {
         return left_out("needs controllers: pods of Jobs");
@@ -183,7 +183,7 @@ async fn the_algorithms_pods_go_with_it() {
 }
 
 #[tokio::test]
-async fn a_job_without_anything_in_the_cluster_is_stopped_all_the_same() {
+async fn a_job_without_objects_in_the_cluster_is_stopped() {
     let app = App::start().await;
     for namespace in [Some(app.namespace.clone()), Some("never-made".to_owned()), None] {
         let job = Stored { namespace, ..Stored::running() }.insert(&app.database).await;
@@ -193,7 +193,7 @@ async fn a_job_without_anything_in_the_cluster_is_stopped_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_bad_day_of_the_cluster_does_not_keep_a_job_from_being_marked() {
+async fn jobs_are_marked_while_the_cluster_fails() {
     const DELAY: Duration = Duration::from_secs(60);
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     let faults = app.cluster.stand_in().faults();
@@ -215,7 +215,7 @@ async fn a_bad_day_of_the_cluster_does_not_keep_a_job_from_being_marked() {
 }
 
 #[tokio::test]
-async fn only_the_matching_of_an_owners_jobs() {
+async fn stop_changes_only_the_matching_jobs_of_the_owner() {
     let app = App::start().await;
     let key = Key::new();
     let first = started_by(&app, key.clone()).await;

@@ -1,4 +1,4 @@
-//! Many at once: the books decide, and nobody waits for a row that all of them need.
+//! Concurrent requests: the database decides, and none waits for a row that all of them need.
 
 use std::collections::HashMap;
 
@@ -65,16 +65,16 @@ async fn one_agreement(app: &App, apps: &[&App]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_200_starts_with_one_agreement_one_wins() {
+async fn one_of_200_concurrent_starts_of_an_agreement_passes() {
     // With a pool of 10, the default.
     let app = App::start().await;
     one_agreement(&app, &[&app]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_200_starts_with_one_agreement_one_wins_also_between_processes() {
+async fn one_of_200_concurrent_starts_of_an_agreement_in_two_processes_passes() {
     let app = App::builder().var("POSTGRES_POOL_SIZE", "25").start().await;
-    let other = app.beside().var("POSTGRES_POOL_SIZE", "3").start().await;
+    let other = app.another_process().var("POSTGRES_POOL_SIZE", "3").start().await;
     one_agreement(&app, &[&app, &other]).await;
 }
 
@@ -91,20 +91,20 @@ async fn one_nonce(app: &App, apps: &[&App]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_200_requests_with_one_nonce_one_wins() {
+async fn one_of_200_concurrent_requests_with_one_nonce_passes() {
     let app = App::start().await;
     one_nonce(&app, &[&app]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_200_requests_with_one_nonce_one_wins_also_between_processes() {
+async fn one_of_200_concurrent_requests_with_one_nonce_in_two_processes_passes() {
     let app = App::builder().var("POSTGRES_POOL_SIZE", "25").start().await;
-    let other = app.beside().start().await;
+    let other = app.another_process().start().await;
     one_nonce(&app, &[&app, &other]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_200_stops_with_one_nonce_one_wins() {
+async fn one_of_200_concurrent_stops_with_one_nonce_passes() {
     let app = App::start().await;
     let (key, owner, nonce) = (Key::new(), owner(), nonce());
     let call = caller::provider(&key).call(reqwest::Method::PUT, &owner, None, nonce);
@@ -114,7 +114,7 @@ async fn of_200_stops_with_one_nonce_one_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_200_results_with_one_nonce_one_is_looked_at() {
+async fn one_of_200_concurrent_get_results_with_one_nonce_passes() {
     let app = App::start().await;
     let (key, owner, nonce) = (Key::new(), owner(), nonce());
     let call = caller::provider(&key).result_at(&owner, "0123456789abcdef0123456789abcdef", 0, nonce);
@@ -125,7 +125,7 @@ async fn of_200_results_with_one_nonce_one_is_looked_at() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_200_requests_of_one_signer_all_pass_in_whatever_order() {
+async fn all_of_200_concurrent_requests_of_one_signer_pass_in_any_order() {
     let app = App::start().await;
     let key = Key::new();
     // All over the window, in steps of about a second, in no order: 83 and 200 have no common divisor.
@@ -168,7 +168,7 @@ async fn requests_of_one_signer_do_not_wait_for_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn starts_stops_and_deletes_of_one_owner_at_once() {
+async fn concurrent_starts_stops_and_deletes_of_one_owner_all_work() {
     let app = App::start().await;
     let (key, owner) = (Key::new(), owner());
     let mut calls = Vec::new();
@@ -187,7 +187,7 @@ async fn starts_stops_and_deletes_of_one_owner_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn status_requests_are_answered_beside_starts() {
+async fn status_requests_are_answered_during_many_starts() {
     let app = App::start().await;
     let key = Key::new();
     let mut calls = starts(&app, &key, agreement_id);

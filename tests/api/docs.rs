@@ -1,37 +1,27 @@
-//! /, /spec, /api/v1/docs/. Swagger UI in a browser is in tests/doors.
+//! /, /spec, /api/v1/docs/. Swagger UI in a browser is in tests/functions.
 
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use operator_service::api::routes::ROUTES;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{App, Call};
 
-/// Every route that http.md names, except for the page of the documentation.
-const ROUTES: [(&str, &str); 13] = [
-    ("get", "/"),
-    ("get", "/spec"),
-    ("get", "/api/v1/operator/compute"),
-    ("post", "/api/v1/operator/compute"),
-    ("put", "/api/v1/operator/compute"),
-    ("delete", "/api/v1/operator/compute"),
-    ("get", "/api/v1/operator/runningjobs"),
-    ("get", "/api/v1/operator/getResult"),
-    ("get", "/api/v1/operator/environments"),
-    ("post", "/api/v1/operator/pgsqlinit"),
-    ("get", "/api/v1/operator/info"),
-    ("get", "/api/v1/operator/list"),
-    ("get", "/api/v1/operator/logs"),
-];
+/// The routes in the OpenAPI document, by method in lower case and path: all but the pages of the documentation.
+fn documented_routes() -> BTreeSet<(String, &'static str)> {
+    let documented = ROUTES.iter().filter(|route| !route.path.starts_with("/api/v1/docs"));
+    documented.map(|route| (route.method.to_lowercase(), route.path)).collect()
+}
 
 fn get(path: &str) -> Call {
     Call::to_path(Method::GET, path)
 }
 
 #[tokio::test]
-async fn root_says_what_this_is() {
+async fn root_shows_version_and_settings() {
     let app = App::start().await;
     let expected = json!({
         "software": "Operator service",
@@ -43,7 +33,7 @@ async fn root_says_what_this_is() {
     assert_eq!(app.send(get("/")).await.ok(), expected);
 
     let configured = app
-        .beside()
+        .another_process()
         .var("OPERATOR_ADDRESS", "0xC41808BBef371AD5CFc76466dDF9dEe228d2BdAA")
         .var("ALGO_POD_TIMEOUT", "3600")
         .var("STORAGE_EXPIRY", "604800")
@@ -99,19 +89,22 @@ async fn spec_names_every_route_and_no_other() {
     for (path, item) in spec["paths"].as_object().unwrap() {
         for method in ["get", "put", "post", "delete", "options", "head", "patch", "trace"] {
             if item.get(method).is_some() {
-                named.insert((method, path.as_str()));
+                named.insert((method.to_owned(), path.as_str()));
             }
         }
     }
-    assert_eq!(named, BTreeSet::from(ROUTES));
+    assert_eq!(named, documented_routes());
+}
 
-    // Those that the router has: whatever is no such route answers 404, whatever is no such method 405.
-    let paths: BTreeSet<&str> = ROUTES.iter().map(|(_, path)| *path).collect();
-    for path in paths {
-        for method in ["get", "put", "post", "delete", "patch"] {
-            let call = Call::to_path(method.to_uppercase().parse().unwrap(), path);
+#[tokio::test]
+async fn the_router_has_the_routes_of_the_table_and_no_other_methods() {
+    let app = App::start().await;
+    for path in ROUTES.iter().map(|route| route.path).collect::<BTreeSet<_>>() {
+        for method in ["GET", "PUT", "POST", "DELETE", "PATCH"] {
+            let call = Call::to_path(method.parse().unwrap(), &path.replace("{*file}", "index.html"));
             let status = app.send(call).await.status;
-            assert_eq!(status != 404 && status != 405, ROUTES.contains(&(method, path)), "{method} {path}: {status}");
+            let is_route = ROUTES.iter().any(|route| (route.method, route.path) == (method, path));
+            assert_eq!(status != 404 && status != 405, is_route, "{method} {path}: {status}");
         }
     }
 }
@@ -186,6 +179,83 @@ async fn spec_describes_every_parameter_body_answer_and_error() {
     }
 }
 
+/// The schema that a schema refers to.
+fn resolved<'a>(spec: &'a Value, schema: &'a Value) -> &'a Value {
+    let reference = schema["$ref"].as_str();
+    // An optional one is a choice between null and a reference.
+    let reference = reference.or_else(|| schema["oneOf"].as_array()?.iter().find_map(|choice| choice["$ref"].as_str()));
+    reference.map_or(schema, |reference| spec.pointer(reference.trim_start_matches('#')).unwrap())
+}
+
+/// The example of a parameter or of a property, else that of its schema, else its default.
+fn example<'a>(spec: &'a Value, described: &'a Value) -> &'a Value {
+    let schema = resolved(spec, described.get("schema").unwrap_or(described));
+    let candidates = [&described["example"], &described["examples"][0], &schema["example"], &schema["examples"][0]];
+    let found = candidates.into_iter().chain([&schema["default"]]).find(|example| !example.is_null());
+    found.unwrap_or(&schema["enum"][0])
+}
+
+#[tokio::test]
+async fn every_example_of_the_spec_is_accepted() {
+    let app = App::builder().var("ALLOWED_ADMINS", r#"["0xadmin"]"#).unannounced().start().await;
+    app.database.announce("ocean-compute", "{}").await;
+    let spec = app.send(get("/spec")).await.ok();
+    // Each list of parameters and each body, with all their examples at once and with each of the examples alone missing.
+    let (mut sent, mut examples) = (Vec::new(), 0);
+    for (method, path) in documented_routes() {
+        let operation = &spec["paths"][path][&method];
+        let call = || Call::to_path(method.to_uppercase().parse().unwrap(), path).header("Admin", "0xadmin");
+        let parameters = operation["parameters"].as_array().into_iter().flatten();
+        let in_query: Vec<&Value> = parameters.filter(|parameter| parameter["in"] == "query").collect();
+        let query = in_query.iter().fold(call(), |call, parameter| {
+            let value = example(&spec, parameter);
+            assert!(!value.is_null(), "{method} {path}: no example of {parameter}");
+            call.with(parameter["name"].as_str().unwrap(), value.clone())
+        });
+        examples += in_query.len();
+        sent.push(query.clone().in_query());
+        sent.push(query.in_body());
+
+        let body = resolved(&spec, &operation["requestBody"]["content"]["application/json"]["schema"]);
+        let whole = body["example"].as_object().cloned();
+        let properties = body["properties"].as_object().into_iter().flatten();
+        let mut properties: Vec<(String, Value)> = properties
+            .map(|(name, property)| (name.clone(), example(&spec, property).clone()))
+            .filter(|(_, value)| !value.is_null())
+            .collect();
+        examples += properties.len();
+        properties.extend(whole.into_iter().flatten());
+        sent.push(properties.into_iter().fold(call().in_body(), |call, (name, value)| call.with(&name, value)));
+    }
+    assert!(examples > 40, "{examples}");
+    for call in sent {
+        let answer = app.send(call.clone()).await;
+        let text = answer.text();
+        // Without parameters, those that need some answer so; a nonce that was used before was read.
+        let read = call.parameters() == json!({}) || text.contains("Invalid signature expected nonce");
+        let read = read || text.contains("not registered") || answer.status != 400;
+        assert!(read, "{call:?}: {} {text}", answer.status);
+    }
+}
+
+#[tokio::test]
+async fn required_and_optional_parameters_are_documented_as_they_are_read() {
+    let app = App::start().await;
+    let spec = app.send(get("/spec")).await.ok();
+    let operation = |method: &str| &spec["paths"]["/api/v1/operator/compute"][method];
+    for method in ["put", "delete"] {
+        let parameters = operation(method)["parameters"].as_array().unwrap();
+        let required = parameters.iter().filter(|parameter| parameter["required"] == true);
+        let required: Vec<&str> = required.map(|parameter| parameter["name"].as_str().unwrap()).collect();
+        assert_eq!(required, ["owner", "providerSignature"], "{method}");
+        let body = resolved(&spec, &operation(method)["requestBody"]["content"]["application/json"]["schema"]);
+        assert_eq!(body["required"], json!(["owner", "providerSignature"]), "{method}");
+        assert_eq!(operation(method)["requestBody"].get("required").unwrap_or(&json!(false)), false, "{method}");
+    }
+    let body = resolved(&spec, &operation("post")["requestBody"]["content"]["application/json"]["schema"]);
+    assert_eq!(body["required"], json!(["workflow", "agreementId", "owner", "providerSignature"]));
+}
+
 #[tokio::test]
 async fn the_server_is_relative_so_that_it_is_right_behind_a_stage() {
     let app = App::start().await;
@@ -227,7 +297,7 @@ async fn docs_are_served_from_the_binary() {
 }
 
 #[tokio::test]
-async fn everything_is_there_behind_a_stage_too() {
+async fn documentation_works_behind_a_stage() {
     let app = App::start().await;
     let spec = app.send(get("/spec")).await.ok();
     assert_eq!(app.send_under(get("/spec"), "/Prod").await.ok(), spec);

@@ -11,7 +11,7 @@ async fn ids(app: &App, call: Call) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn shows_what_engines_announced_with_id_and_last_seen() {
+async fn environments_are_the_announcements_with_id_and_last_seen() {
     let app = App::builder().unannounced().start().await;
     assert_eq!(app.send(Call::get("environments")).await.ok(), json!([]));
 
@@ -29,7 +29,7 @@ async fn shows_what_engines_announced_with_id_and_last_seen() {
 }
 
 #[tokio::test]
-async fn last_seen_is_the_clock_in_seconds() {
+async fn last_seen_is_in_seconds_since_the_epoch() {
     let app = App::start().await;
     let before = crate::given::now();
     app.database.announce("ocean-compute", "{}").await;
@@ -80,7 +80,7 @@ async fn damaged_announcements_do_not_hide_the_others() {
 }
 
 #[tokio::test]
-async fn callers_ask_as_they_do() {
+async fn both_spellings_of_the_callers_work() {
     let app = App::start().await;
     // Provider, Ocean Node
     for (name, chain) in [("chainId", "8996"), ("chain_id", "8996")] {

@@ -1,4 +1,4 @@
-//! GET OP/getResult: who gets what. Where results come from and how they are streamed is in tests/doors.
+//! GET /getResult: which requests get a result. Origins and streaming are tested in tests/functions.
 
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ fn outputs() -> String {
 }
 
 #[tokio::test]
-async fn required_names_in_their_order() {
+async fn missing_names_are_reported_in_the_order_of_the_contract() {
     let app = App::start().await;
     let whole = caller::provider(&Key::new()).result(&owner(), "0123456789abcdef0123456789abcdef", 0);
     for call in [Call::get("getResult").in_query(), Call::get("getResult").in_body()] {
@@ -31,7 +31,7 @@ async fn required_names_in_their_order() {
 }
 
 #[tokio::test]
-async fn an_index_is_a_whole_number() {
+async fn an_index_that_is_not_a_whole_number_is_refused() {
     let app = App::start().await;
     let key = Key::new();
     let job = Stored { outputs: Some(outputs()), provider: Some(key.address.clone()), ..Stored::finished() };
@@ -71,7 +71,7 @@ async fn an_index_is_a_whole_number() {
 }
 
 #[tokio::test]
-async fn the_owners_job_or_none() {
+async fn a_job_of_another_owner_is_a_404() {
     let app = App::start().await;
     let key = Key::new();
     let job = Stored { outputs: Some(outputs()), provider: Some(key.address.clone()), ..Stored::finished() };
@@ -87,7 +87,7 @@ async fn the_owners_job_or_none() {
 }
 
 #[tokio::test]
-async fn the_jobs_own_provider_or_none() {
+async fn a_job_of_another_provider_is_a_404() {
     let (key, colleague) = (Key::new(), Key::new());
     let allowed = json!([key.address, colleague.address]).to_string();
     let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", allowed).start().await;
@@ -115,7 +115,7 @@ async fn the_jobs_own_provider_or_none() {
 }
 
 #[tokio::test]
-async fn no_results_before_there_are_any() {
+async fn a_job_without_results_is_a_404() {
     let app = App::start().await;
     let key = Key::new();
     for outputs in [None, Some(""), Some("[]"), Some("null"), Some("damaged {")] {
@@ -129,7 +129,7 @@ async fn no_results_before_there_are_any() {
 }
 
 #[tokio::test]
-async fn removed_results_have_expired() {
+async fn results_of_a_removed_job_have_expired() {
     let app = App::start().await;
     let key = Key::new();
     let job = Stored {
@@ -145,7 +145,7 @@ async fn removed_results_have_expired() {
 }
 
 #[tokio::test]
-async fn provider_and_ocean_node_are_both_let_in_and_strangers_are_not() {
+async fn provider_and_ocean_node_are_allowed_and_other_signers_are_not() {
     let key = Key::new();
     let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", key.allowed()).start().await;
     let job = Stored { provider: Some(key.address.clone()), ..Stored::finished() }.insert(&app.database).await;

@@ -1,4 +1,4 @@
-//! What many tests begin with.
+//! Setup that many tests share.
 
 use serde_json::{Value, json};
 

@@ -41,7 +41,7 @@ async fn a_stage_prefix_makes_no_difference() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_a_404_in_json() {
+async fn an_unknown_route_is_a_404_in_json() {
     let app = App::start().await;
     for path in [
         "/nothing",
@@ -159,7 +159,7 @@ async fn a_body_over_400_kib_is_a_413_also_where_its_length_is_not_announced() {
 }
 
 #[tokio::test]
-async fn an_announced_length_is_enough_to_refuse() {
+async fn a_content_length_over_the_limit_is_refused_before_the_body_arrives() {
     // Nothing of the body is waited for.
     let app = App::start().await;
     let address = app.url.trim_start_matches("http://");
@@ -173,7 +173,7 @@ async fn an_announced_length_is_enough_to_refuse() {
 }
 
 #[tokio::test]
-async fn malformed_bodies_are_told_what_is_wrong() {
+async fn a_malformed_body_is_a_400_that_says_where() {
     let app = App::start().await;
     for body in [
         "{",
@@ -204,7 +204,7 @@ async fn malformed_bodies_are_told_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_not_utf_8() {
+async fn a_body_that_is_not_utf_8_is_a_400() {
     let app = App::start().await;
     for body in
         [&b"{\"owner\": \"\xff\xfe\"}"[..], b"\xff", b"\x80{}", b"{\"owner\": \"k\xe4se\"}", b"\0\0\0", b"\xc0\xaf"]
@@ -216,7 +216,7 @@ async fn bodies_that_are_not_utf_8() {
 }
 
 #[tokio::test]
-async fn deeply_nested_bodies() {
+async fn a_deeply_nested_body_is_a_400_or_ignored() {
     let app = App::start().await;
     let depth = 100_000;
     let lists = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
@@ -247,7 +247,7 @@ async fn deeply_nested_bodies() {
 }
 
 #[tokio::test]
-async fn a_workflow_nested_further_than_is_read_is_refused_and_not_stored() {
+async fn a_workflow_that_is_nested_too_deeply_is_refused_and_not_stored() {
     let app = App::start().await;
     let key = Key::new();
     for depth in [20, 60, 100, 110, 120, 125, 130] {
@@ -273,7 +273,7 @@ async fn a_workflow_nested_further_than_is_read_is_refused_and_not_stored() {
 }
 
 #[tokio::test]
-async fn names_are_what_they_are_in_json_however_they_are_escaped() {
+async fn escaped_names_in_json_are_read() {
     let app = App::start().await;
     let job = Stored::default().insert(&app.database).await;
     let body = format!(r#"{{"\u006aobId": "\u0030{}"}}"#, &job.job_id[1..]);
@@ -285,7 +285,7 @@ async fn names_are_what_they_are_in_json_however_they_are_escaped() {
 }
 
 #[tokio::test]
-async fn any_content_type_will_do() {
+async fn a_body_is_read_whatever_its_content_type() {
     let app = App::start().await;
     let job = Stored::default().insert(&app.database).await;
     let body = json!({ "jobId": job.job_id }).to_string();
@@ -298,7 +298,7 @@ async fn any_content_type_will_do() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_not_waited_for_for_ever() {
+async fn a_body_that_does_not_arrive_is_a_408() {
     let app = App::start().await;
     let mut connection = tokio::net::TcpStream::connect(app.url.trim_start_matches("http://")).await.unwrap();
     let head = "POST /api/v1/operator/compute HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{";

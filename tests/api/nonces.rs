@@ -1,4 +1,4 @@
-//! A signer's nonce passes once (contract: `http.md`, "Signatures").
+//! A signer's nonce passes once (docs/contract/http.md, "Nonces").
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ fn refused(highest: &str, nonce: &str) -> String {
 }
 
 #[tokio::test]
-async fn once_and_never_again() {
+async fn a_nonce_passes_once() {
     let app = App::start().await;
     let key = Key::new();
     let used = nonce();
@@ -34,7 +34,7 @@ async fn once_and_never_again() {
 }
 
 #[tokio::test]
-async fn every_signed_operation_takes_it() {
+async fn every_signed_operation_takes_the_nonce() {
     let app = App::start().await;
     let key = Key::new();
     let provider = caller::provider(&key);
@@ -53,7 +53,7 @@ async fn every_signed_operation_takes_it() {
 }
 
 #[tokio::test]
-async fn the_highest_is_named_and_the_order_inside_the_window_is_free() {
+async fn nonces_pass_in_any_order_within_the_window_and_a_refusal_names_the_highest() {
     let app = App::start().await;
     let key = Key::new();
     let highest = nonce();
@@ -71,7 +71,7 @@ async fn the_highest_is_named_and_the_order_inside_the_window_is_free() {
 }
 
 #[tokio::test]
-async fn the_window_can_be_set() {
+async fn nonce_window_sets_the_window() {
     let app = App::builder().var("NONCE_WINDOW", "10").start().await;
     let key = Key::new();
     let highest = nonce();
@@ -90,7 +90,7 @@ async fn the_window_can_be_set() {
 }
 
 #[tokio::test]
-async fn one_far_ahead_of_the_clock_is_refused_and_not_recorded() {
+async fn a_nonce_far_ahead_of_the_clock_is_refused_and_not_recorded() {
     let app = App::start().await;
     let key = Key::new();
     app.send(start(&app, &key, nonce() + 290 * SECOND)).await.ok();
@@ -112,7 +112,7 @@ async fn one_far_ahead_of_the_clock_is_refused_and_not_recorded() {
 }
 
 #[tokio::test]
-async fn units_are_told_apart_by_size() {
+async fn the_unit_of_a_nonce_follows_from_its_size() {
     let app = App::start().await;
     let key = Key::new();
     let seconds = now() as u64;
@@ -142,7 +142,7 @@ async fn units_are_told_apart_by_size() {
     ] {
         app.send(start(&app, &key, other)).await.ok();
     }
-    // Below the window in whatever unit.
+    // Below the window, in each unit.
     for low in [
         json!((seconds - 400) * 1000),
         json!(format!("{}.25", seconds - 400)),
@@ -167,7 +167,7 @@ async fn fractions_are_compared_to_the_last_digit() {
         let (status, _) = app.send(start(&app, &key, format!("{seconds}.{same}"))).await.error();
         assert_eq!(status, 400, "{same}");
     }
-    // A double cannot tell these apart.
+    // A double has the same value for these.
     let large = nonce();
     for nonce in [large, large - 1, large - 2, large + 1] {
         app.send(start(&app, &key, nonce)).await.ok();
@@ -175,11 +175,11 @@ async fn fractions_are_compared_to_the_last_digit() {
 }
 
 #[tokio::test]
-async fn what_the_old_service_filed_counts_as_used() {
+async fn nonces_of_the_old_service_count_as_used() {
     let app = App::start().await;
     let key = Key::new();
     let highest = nonce();
-    // It filed signers in whatever case, several rows of one, and junk.
+    // The old service recorded signers in any case, several rows for one signer, and invalid nonces.
     app.database.old_nonce(&key.address, Some(&(highest - 10 * SECOND).to_string())).await;
     app.database.old_nonce(&key.address.to_lowercase(), Some(&highest.to_string())).await;
     for junk in [None, Some(""), Some("None"), Some("nan"), Some("-1"), Some("1e"), Some("0x12"), Some("inf")] {
@@ -200,7 +200,7 @@ async fn what_the_old_service_filed_counts_as_used() {
 }
 
 #[tokio::test]
-async fn a_refusal_before_it_leaves_it_free() {
+async fn a_refusal_before_the_nonce_check_leaves_the_nonce_free() {
     let key = Key::new();
     let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", key.allowed()).start().await;
     let call = start(&app, &key, nonce());
@@ -217,7 +217,7 @@ async fn a_refusal_before_it_leaves_it_free() {
 }
 
 #[tokio::test]
-async fn a_refusal_after_it_leaves_it_taken() {
+async fn a_refusal_after_the_nonce_check_leaves_the_nonce_taken() {
     let app = App::start().await;
     let key = Key::new();
     let running = Stored::running().insert(&app.database).await;
@@ -233,7 +233,7 @@ async fn a_refusal_after_it_leaves_it_taken() {
 }
 
 #[tokio::test]
-async fn a_5xx_leaves_it_free() {
+async fn a_5xx_leaves_the_nonce_free() {
     let app = App::start().await;
     let key = Key::new();
     let running = Stored::running().insert(&app.database).await;
@@ -263,7 +263,7 @@ async fn a_5xx_leaves_it_free() {
 }
 
 #[tokio::test]
-async fn all_three_units_of_the_callers_go_together() {
+async fn nonces_in_all_units_of_the_callers_are_compared() {
     let app = App::start().await;
     let key = Key::new();
     // Provider's nanoseconds, Ocean Node's milliseconds, a Python float, one key.
@@ -275,9 +275,9 @@ async fn all_three_units_of_the_callers_go_together() {
 }
 
 #[tokio::test]
-async fn the_memory_is_shared_between_processes() {
+async fn used_nonces_are_shared_between_processes() {
     let app = App::start().await;
-    let other = app.beside().start().await;
+    let other = app.another_process().start().await;
     let key = Key::new();
     let call = start(&app, &key, nonce());
     app.send(call.clone()).await.ok();

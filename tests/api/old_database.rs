@@ -1,4 +1,5 @@
-//! The old service's database: migrated, served, and still good enough for the old service (contract: `engine.md`).
+//! The old service's database: migrated, served, and still usable for the old service (docs/contract/engine.md, "Rows of the
+//! Python service").
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +37,7 @@ async fn in_time<T>(work: impl Future<Output = T>) -> T {
 
 async fn migrated() -> TestDatabase {
     let database = TestDatabase::of_the_old_service(1000).await;
-    in_time(database.store().migrate()).await.unwrap();
+    in_time(database.service().migrate()).await.unwrap();
     database
 }
 
@@ -45,12 +46,12 @@ async fn serve(database: TestDatabase) -> App {
 }
 
 #[tokio::test]
-async fn keeps_every_row_and_can_be_repeated() {
+async fn migrating_keeps_every_row_and_can_be_repeated() {
     let database = TestDatabase::of_the_old_service(MILLION).await;
     let before = rows(&database).await;
     assert_eq!((before.0.len(), before.1.len(), before.2.0), (5009, 2, 1_000_004));
     for _ in 0..2 {
-        in_time(database.store().migrate()).await.unwrap();
+        in_time(database.service().migrate()).await.unwrap();
         assert_eq!(rows(&database).await, before);
     }
     // None of these rows names its true signer.
@@ -58,10 +59,10 @@ async fn keeps_every_row_and_can_be_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn several_at_once() {
+async fn concurrent_migrations_all_succeed() {
     let database = TestDatabase::of_the_old_service(MILLION).await;
     let before = rows(&database).await;
-    let stores = [database.store(), database.store(), database.store()];
+    let stores = [database.service(), database.service(), database.service()];
     let done = in_time(futures_util::future::join_all(stores.iter().map(|store| store.migrate()))).await;
     for result in done {
         result.unwrap();
@@ -69,7 +70,7 @@ async fn several_at_once() {
     assert_eq!(rows(&database).await, before);
 
     let empty = TestDatabase::empty().await;
-    let stores = [empty.store(), empty.store(), empty.store()];
+    let stores = [empty.service(), empty.service(), empty.service()];
     for result in in_time(futures_util::future::join_all(stores.iter().map(|store| store.migrate()))).await {
         result.unwrap();
     }
@@ -78,7 +79,7 @@ async fn several_at_once() {
 }
 
 #[tokio::test]
-async fn by_http() {
+async fn pgsqlinit_migrates_the_old_database() {
     let database = TestDatabase::of_the_old_service(MILLION).await;
     let before = rows(&database).await;
     let app = serve(database).await;
@@ -89,13 +90,13 @@ async fn by_http() {
 }
 
 #[tokio::test]
-async fn as_earlier_versions_of_the_old_service_made_it() {
+async fn schemas_of_earlier_versions_of_the_old_service_are_migrated() {
     let database = TestDatabase::of_the_old_service(0).await;
     database.execute("ALTER TABLE jobs DROP COLUMN provider, DROP COLUMN did, DROP COLUMN chainid").await;
     for statement in ["DROP INDEX indx_owner_jobs", "DROP TABLE nonces"] {
         database.execute(statement).await;
     }
-    in_time(database.store().migrate()).await.unwrap();
+    in_time(database.service().migrate()).await.unwrap();
     let app = serve(database).await;
     assert_eq!(app.send(Call::get("compute").with("agreementId", "0xdouble")).await.ok().as_array().unwrap().len(), 2);
     crate::given::started_by(&announced(app).await, Key::new()).await;
@@ -107,13 +108,13 @@ async fn announced(app: App) -> App {
 }
 
 #[tokio::test]
-async fn while_somebody_reads_and_writes_it() {
+async fn a_database_in_use_is_migrated() {
     let database = Arc::new(TestDatabase::of_the_old_service(MILLION).await);
     // A transaction of the old service that takes its time.
     let mut busy = database.pool.begin().await.unwrap();
     sqlx::query("UPDATE jobs SET stopreq=1 WHERE workflowId='by-hand'").execute(&mut *busy).await.unwrap();
     let migrating = tokio::spawn({
-        let store = database.store();
+        let store = database.service();
         async move { store.migrate().await }
     });
     eventually("the migration waits for the transaction, or has ended", Duration::from_secs(60), async || {
@@ -126,12 +127,12 @@ async fn while_somebody_reads_and_writes_it() {
     busy.commit().await.unwrap();
     // It either got its turn or gave up, in bounded time, and can be repeated.
     let _ = in_time(migrating).await.unwrap();
-    in_time(database.store().migrate()).await.unwrap();
+    in_time(database.service().migrate()).await.unwrap();
     assert_eq!(database.count("jobs WHERE stopreq = 1").await, 1);
 }
 
 #[tokio::test]
-async fn its_rows_are_served() {
+async fn rows_of_the_old_service_are_served() {
     let app = serve(migrated().await).await;
     let found = app.send(Call::get("compute").with("owner", "0xOldOwner")).await.ok();
     let status =
@@ -184,7 +185,7 @@ async fn its_rows_are_served() {
 }
 
 #[tokio::test]
-async fn its_damaged_rows_are_served_with_what_is_known() {
+async fn damaged_rows_of_the_old_service_are_served_with_what_is_known() {
     let app = serve(migrated().await).await;
     let found = app.send(Call::get("compute").with("owner", "0xDamaged")).await.ok();
     assert_eq!(
@@ -226,7 +227,7 @@ async fn its_damaged_rows_are_served_with_what_is_known() {
 }
 
 #[tokio::test]
-async fn jobs_are_started_beside_its_rows() {
+async fn jobs_can_be_started_in_the_migrated_database() {
     let app = announced(serve(migrated().await).await).await;
     crate::given::started(&app).await;
     let key = Key::new();
@@ -240,7 +241,7 @@ async fn jobs_are_started_beside_its_rows() {
 }
 
 #[tokio::test]
-async fn its_jobs_belong_to_any_allowed_provider() {
+async fn jobs_of_the_old_service_may_be_changed_by_any_allowed_provider() {
     let key = Key::new();
     let app = App::builder()
         .database(migrated().await)
@@ -263,7 +264,7 @@ async fn its_jobs_belong_to_any_allowed_provider() {
 }
 
 #[tokio::test]
-async fn the_old_service_goes_on_writing() {
+async fn the_old_service_can_write_to_the_migrated_schema() {
     let app = announced(serve(migrated().await).await).await;
     let pool = &app.database.pool;
     let insert = async |agreement: &str, job: &str| {
@@ -282,7 +283,7 @@ async fn the_old_service_goes_on_writing() {
             .await
             .unwrap()
     };
-    // Two unfinished jobs of one agreement, as it has always let in; also beside one of ours.
+    // Two unfinished jobs of one agreement, which the old service accepts; also beside one of this service.
     let ours = crate::given::started(&app).await;
     insert("0xnew", "e0000000000000000000000000000001").await;
     insert("0xnew", "e0000000000000000000000000000002").await;
@@ -331,11 +332,11 @@ async fn the_old_service_goes_on_writing() {
     ))
     .await
     .error();
-    let handed_out = app.database.engine(&app.namespace, "{}", 100).await;
+    let dispatched = app.database.engine(&app.namespace, "{}", 100).await;
     for job in ["e0000000000000000000000000000002", "e0000000000000000000000000000004"] {
-        assert!(handed_out.iter().any(|handed_out| handed_out == job), "{handed_out:?}");
+        assert!(dispatched.iter().any(|dispatched| dispatched == job), "{dispatched:?}");
     }
-    assert!(!handed_out.iter().any(|handed_out| handed_out == "e0000000000000000000000000000001"));
+    assert!(!dispatched.iter().any(|dispatched| dispatched == "e0000000000000000000000000000001"));
 }
 
 #[tokio::test]
@@ -357,7 +358,7 @@ async fn the_old_services_own_pgsqlinit_still_works() {
     ] {
         app.database.execute(statement).await;
     }
-    in_time(app.database.store().migrate()).await.unwrap();
+    in_time(app.database.service().migrate()).await.unwrap();
     assert_eq!(app.send(Call::get("compute").with("agreementId", "0xdouble")).await.ok().as_array().unwrap().len(), 2);
 }
 
@@ -378,17 +379,17 @@ async fn replace_announce(database: &TestDatabase) -> String {
 }
 
 #[tokio::test]
-async fn its_announce_gives_way_whenever_the_schema_is_brought_up_to_date() {
+async fn every_migration_replaces_the_old_services_announce() {
     // As the migrations alone make it.
     let database = TestDatabase::empty().await;
     sqlx::migrate!().run(&database.pool).await.unwrap();
     let ours = announce(&database).await;
     for _ in 0..2 {
-        in_time(database.store().migrate()).await.unwrap();
+        in_time(database.service().migrate()).await.unwrap();
         assert_eq!(announce(&database).await, ours);
     }
     assert_ne!(replace_announce(&database).await, ours);
-    in_time(database.store().migrate()).await.unwrap();
+    in_time(database.service().migrate()).await.unwrap();
     assert_eq!(announce(&database).await, ours);
 
     let job = crate::support::Stored::default().insert(&database).await;
@@ -398,7 +399,7 @@ async fn its_announce_gives_way_whenever_the_schema_is_brought_up_to_date() {
 
 /// A deployment that is rolled back leaves the schema of the newer version.
 #[tokio::test]
-async fn what_a_newer_version_made_is_left_alone() {
+async fn objects_of_a_newer_version_are_kept() {
     let database = TestDatabase::migrated().await;
     let newer = replace_announce(&database).await;
     database
@@ -407,6 +408,6 @@ async fn what_a_newer_version_made_is_left_alone() {
              VALUES (99991231000001, 'of a newer version', true, '', 0)",
         )
         .await;
-    in_time(database.store().migrate()).await.unwrap();
+    in_time(database.service().migrate()).await.unwrap();
     assert_eq!(announce(&database).await, newer);
 }

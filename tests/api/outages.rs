@@ -30,13 +30,13 @@ async fn unavailable(app: &App, call: Call) {
     let answer = tokio::time::timeout(LIMIT, app.send(call.clone())).await;
     let (status, text) = answer.unwrap_or_else(|_| panic!("{call:?} is not answered")).error();
     assert_eq!(status, 503, "{call:?} {text}");
-    // It says nothing of where the database is, or who is who there.
+    // It does not show the address of the database or the user.
     for secret in ["127.0.0.1", "postgres", &app.database.name] {
         assert!(!text.contains(secret), "{text}");
     }
 }
 
-/// One of each request that needs the books.
+/// One request of each kind that needs the database.
 fn one_of_each(app: &App, key: &Key) -> Vec<Call> {
     let provider = caller::provider(key);
     vec![
@@ -62,7 +62,7 @@ async fn all_work(app: &App, calls: Vec<Call>) {
 }
 
 #[tokio::test]
-async fn a_database_that_is_down_is_a_503_and_nothing_is_half_done() {
+async fn a_database_that_is_down_is_a_503_and_leaves_nothing_behind() {
     let (app, proxy) = behind_a_proxy(|builder| builder).await;
     let calls = one_of_each(&app, &Key::new());
     proxy.cut();
@@ -78,7 +78,7 @@ async fn a_database_that_is_down_is_a_503_and_nothing_is_half_done() {
 }
 
 #[tokio::test]
-async fn a_database_that_was_there_and_is_gone() {
+async fn a_database_that_goes_down_is_a_503() {
     let (app, proxy) = behind_a_proxy(|builder| builder).await;
     let job = Stored::default().insert(&app.database).await;
     let status = || Call::get("compute").with("jobId", job.job_id.clone());
@@ -92,7 +92,7 @@ async fn a_database_that_was_there_and_is_gone() {
 }
 
 #[tokio::test]
-async fn a_database_that_does_not_answer_any_more() {
+async fn a_database_that_stops_answering_is_a_503_in_bounded_time() {
     let (app, proxy) = behind_a_proxy(|builder| builder).await;
     let key = Key::new();
     all_work(&app, one_of_each(&app, &key)).await;
@@ -111,7 +111,7 @@ async fn a_database_that_does_not_answer_any_more() {
 }
 
 #[tokio::test]
-async fn a_request_whose_statements_are_held_up_leaves_nothing() {
+async fn a_request_that_times_out_leaves_nothing_behind() {
     let (app, proxy) = behind_a_proxy(|builder| builder.var("POSTGRES_POOL_SIZE", "2")).await;
     all_work(&app, one_of_each(&app, &Key::new())).await;
     let jobs = app.database.count("jobs").await;
@@ -127,7 +127,7 @@ async fn a_request_whose_statements_are_held_up_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_commit_whose_answer_is_lost_is_a_job_all_the_same() {
+async fn a_start_whose_commit_was_lost_returns_the_job() {
     let (app, proxy) = behind_a_proxy(|builder| builder).await;
     all_work(&app, one_of_each(&app, &Key::new())).await;
     let jobs = app.database.count("jobs").await;
@@ -140,7 +140,7 @@ async fn a_commit_whose_answer_is_lost_is_a_job_all_the_same() {
 }
 
 #[tokio::test]
-async fn connections_that_the_server_ended_are_not_noticed() {
+async fn connections_that_the_server_ended_are_replaced() {
     let app = App::start().await;
     let key = Key::new();
     for _ in 0..3 {
@@ -199,7 +199,7 @@ async fn a_locked_table_is_a_503_in_bounded_time() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_not_there_or_does_not_let_us_in() {
+async fn a_missing_database_or_a_refused_login_is_a_503() {
     for (name, value) in [
         ("POSTGRES_DB", "no-such-database"),
         ("POSTGRES_USER", "no-such-user"),
@@ -215,7 +215,7 @@ async fn a_database_that_is_not_there_or_does_not_let_us_in() {
 }
 
 #[tokio::test]
-async fn a_database_without_the_schema_says_what_to_do() {
+async fn a_database_without_the_schema_is_a_503_that_says_what_to_do() {
     let app = App::builder().database(TestDatabase::empty().await).unannounced().start().await;
     for call in one_of_each(&app, &Key::new()) {
         let (status, text) = app.send(call.clone()).await.error();
@@ -228,7 +228,7 @@ async fn a_database_without_the_schema_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn what_needs_no_books_is_answered_during_an_outage() {
+async fn routes_without_a_database_are_answered_during_an_outage() {
     let (app, proxy) = behind_a_proxy(|builder| builder).await;
     proxy.silence();
     for path in ["/", "/spec", "/api/v1/docs/"] {

@@ -1,4 +1,4 @@
-//! How parameters arrive (contract: `http.md`).
+//! How parameters arrive (docs/contract/http.md, "Parameters").
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::given::{job_ids, started, status_of};
 use crate::support::{App, Call, Key, Stored, agreement_id, caller, nonce, owner, workflow};
 
 #[tokio::test]
-async fn every_method_takes_its_parameters_from_the_query_string() {
+async fn every_method_reads_parameters_from_the_query_string() {
     let app = App::start().await;
     let key = Key::new();
     let job = Stored { provider: Some(key.address.clone()), ..Stored::running() }.insert(&app.database).await;
@@ -30,7 +30,7 @@ async fn every_method_takes_its_parameters_from_the_query_string() {
 }
 
 #[tokio::test]
-async fn every_method_takes_its_parameters_from_the_body() {
+async fn every_method_reads_parameters_from_the_body() {
     let app = App::start().await;
     let key = Key::new();
     let job = Stored { provider: Some(key.address.clone()), ..Stored::running() }.insert(&app.database).await;
@@ -54,7 +54,7 @@ async fn every_method_takes_its_parameters_from_the_body() {
 }
 
 #[tokio::test]
-async fn a_query_string_that_holds_anything_hides_the_body() {
+async fn a_body_is_ignored_if_there_is_a_query_string() {
     let app = App::start().await;
     let job = Stored::default().insert(&app.database).await;
     let body = json!({ "jobId": job.job_id }).to_string();
@@ -134,7 +134,7 @@ async fn null_counts_as_absent() {
 }
 
 #[tokio::test]
-async fn of_several_of_one_name_the_first_counts() {
+async fn the_first_of_several_parameters_with_one_name_counts() {
     let app = App::start().await;
     let [first, second] =
         [Stored::default().insert(&app.database).await, Stored::default().insert(&app.database).await];
@@ -171,6 +171,31 @@ async fn chain_id_has_two_spellings_and_two_types() {
         let found = app.send(Call::get("environments").with(name, "5")).await.ok();
         assert!(found.as_array().unwrap().iter().any(|environment| environment["id"] == "on-chain-5"), "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_chain_id_that_is_not_a_whole_number_is_refused() {
+    let app = App::start().await;
+    let key = Key::new();
+    let start = || caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    for name in ["chainId", "chain_id"] {
+        let wrong = format!("\"{name}\" must be a whole number of at most 78 digits");
+        for value in
+            [json!("hello"), json!("-1"), json!(-1), json!("1.5"), json!(1.5), json!("0x1"), json!("9".repeat(79))]
+        {
+            app.send(start().without("chainId").with(name, value.clone())).await.is_error(400, &wrong);
+            app.send(Call::get("environments").with(name, value.clone())).await.is_error(400, &wrong);
+            app.send(Call::get("environments").with(name, value).in_body()).await.is_error(400, &wrong);
+        }
+        for absent in [json!(""), json!(null)] {
+            let job = app.send(start().without("chainId").with(name, absent.clone())).await.ok();
+            let row = app.database.job(job[0]["jobId"].as_str().unwrap()).await.unwrap();
+            assert_eq!(row["chainid"], Value::Null, "{name} {absent}");
+            let found = app.send(Call::get("environments").with(name, absent).in_body()).await.ok();
+            assert_eq!(found.as_array().unwrap().len(), 1);
+        }
+    }
+    assert_eq!(app.database.count("usednonces").await, 4);
 }
 
 #[tokio::test]
@@ -234,7 +259,7 @@ async fn numbers_may_be_text_and_other_types_are_refused() {
 }
 
 #[tokio::test]
-async fn what_the_books_cannot_hold_is_the_callers_mistake() {
+async fn text_that_the_database_cannot_store_is_a_400() {
     let app = App::start().await;
     let job = started(&app).await;
     let key = job.key;
@@ -253,7 +278,7 @@ async fn what_the_books_cannot_hold_is_the_callers_mistake() {
 }
 
 #[tokio::test]
-async fn lists_are_paged() {
+async fn limit_and_offset_select_a_part_of_a_list() {
     let app = App::start().await;
     let owner = owner();
     let mut jobs = Vec::new();

@@ -11,7 +11,7 @@ use crate::given::started;
 use crate::support::{App, Call, Cluster, Key, agreement_id, caller, owner, workflow};
 
 #[tokio::test]
-async fn the_object_holds_the_completed_workflow_and_no_secret() {
+async fn the_object_has_the_completed_workflow_and_no_secret() {
     let app = App::start().await;
     let job = started(&app).await;
     let mut object = app.cluster.workflow(&app.namespace, &job.job_id).await.unwrap();
@@ -56,7 +56,7 @@ async fn unknown_fields_of_the_workflow_are_kept_in_the_cluster() {
 }
 
 #[tokio::test]
-async fn brizos_jobs_go_to_the_default_namespace() {
+async fn brizos_jobs_are_registered_in_the_default_namespace() {
     let app = App::builder().unannounced().start().await;
     let call = caller::brizo(&Key::new()).start(&agreement_id(), &owner(), workflow::sample());
     let job = app.send(call).await.ok()[0].clone();
@@ -64,7 +64,7 @@ async fn brizos_jobs_go_to_the_default_namespace() {
 }
 
 #[tokio::test]
-async fn jobs_go_to_the_environment_they_name() {
+async fn jobs_are_registered_in_the_environment_they_name() {
     let app = App::start().await;
     let elsewhere = app.cluster.another_namespace().await;
     app.database.announce(&elsewhere, "{}").await;
@@ -88,7 +88,7 @@ async fn accepted_but_not_registered(app: &App) -> String {
 }
 
 #[tokio::test]
-async fn a_cluster_that_is_down_does_not_keep_a_job_out() {
+async fn a_job_is_accepted_while_the_cluster_is_down() {
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     app.cluster.stand_in().faults().refuse_connections();
     let first = accepted_but_not_registered(&app).await;
@@ -100,7 +100,7 @@ async fn a_cluster_that_is_down_does_not_keep_a_job_out() {
 }
 
 #[tokio::test]
-async fn a_cluster_that_is_slow_does_not_keep_a_caller_waiting() {
+async fn a_job_is_accepted_in_bounded_time_while_the_cluster_is_slow() {
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     const DELAY: Duration = Duration::from_secs(60);
     app.cluster.stand_in().faults().delay(Match::any(), DELAY);
@@ -110,7 +110,7 @@ async fn a_cluster_that_is_slow_does_not_keep_a_caller_waiting() {
 }
 
 #[tokio::test]
-async fn a_cluster_that_refuses_does_not_keep_a_job_out() {
+async fn a_job_is_accepted_while_the_cluster_refuses() {
     for status in [401, 403, 422, 429, 500, 503] {
         let app = App::builder().cluster(Cluster::embedded().await).start().await;
         app.cluster.stand_in().faults().answer(Match::any().resource("workflows").verb("create"), status);
@@ -119,14 +119,14 @@ async fn a_cluster_that_refuses_does_not_keep_a_job_out() {
 }
 
 #[tokio::test]
-async fn a_broken_connection_does_not_keep_a_job_out() {
+async fn a_job_is_accepted_if_the_connection_to_the_cluster_breaks() {
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     app.cluster.stand_in().faults().drop_connection(Match::any());
     accepted_but_not_registered(&app).await;
 }
 
 #[tokio::test]
-async fn a_namespace_that_is_missing_does_not_keep_a_job_out() {
+async fn a_job_is_accepted_if_its_namespace_is_missing() {
     let app = App::start().await;
     app.database.announce("never-made", "{}").await;
     let call = caller::provider(&Key::new()).start("never-made", &agreement_id(), &owner(), workflow::sample());
@@ -135,7 +135,7 @@ async fn a_namespace_that_is_missing_does_not_keep_a_job_out() {
 }
 
 #[tokio::test]
-async fn an_object_that_is_there_already_is_registered() {
+async fn a_job_whose_object_exists_already_is_registered() {
     let cluster = Cluster::start().await;
     let (service, job_id) = (cluster.service().await, JobId::random());
     let namespace = Namespace::stored(&cluster.namespace);
@@ -151,8 +151,8 @@ async fn an_object_that_is_there_already_is_registered() {
 }
 
 #[tokio::test]
-async fn an_address_where_nobody_answers_does_not_keep_a_caller_waiting() {
-    // A listener that takes connections and says nothing.
+async fn a_job_is_accepted_in_bounded_time_if_the_cluster_does_not_answer() {
+    // A listener that accepts connections and never answers.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let cluster = Cluster::embedded().await;
     let silent =
@@ -160,12 +160,12 @@ async fn an_address_where_nobody_answers_does_not_keep_a_caller_waiting() {
     let app = App::builder().cluster(cluster).kubeconfig(&silent).start().await;
     accepted_but_not_registered(&app).await;
     let down = silent.replace(&listener.local_addr().unwrap().port().to_string(), "1");
-    let app = app.beside().kubeconfig(&down).start().await;
+    let app = app.another_process().kubeconfig(&down).start().await;
     accepted_but_not_registered(&app).await;
 }
 
 #[tokio::test]
-async fn an_environment_that_is_no_name_of_a_namespace_does_not_keep_a_job_out() {
+async fn a_job_is_accepted_if_its_environment_is_not_a_valid_namespace() {
     let app = App::start().await;
     for environment in
         [format!("nothing/../{}", app.namespace), "a b".to_owned(), "Upper".to_owned(), "a/b?c#d".to_owned()]

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::{App, Call, Stored, workflow};
 
 #[tokio::test]
-async fn lists_every_unfinished_job_oldest_first() {
+async fn runningjobs_lists_every_unfinished_job_oldest_first() {
     let app = App::start().await;
     assert_eq!(app.send(Call::get("runningjobs")).await.ok(), json!([]));
 

@@ -1,4 +1,4 @@
-//! Who is let in (contract: `http.md`, "Signatures"; `clients.md`, "The callers").
+//! Whose requests are accepted (docs/contract/http.md, "Signatures"; docs/contract/callers.md, "What is signed").
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ fn vectors() -> Value {
 }
 
 /// A service that lets in only these.
-async fn strict_about(addresses: &[&str]) -> App {
+async fn app_that_allows(addresses: &[&str]) -> App {
     App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", json!(addresses).to_string()).start().await
 }
 
@@ -39,11 +39,11 @@ fn call_of(vector: &Value, app: &App) -> Call {
 }
 
 /// Whether the call got past the signature.
-async fn is_let_in(app: &App, call: &Call) -> bool {
+async fn is_allowed(app: &App, call: &Call) -> bool {
     let answer = app.send(call.clone()).await;
     match answer.status {
         200 => true,
-        // getResult of a job that is not there: only whoever is let in hears of it.
+        // getResult of an unknown job: only an allowed signer gets as far as a 404.
         404 => {
             let expected = format!("Owner {} mismatch for job {}", call.text("owner"), call.text("jobId"));
             answer.is_error(404, &expected);
@@ -57,14 +57,14 @@ async fn is_let_in(app: &App, call: &Call) -> bool {
 }
 
 #[tokio::test]
-async fn every_accepted_vector_is_its_signers() {
+async fn every_accepted_vector_gives_its_signer() {
     let vectors = vectors();
     for vector in vectors["accept"].as_array().unwrap() {
         let address = vector["address"].as_str().unwrap();
-        // A fresh book for each: their nonces are years apart.
-        let app = strict_about(&[address]).await;
+        // A fresh database for each: their nonces are years apart.
+        let app = app_that_allows(&[address]).await;
         let call = call_of(vector, &app);
-        assert!(is_let_in(&app, &call).await, "{vector}");
+        assert!(is_allowed(&app, &call).await, "{vector}");
         let status_request = vector["operation"] == "GET /compute";
         if vector["client"] != "brizo" && !status_request {
             let nonce = vector["params"]["nonce"].as_str().map(str::to_owned);
@@ -72,8 +72,8 @@ async fn every_accepted_vector_is_its_signers() {
             assert_eq!(app.database.used_nonces(address).await, [nonce], "{vector}");
         }
         if !status_request {
-            let others = strict_about(&["0x00000000000000000000000000000000000000aa"]).await;
-            assert!(!is_let_in(&others, &call).await, "{vector}");
+            let others = app_that_allows(&["0x00000000000000000000000000000000000000aa"]).await;
+            assert!(!is_allowed(&others, &call).await, "{vector}");
         }
     }
 }
@@ -102,9 +102,9 @@ async fn every_rejected_vector_fails_in_every_operation() {
 }
 
 #[tokio::test]
-async fn signatures_come_with_and_without_0x_and_in_any_case_and_with_both_kinds_of_v() {
+async fn signatures_are_read_with_and_without_0x_in_any_case_and_with_both_kinds_of_v() {
     let key = Key::new();
-    let app = strict_about(&[&key.address]).await;
+    let app = app_that_allows(&[&key.address]).await;
     let change_v = |signature: &str, by: i32| {
         let v = i32::from_str_radix(&signature[signature.len() - 2..], 16).unwrap() + by;
         format!("{}{v:02x}", &signature[..signature.len() - 2])
@@ -127,16 +127,16 @@ async fn signatures_come_with_and_without_0x_and_in_any_case_and_with_both_kinds
 async fn allowed_providers_are_compared_without_case() {
     let key = Key::new();
     for address in [key.address.clone(), key.address.to_lowercase(), key.address.to_uppercase().replace("0X", "0x")] {
-        let app = strict_about(&[&owner(), &address]).await;
+        let app = app_that_allows(&[&owner(), &address]).await;
         let call = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
         app.send(call).await.ok();
     }
 }
 
 #[tokio::test]
-async fn a_stranger_is_told_what_was_signed_and_by_whom() {
+async fn a_refusal_names_the_message_and_its_signer() {
     let (key, stranger) = (Key::new(), Key::new());
-    let app = strict_about(&[&key.address]).await;
+    let app = app_that_allows(&[&key.address]).await;
     let (owner, agreement, job_id) = (owner(), agreement_id(), "9f9178dcffd34130a3158ce9ca3d15ff");
     let provider = caller::provider(&stranger);
     let brizo = caller::brizo(&stranger);
@@ -177,9 +177,9 @@ async fn a_stranger_is_told_what_was_signed_and_by_whom() {
 }
 
 #[tokio::test]
-async fn what_was_signed_counts_and_not_what_is_said() {
+async fn the_signed_message_decides_and_not_the_named_address() {
     let key = Key::new();
-    let app = strict_about(&[&key.address]).await;
+    let app = app_that_allows(&[&key.address]).await;
     let provider = caller::provider(&key);
     let start = || provider.start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
     let stop = || provider.stop(&owner(), Some("9f9178dcffd34130a3158ce9ca3d15ff"));
@@ -190,7 +190,7 @@ async fn what_was_signed_counts_and_not_what_is_said() {
         stop().with("nonce", nonce()),
         stop().with("jobId", "0123456789abcdef0123456789abcdef"),
         stop().without("jobId"),
-        // Provider's address is in nobody's message but Brizo's, and says nothing.
+        // Only Brizo's message contains Provider's address; elsewhere it does not matter.
         caller::provider(&Key::new())
             .start(&app.namespace, &agreement_id(), &owner(), workflow::sample())
             .with("providerAddress", key.address.clone()),
@@ -232,7 +232,7 @@ async fn with_signature_strict_only_providers_form_counts() {
         .is_error(400, r#""nonce" is required in the call to PUT:/compute"#);
 }
 
-/// Who the book says has asked for a job.
+/// The provider that the database has for a job.
 async fn provider_of(app: &App, call: Call) -> String {
     let job = app.send(call).await.ok();
     let row = app.database.job(job[0]["jobId"].as_str().unwrap()).await.unwrap();
@@ -240,7 +240,7 @@ async fn provider_of(app: &App, call: Call) -> String {
 }
 
 #[tokio::test]
-async fn without_signatures_required_the_signer_is_whom_the_request_names_if_one_form_gives_it() {
+async fn without_signatures_required_the_signer_is_the_named_address_if_one_form_gives_it() {
     let app = App::start().await;
     let key = Key::new();
     let address = key.address.to_lowercase();
@@ -259,7 +259,7 @@ async fn without_signatures_required_the_signer_is_whom_the_request_names_if_one
         provider_of(&app, nodes().with("providerAddress", key.address.to_uppercase().replace("0X", "0x"))).await,
         address
     );
-    // Else it is the first form's, whoever that may be.
+    // Otherwise it is the signer of the first form.
     assert_ne!(provider_of(&app, nodes().without("providerAddress")).await, address);
     assert_ne!(provider_of(&app, nodes().with("providerAddress", owner())).await, address);
     // The nonces are filed accordingly.
@@ -267,7 +267,7 @@ async fn without_signatures_required_the_signer_is_whom_the_request_names_if_one
 }
 
 #[tokio::test]
-async fn brizos_starts_have_neither_environment_nor_nonce() {
+async fn a_start_without_environment_and_nonce_is_brizos() {
     let key = Key::new();
     let app = App::builder()
         .var("SIGNATURE_REQUIRED", "1")
@@ -297,7 +297,7 @@ async fn brizos_starts_have_neither_environment_nor_nonce() {
 #[tokio::test]
 async fn a_request_without_a_nonce_is_brizos_if_it_names_its_signer() {
     let key = Key::new();
-    let app = strict_about(&[&key.address]).await;
+    let app = app_that_allows(&[&key.address]).await;
     let job = Stored { provider: Some(key.address.clone()), ..Stored::running() }.insert(&app.database).await;
     let owner = job.owner.clone().unwrap();
     let brizo = caller::brizo(&key);
@@ -328,10 +328,10 @@ async fn without_signatures_required_brizo_needs_neither_job_nor_agreement() {
 }
 
 #[tokio::test]
-async fn trimmed_hashes_of_ocean_node() {
+async fn hashes_that_ocean_node_trims_are_recovered() {
     // Sooner or later, the hash of a nonce begins with a zero byte.
     let key = Key::new();
-    let app = strict_about(&[&key.address]).await;
+    let app = app_that_allows(&[&key.address]).await;
     for _ in 0..60 {
         let call = caller::ocean_node(&key).stop("0xab", None, None);
         assert_eq!(app.send(call.clone()).await.ok(), json!([]), "{call:?}");

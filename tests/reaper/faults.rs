@@ -300,7 +300,7 @@ async fn without_the_schema_a_sweep_says_what_to_do() {
     let variables: BTreeMap<String, String> = empty.variables().into_iter().collect();
     let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
     let origins = Storage::new(&config.storage).unwrap();
-    let reaper = Reaper::new(empty.store(), &fixture.app.cluster.service().await, origins, config.reaper);
+    let reaper = Reaper::new(empty.service(), &fixture.app.cluster.service().await, origins, config.reaper);
     for dry_run in [false, true] {
         let error = reaper.sweep(dry_run, LIMIT).await.unwrap_err().to_string();
         assert!(error.contains("operator-service migrate"), "{error}");

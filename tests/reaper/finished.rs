@@ -259,7 +259,7 @@ async fn a_dry_run_reports_what_is_planned_and_changes_nothing() {
 #[tokio::test]
 async fn a_database_of_the_old_service_loses_nothing_that_has_not_expired() {
     let database = TestDatabase::of_the_old_service(10).await;
-    database.store().migrate().await.unwrap();
+    database.service().migrate().await.unwrap();
     let unfinished = async |database: &TestDatabase| database.count("jobs WHERE datefinished IS NULL").await;
     let finished = async |app: &App| {
         let rows = "SELECT coalesce(jsonb_agg(to_jsonb(jobs) - '{reapat,expiry}'::text[] ORDER BY agreementid, workflowid), \

@@ -34,7 +34,7 @@ async fn a_waiting_job_is_registered_if_it_may_be_dispatched_and_else_finished()
         }
     }
     database.execute("UPDATE jobs SET registered = false").await;
-    let store = database.store();
+    let store = database.service();
     let (unregistered, _) = store.unregistered_jobs(&Cursor::default()).await.unwrap();
     let unregistered: BTreeSet<_> = unregistered.into_iter().map(|job| job.job_id.to_string()).collect();
     assert_eq!(unregistered, dispatchable);
@@ -61,7 +61,7 @@ async fn settled_means_the_same_in_rust_and_sql() {
             }
         }
     }
-    let known = database.store().known_jobs(&names).await.unwrap();
+    let known = database.service().known_jobs(&names).await.unwrap();
     assert_eq!(known.len(), names.len());
     let settled: BTreeSet<_> = known.into_iter().filter(|job| job.settled).map(|job| job.job_id.to_string()).collect();
     assert_eq!(settled, expected);

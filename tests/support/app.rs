@@ -38,7 +38,7 @@ pub fn client() -> reqwest::Client {
 pub struct App {
     /// Where it listens, without a slash at the end.
     pub url: String,
-    /// Its books.
+    /// Its database.
     pub database: Arc<TestDatabase>,
     /// Its cluster.
     pub cluster: Arc<Cluster>,
@@ -69,7 +69,7 @@ impl AppBuilder {
         self
     }
 
-    /// With these books instead of fresh ones.
+    /// With this database instead of a fresh one.
     #[must_use]
     pub fn database(mut self, database: impl Into<Arc<TestDatabase>>) -> Self {
         self.database = Some(database.into());
@@ -159,8 +159,8 @@ impl App {
         AppBuilder::default()
     }
 
-    /// Another process with the same books and cluster.
-    pub fn beside(&self) -> AppBuilder {
+    /// Another process with the same database and cluster.
+    pub fn another_process(&self) -> AppBuilder {
         Self::builder().database(self.database.clone()).cluster(self.cluster.clone())
     }
 

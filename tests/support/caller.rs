@@ -1,4 +1,4 @@
-//! Requests, and those of the three callers exactly as they send them (contract: `clients.md`).
+//! Requests, and those of the three callers exactly as they send them (docs/contract/callers.md, "What is signed").
 
 use reqwest::header::{CONNECTION, CONTENT_TYPE};
 use reqwest::{Client, Method, RequestBuilder};
@@ -12,15 +12,15 @@ pub struct Call {
     method: Method,
     path: String,
     parameters: Map<String, Value>,
-    place: Place,
+    location: Location,
     headers: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone)]
-enum Place {
+enum Location {
     Query,
     Body,
-    /// This body, whatever the parameters; they stand in the query string.
+    /// This body; parameters are sent in the query string.
     Raw(Vec<u8>),
 }
 
@@ -32,15 +32,15 @@ impl Call {
 
     /// A request for any path.
     pub fn to_path(method: Method, path: &str) -> Self {
-        Self { method, path: path.to_owned(), parameters: Map::new(), place: Place::Query, headers: Vec::new() }
+        Self { method, path: path.to_owned(), parameters: Map::new(), location: Location::Query, headers: Vec::new() }
     }
 
-    /// `GET OP/operation`
+    /// `GET /<operation>`
     pub fn get(operation: &str) -> Self {
         Self::new(Method::GET, operation)
     }
 
-    /// `POST OP/operation`, with its parameters in the body.
+    /// `POST /<operation>`, with its parameters in the body.
     pub fn post(operation: &str) -> Self {
         Self::new(Method::POST, operation).in_body()
     }
@@ -62,21 +62,21 @@ impl Call {
     /// Puts the parameters into the query string: null ones are left out.
     #[must_use]
     pub fn in_query(mut self) -> Self {
-        self.place = Place::Query;
+        self.location = Location::Query;
         self
     }
 
     /// Puts the parameters into a JSON body.
     #[must_use]
     pub fn in_body(mut self) -> Self {
-        self.place = Place::Body;
+        self.location = Location::Body;
         self
     }
 
     /// Sends this body; parameters stand in the query string.
     #[must_use]
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
-        self.place = Place::Raw(body.into());
+        self.location = Location::Raw(body.into());
         self
     }
 
@@ -111,7 +111,7 @@ impl Call {
 
     /// The path with its query string.
     pub fn path_and_query(&self) -> String {
-        if matches!(self.place, Place::Body) || self.parameters.values().all(Value::is_null) {
+        if matches!(self.location, Location::Body) || self.parameters.values().all(Value::is_null) {
             return self.path.clone();
         }
         let mut query = url::form_urlencoded::Serializer::new(String::new());
@@ -127,10 +127,10 @@ impl Call {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        match &self.place {
-            Place::Query => request,
-            Place::Body => request.header(CONTENT_TYPE, "application/json").body(self.parameters().to_string()),
-            Place::Raw(body) => request.body(body.clone()),
+        match &self.location {
+            Location::Query => request,
+            Location::Body => request.header(CONTENT_TYPE, "application/json").body(self.parameters().to_string()),
+            Location::Raw(body) => request.body(body.clone()),
         }
     }
 }

@@ -19,7 +19,7 @@ pub struct TestDatabase {
     server: Server,
 }
 
-/// What TEST_DATABASE_URL says.
+/// The server that TEST_DATABASE_URL names.
 #[derive(Debug, Clone)]
 struct Server {
     host: String,
@@ -76,11 +76,11 @@ impl TestDatabase {
     /// With the service's schema.
     pub async fn migrated() -> Self {
         let database = Self::empty().await;
-        database.store().migrate().await.unwrap();
+        database.service().migrate().await.unwrap();
         database
     }
 
-    /// As the old service left it (old_service.sql), with so many nonces that nobody owns.
+    /// As the old service left it (old_service.sql), with this number of nonces under addresses that nobody owns.
     pub async fn of_the_old_service(junk: u32) -> Self {
         let database = Self::empty().await;
         let statements = format!("SET old_service.junk = {junk};\n{}", include_str!("../old_service.sql"));
@@ -117,7 +117,7 @@ impl TestDatabase {
     }
 
     /// The service's own way to it.
-    pub fn store(&self) -> Database {
+    pub fn service(&self) -> Database {
         let variables = self.variables();
         let variable = |name: &str| variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
         Database::new(&Config::read(&variable, DatabaseUse::Required).unwrap().database.unwrap())

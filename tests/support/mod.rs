@@ -9,7 +9,7 @@
 //!   [`Stored`] puts rows into `jobs` as engines and services leave them there.
 //! - [`Cluster`]: the API server that TEST_KUBECONFIG names, if set, else an embedded one of the test's own, with
 //!   a namespace of the test's own; `Cluster::embedded()` where a test orders faults. Tests that need controllers
-//!   or a kubelet ask it for them, and say [`left_out`] where there are none. What the service asks an embedded one
+//!   or a kubelet ask it for them, and call [`left_out`] where there are none. What the service asks an embedded one
 //!   for, its Role has to allow ([`Guarded`]).
 //! - [`Key`]: an Ethereum key that signs with eth-account (signer.py); [`nonce`] gives nonces.
 //! - [`workflow`]: what to run. [`Proxy`]: a way to the database that can be cut.

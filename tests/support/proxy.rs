@@ -48,7 +48,7 @@ impl Proxy {
         self.mode.send_replace(Mode::Cut);
     }
 
-    /// From now on nothing arrives any more, and nobody hears why.
+    /// From now on nothing arrives, and no connection is closed.
     pub fn silence(&self) {
         self.mode.send_replace(Mode::Silent);
     }

@@ -40,7 +40,7 @@ pub fn of_ocean_node() -> Value {
     })
 }
 
-/// The document that the book holds of [`sample`].
+/// The stored document of [`sample`].
 pub fn document(job_id: &str, namespace: &str) -> Value {
     json!({
         "apiVersion": "v0.0.1",

@@ -1,15 +1,14 @@
-//! What a result's file is called and what it contains, as far as its origin says so (contract: `http.md`,
-//! GET OP/getResult).
+//! The name and the content type of a result's file (docs/contract/http.md, "GET /getResult").
 
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use url::Url;
 
-/// What a file is called that nobody gave a name.
+/// The name of a file that has none.
 const UNNAMED: &str = "result";
 
-/// Content types with several extensions, and the one that people expect.
+/// The usual extensions of content types that have several.
 const USUAL_EXTENSIONS: [(&str, &str); 8] = [
     ("application/octet-stream", "bin"),
     ("application/gzip", "gz"),
@@ -58,8 +57,8 @@ impl FileName {
         &self.content_type
     }
 
-    /// `attachment;filename=` and the name; quoted where it is no token (RFC 9110, 5.6.2), and beside it in UTF-8
-    /// where it is not ASCII (RFC 6266, 4.3).
+    /// `attachment;filename=` and the name: quoted where it is not a token (RFC 9110, 5.6.2), and also in UTF-8 where it is
+    /// not ASCII (RFC 6266, 4.3).
     pub fn content_disposition(&self) -> HeaderValue {
         let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         let value = if self.name.bytes().all(is_token) {
@@ -80,24 +79,19 @@ fn quoted(name: &str) -> String {
     name.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
-/// The file name in a Content-Disposition header; `filename*` counts before `filename`.
+/// The file name in a Content-Disposition header: a well-formed `filename*`, or else `filename` (RFC 6266, 4.3).
 fn disposition_name(value: &str) -> Option<String> {
-    let mut plain = None;
-    for (name, value) in parameters(value) {
-        match name.as_str() {
-            "filename*" => {
-                let (charset, encoded) = value
-                    .split_once('\'')
-                    .and_then(|(charset, rest)| rest.split_once('\'').map(|(_language, encoded)| (charset, encoded)))?;
-                if charset.eq_ignore_ascii_case("utf-8") {
-                    return Some(percent_decode_str(encoded).decode_utf8_lossy().into_owned());
-                }
-            }
-            "filename" => plain = plain.or(Some(value)),
-            _ => {}
-        }
-    }
-    plain
+    let parameters = parameters(value);
+    let values = |name| parameters.iter().filter(move |(found, _)| found == name).map(|(_, value)| value);
+    values("filename*").find_map(|value| extended(value)).or_else(|| values("filename").next().cloned())
+}
+
+/// The text of an extended value, such as `UTF-8'en'na%C3%AFve` (RFC 8187, 3.2); `None` if it is malformed or not UTF-8.
+fn extended(value: &str) -> Option<String> {
+    let (charset, rest) = value.split_once('\'')?;
+    let (_language, encoded) = rest.split_once('\'')?;
+    let text = percent_decode_str(encoded).decode_utf8().ok()?;
+    charset.eq_ignore_ascii_case("utf-8").then(|| text.into_owned())
 }
 
 /// The `name=value` and `name="quoted value"` parameters of a header's value.
@@ -172,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_types() {
+    fn names_and_types_come_from_the_origin_or_the_url() {
         let cases = [
             (None, None, "http://o/a/out.csv?x=1", "attachment;filename=out.csv", "text/csv"),
             (
@@ -226,6 +220,28 @@ mod tests {
                 "http://o/x",
                 "attachment;filename=passwd",
                 "application/octet-stream",
+            ),
+            // A malformed `filename*`, or one in another character set.
+            (
+                Some("attachment; filename*=no-charset.txt; filename=good.txt"),
+                None,
+                "http://o/x",
+                "attachment;filename=good.txt",
+                "text/plain",
+            ),
+            (
+                Some("attachment; filename=good.txt; filename*=ISO-8859-1''other.txt"),
+                None,
+                "http://o/x",
+                "attachment;filename=good.txt",
+                "text/plain",
+            ),
+            (
+                Some("attachment; filename=good.txt; filename*=UTF-8''%ff%fe"),
+                None,
+                "http://o/x",
+                "attachment;filename=good.txt",
+                "text/plain",
             ),
             (Some("inline"), None, "http://o/x.txt", "attachment;filename=x.txt", "text/plain"),
             (None, None, "http://o/a%0d%0aSet-Cookie:b.txt", "attachment;filename=\"aSet-Cookie:b.txt\"", "text/plain"),

@@ -65,7 +65,7 @@ impl World {
     pub async fn new() -> Self {
         let database = TestDatabase::empty().await;
         database.connect().await.execute(sqlx::raw_sql(CLOCK)).await.unwrap();
-        database.store().migrate().await.unwrap();
+        database.service().migrate().await.unwrap();
         let cluster = Cluster::embedded().await;
         let fixture = Fixture::builder()
             .app(|app| app.database(database).cluster(cluster).var("SIGNATURE_REQUIRED", "0"))

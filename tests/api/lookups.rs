@@ -47,7 +47,7 @@ async fn scans(database: &TestDatabase) -> Vec<(String, i64, i64)> {
 type Request<'a> = Box<dyn Fn() -> Call + 'a>;
 
 #[tokio::test]
-async fn every_look_up_uses_an_index() {
+async fn every_lookup_uses_an_index() {
     let key = Key::new();
     // One connection, so that its statements are repeated until the server plans them for good.
     let app = App::builder()

@@ -1,0 +1,135 @@
+//! What stopping and deleting jobs have in common.
+
+use axum::Json;
+use futures_util::{StreamExt, stream};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{CLUSTER_TIMEOUT, Compute, JobStatus, limit, offset};
+use crate::api::error::ApiError;
+use crate::api::input::Params;
+use crate::api::schemas::SIGNATURE_EXAMPLE;
+use crate::auth::{Nonce, Operation, Signed};
+use crate::db::{Change, ChangedJobs, JobSelector, ListRange, RequestedBy, TouchedJob};
+use crate::domain::{AgreementId, JobId, Namespace, Owner, ProviderAddress, effective_namespace};
+use crate::kubernetes::{Cluster, ClusterError};
+use crate::telemetry;
+
+/// How many jobs of one request are changed in the cluster concurrently.
+const CLUSTER_CALLS: usize = 8;
+
+/// Which jobs, and who asks for it.
+#[derive(Debug, IntoParams, ToSchema)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
+#[schema(rename_all = "camelCase")]
+pub(in crate::api) struct ChangeRequest {
+    /// The account that the jobs belong to.
+    owner: Owner,
+    /// 65 bytes in hex over owner, jobId (if there is one) and nonce (Provider's message; other callers sign others).
+    #[param(example = json!(SIGNATURE_EXAMPLE))]
+    #[schema(example = json!(SIGNATURE_EXAMPLE))]
+    provider_signature: String,
+    /// A clock reading that the signer has not used before. Only Brizo sends none.
+    nonce: Option<Nonce>,
+    /// Only the job with this id.
+    job_id: Option<JobId>,
+    /// Only jobs of this agreement.
+    agreement_id: Option<AgreementId>,
+    /// The address that the caller claims to sign with.
+    provider_address: Option<ProviderAddress>,
+    /// How many jobs the answer lists at most; 5,000 if more.
+    #[param(required = false, minimum = 0, default = 5000)]
+    #[schema(required = false, minimum = 0, default = 5000)]
+    limit: i64,
+    /// How many jobs the answer skips.
+    #[param(required = false, minimum = 0, default = 0)]
+    #[schema(required = false, minimum = 0, default = 0)]
+    offset: i64,
+}
+
+impl ChangeRequest {
+    pub(super) fn read(params: &Params, state: &Compute) -> Result<Self, ApiError> {
+        let policy = &state.config.access.policy;
+        let agreement_id = params.id("agreementId")?;
+        let job_id = params.id("jobId")?;
+        let owner = params.required("owner", Params::id)?;
+        let provider_signature = params.required("providerSignature", Params::text)?.to_owned();
+        let nonce = params.nonce("nonce")?;
+        let provider_address = params.short_id("providerAddress")?;
+        if nonce.is_none() {
+            // docs/contract/callers.md, "How Brizo is recognized"
+            if provider_address.is_none() || policy.signature_strict {
+                return Err(params.missing("nonce"));
+            }
+            // Without a job or agreement its signature would cover its own address alone.
+            if policy.signature_required && job_id.is_none() && agreement_id.is_none() {
+                return Err(params.missing("jobId"));
+            }
+        }
+        let (limit, offset) = (limit(params)?, offset(params)?);
+        Ok(Self { owner, provider_signature, nonce, job_id, agreement_id, provider_address, limit, offset })
+    }
+}
+
+/// Changes the jobs in the database and then in the cluster. Returns all that match.
+pub(super) async fn change(
+    state: Compute,
+    change: Change,
+    request: ChangeRequest,
+) -> Result<Json<Vec<JobStatus>>, ApiError> {
+    let policy = &state.config.access.policy;
+    let signed = Signed {
+        operation: Operation::Change,
+        owner: &request.owner,
+        job_id: request.job_id.as_ref(),
+        agreement_id: request.agreement_id.as_ref(),
+        provider_address: request.provider_address.as_ref(),
+        nonce: request.nonce.as_ref(),
+    };
+    let signer = policy.signer(&signed, &request.provider_signature)?;
+    let by = if policy.signature_required { RequestedBy::Signer(signer) } else { RequestedBy::Anyone };
+    let nonce = request.nonce.as_ref().map(|nonce| policy.nonce_use(signer, nonce));
+
+    let ChangeRequest { owner, job_id, agreement_id, limit, offset, .. } = request;
+    let selector = JobSelector { owner, job_id, agreement_id };
+    let ChangedJobs { touched, jobs } =
+        state.db.change(change, selector, by, nonce, ListRange { limit, offset }).await?;
+    if let [job] = touched.as_slice() {
+        telemetry::set_job(job.job_id.as_str());
+    }
+    telemetry::count_stops(touched.iter().filter(|job| job.unfinished).count());
+    change_in_cluster(&state, change, touched).await;
+    Ok(Json(jobs.into_iter().map(JobStatus::from).collect()))
+}
+
+/// Applies a committed change to the cluster, as far as the cluster answers in time. The reaper does the rest.
+async fn change_in_cluster(state: &Compute, change: Change, touched: Vec<TouchedJob>) {
+    let calls = stream::iter(touched).for_each_concurrent(CLUSTER_CALLS, |job| async move {
+        let TouchedJob { job_id, namespace, unfinished, settled } = job;
+        if !job_id.can_name_objects() {
+            return;
+        }
+        let namespace = effective_namespace(namespace.as_ref(), &state.config.jobs.default_namespace);
+        let result = match change {
+            _ if unfinished => state.cluster.delete_algorithm(&job_id, namespace).await,
+            Change::Delete if settled => delete_objects(&state.cluster, &job_id, namespace).await,
+            _ => return,
+        };
+        match result {
+            Ok(()) => tracing::info!(job = %job_id, ?change, "changed in the cluster"),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(job = %job_id, ?change, error, "not yet changed in the cluster");
+            }
+        }
+    });
+    if tokio::time::timeout(CLUSTER_TIMEOUT, calls).await.is_err() {
+        tracing::warn!(?change, "not all jobs were changed in the cluster in time");
+    }
+}
+
+/// Deletes what the engine created for a job, and its WorkFlow object. An error of the one does not prevent the other.
+async fn delete_objects(cluster: &Cluster, job_id: &JobId, namespace: &Namespace) -> Result<(), ClusterError> {
+    let objects = cluster.delete_engine_objects(job_id, namespace).await;
+    let workflow = cluster.delete_workflow(job_id, namespace, None).await;
+    objects.and(workflow).map(|_| ())
+}

@@ -1,0 +1,48 @@
+//! DELETE /compute: deletes jobs.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::change::{ChangeRequest, change};
+use super::{Compute, JobStatus};
+use crate::api::error::{ApiError, CommonErrors, ErrorBody};
+use crate::api::input::{FromParams, Input, Params};
+use crate::db::Change;
+
+/// A request to delete jobs.
+#[derive(Debug)]
+pub(in crate::api) struct DeleteRequest(ChangeRequest);
+
+impl FromParams<Compute> for DeleteRequest {
+    const CALL: &'static str = "DELETE:/compute";
+
+    fn read(params: &Params, state: &Compute) -> Result<Self, ApiError> {
+        ChangeRequest::read(params, state).map(Self)
+    }
+}
+
+/// Delete jobs.
+///
+/// Marks every job that matches as removed: from then on its results have expired. The objects of a settled job are deleted
+/// from the cluster at once, an unfinished job is stopped first; the reaper deletes the output files. With
+/// SIGNATURE_REQUIRED=1 only jobs of the signer are changed. Returns all that match. The parameters may be sent in the query
+/// string or in a JSON body.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/operator/compute",
+    tag = "compute",
+    params(ChangeRequest),
+    request_body(content = Option<ChangeRequest>, description = "The same parameters, if the query string is empty."),
+    responses(
+        (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
+        (status = 400, description = "What to change: a parameter, the signature or the nonce.", body = ErrorBody),
+        (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
+        CommonErrors,
+    )
+)]
+pub(in crate::api) async fn delete(
+    State(state): State<Compute>,
+    Input(DeleteRequest(request)): Input<DeleteRequest>,
+) -> Result<Json<Vec<JobStatus>>, ApiError> {
+    change(state, Change::Delete, request).await
+}

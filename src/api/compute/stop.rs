@@ -1,0 +1,47 @@
+//! PUT /compute: stops jobs.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::change::{ChangeRequest, change};
+use super::{Compute, JobStatus};
+use crate::api::error::{ApiError, CommonErrors, ErrorBody};
+use crate::api::input::{FromParams, Input, Params};
+use crate::db::Change;
+
+/// A request to stop jobs.
+#[derive(Debug)]
+pub(in crate::api) struct StopRequest(ChangeRequest);
+
+impl FromParams<Compute> for StopRequest {
+    const CALL: &'static str = "PUT:/compute";
+
+    fn read(params: &Params, state: &Compute) -> Result<Self, ApiError> {
+        ChangeRequest::read(params, state).map(Self)
+    }
+}
+
+/// Stop jobs.
+///
+/// Requests a stop of every unfinished job that matches, and ends its algorithm; what the algorithm has written so far is
+/// published. With SIGNATURE_REQUIRED=1 only jobs of the signer are changed. Returns all that match. The parameters may be
+/// sent in the query string or in a JSON body.
+#[utoipa::path(
+    put,
+    path = "/api/v1/operator/compute",
+    tag = "compute",
+    params(ChangeRequest),
+    request_body(content = Option<ChangeRequest>, description = "The same parameters, if the query string is empty."),
+    responses(
+        (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
+        (status = 400, description = "What to change: a parameter, the signature or the nonce.", body = ErrorBody),
+        (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
+        CommonErrors,
+    )
+)]
+pub(in crate::api) async fn stop(
+    State(state): State<Compute>,
+    Input(StopRequest(request)): Input<StopRequest>,
+) -> Result<Json<Vec<JobStatus>>, ApiError> {
+    change(state, Change::Stop, request).await
+}

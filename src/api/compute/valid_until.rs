@@ -1,0 +1,31 @@
+//! The parameter `validUntil`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::api::error::ApiError;
+use crate::api::input::Params;
+
+/// A time in the future, in whole seconds since the epoch. Sent as a number, possibly with a fraction, or as text.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::api) struct ValidUntil(i64);
+
+impl ValidUntil {
+    pub(super) fn read(params: &Params) -> Result<Option<Self>, ApiError> {
+        let Some(text) = params.number_text("validUntil")? else {
+            return Ok(None);
+        };
+        let seconds = text.parse().ok().filter(|seconds: &f64| seconds.is_finite());
+        let seconds = seconds
+            .ok_or_else(|| ApiError::bad_request("\"validUntil\" must be a number of seconds since the epoch"))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if seconds <= now.as_secs_f64() {
+            return Err(ApiError::bad_request("\"validUntil\" is in the past"));
+        }
+        Ok(Some(Self(seconds as i64)))
+    }
+
+    /// Seconds since the epoch.
+    pub(super) fn seconds(self) -> i64 {
+        self.0
+    }
+}

@@ -1,0 +1,64 @@
+//! What the service decides about a workflow.
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::Workflow;
+use crate::domain::{ChainId, Namespace};
+
+/// What every job's workflow is completed with.
+#[derive(Debug, Clone, Serialize)]
+pub struct Completion {
+    /// The maximum of `maxtime`, in seconds; `None` for no limit (ALGO_POD_TIMEOUT).
+    #[serde(skip)]
+    pub max_time: Option<u64>,
+    /// How long outputs are kept after the job's end, in seconds; `None` for ever (STORAGE_EXPIRY).
+    #[serde(skip)]
+    pub storage_expiry: Option<u64>,
+    /// Size of the volume for inputs, a Kubernetes quantity.
+    #[serde(rename = "inputVolumesize")]
+    pub input_volume_size: String,
+    /// Size of the volume for outputs, a Kubernetes quantity.
+    #[serde(rename = "outputVolumesize")]
+    pub output_volume_size: String,
+    /// Size of the volume for the administrators' logs, a Kubernetes quantity.
+    #[serde(rename = "adminlogsVolumesize")]
+    pub adminlogs_volume_size: String,
+    /// CPU request of the algorithm's pod, a Kubernetes quantity.
+    pub requests_cpu: String,
+    /// Memory request of the algorithm's pod, a Kubernetes quantity.
+    pub requests_memory: String,
+    /// CPU limit of the algorithm's pod, a Kubernetes quantity.
+    pub limits_cpu: String,
+    /// Memory limit of the algorithm's pod, a Kubernetes quantity.
+    pub limits_memory: String,
+}
+
+impl Completion {
+    /// The `maxtime` that a job gets; `None` if it asks for none and there is no limit.
+    fn max_time(&self, asked: Option<u64>) -> Option<u64> {
+        match (asked.filter(|asked| *asked > 0), self.max_time) {
+            (Some(asked), Some(limit)) => Some(asked.min(limit)),
+            (asked, limit) => asked.or(limit),
+        }
+    }
+}
+
+impl Workflow {
+    /// Adds what the service decides: each stage's limits, resources and namespace, and the chain. Replaces what the caller
+    /// sent under these names.
+    pub fn complete(&mut self, completion: &Completion, namespace: &Namespace, chain_id: Option<&ChainId>) {
+        for stage in &mut self.stages {
+            let compute = &mut stage.compute;
+            if let Some(granted) = completion.max_time(compute.maxtime.map(|asked| asked.0)) {
+                compute.fields.insert("maxtime".into(), granted.into());
+            }
+            compute.fields.insert("resources".into(), json!(completion));
+            compute.fields.insert("namespace".into(), namespace.as_str().into());
+            compute.fields.insert("storageExpiry".into(), completion.storage_expiry.unwrap_or(0).into());
+        }
+        if let Some(chain_id) = chain_id {
+            self.fields.insert("chainId".into(), chain_id.to_json());
+        }
+    }
+}
