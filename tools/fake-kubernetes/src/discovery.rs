@@ -2,6 +2,8 @@
 //!
 //! Source: Kubernetes documentation, "The Kubernetes API", "Discovery API" (the unaggregated form).
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -11,19 +13,12 @@ use crate::resources::{self, Resource};
 use crate::status::ApiError;
 use crate::store::State;
 
-/// The version that is reported: that of the API types in use.
-const VERSION: (&str, &str) = ("1", "33");
-
 /// Answers a path that names no resource.
 pub(crate) fn answer(state: &State, call: &Call) -> Result<Response, ApiError> {
     let resources = resources::all(state);
     let path = call.request.path.trim_matches('/');
     let document = match path.split('/').collect::<Vec<_>>().as_slice() {
         _ if call.request.verb != "get" => return Err(ApiError::no_such_path()),
-        ["version"] => {
-            let (major, minor) = VERSION;
-            json!({ "major": major, "minor": minor, "gitVersion": format!("v{major}.{minor}.0+fake") })
-        }
         ["api"] => json!({ "kind": "APIVersions", "versions": ["v1"] }),
         ["apis"] => groups(&resources),
         ["api", version] => resource_list(&resources, "", version)?,
@@ -33,23 +28,17 @@ pub(crate) fn answer(state: &State, call: &Call) -> Result<Response, ApiError> {
     Ok(Json(document).into_response())
 }
 
+/// Each group with one version.
 fn groups(resources: &[Resource]) -> Value {
-    let mut groups: Vec<Value> = Vec::new();
-    for resource in resources.iter().filter(|resource| !resource.group.is_empty()) {
-        let version = json!({ "groupVersion": resource.api_version(), "version": resource.version });
-        match groups.iter_mut().find(|group| group["name"] == resource.group) {
-            Some(group) => {
-                let versions = group["versions"].as_array_mut();
-                if let Some(versions) = versions.filter(|versions| !versions.contains(&version)) {
-                    versions.push(version);
-                }
-            }
-            None => {
-                groups.push(json!({ "name": resource.group, "preferredVersion": version, "versions": [version] }));
-            }
-        }
-    }
-    json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups })
+    let named = resources.iter().filter(|resource| !resource.group.is_empty());
+    let groups: BTreeMap<&str, Value> = named
+        .map(|resource| {
+            let version = json!({ "groupVersion": resource.api_version(), "version": resource.version });
+            let group = json!({ "name": resource.group, "preferredVersion": version, "versions": [version] });
+            (resource.group.as_str(), group)
+        })
+        .collect();
+    json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups.values().collect::<Vec<_>>() })
 }
 
 fn resource_list(resources: &[Resource], group: &str, version: &str) -> Result<Value, ApiError> {

@@ -11,11 +11,7 @@ use crate::http::Request;
 /// The requests that a fault applies to. [`Match::any`] matches all; each further condition excludes some.
 #[derive(Clone, Debug, Default)]
 pub struct Match {
-    verb: Option<String>,
-    resource: Option<String>,
-    subresource: Option<String>,
-    namespace: Option<String>,
-    name: Option<String>,
+    conditions: Vec<(fn(&Request) -> &String, String)>,
     times: Option<usize>,
 }
 
@@ -28,37 +24,32 @@ impl Match {
 
     /// Only this Kubernetes verb: get, list, create, update, patch, delete.
     #[must_use]
-    pub fn verb(mut self, verb: &str) -> Self {
-        self.verb = Some(verb.to_owned());
-        self
+    pub fn verb(self, verb: &str) -> Self {
+        self.only(|request| &request.verb, verb)
     }
 
     /// Only this resource, by its plural.
     #[must_use]
-    pub fn resource(mut self, plural: &str) -> Self {
-        self.resource = Some(plural.to_owned());
-        self
+    pub fn resource(self, plural: &str) -> Self {
+        self.only(|request| &request.resource, plural)
     }
 
     /// Only this subresource: `status`, `log`.
     #[must_use]
-    pub fn subresource(mut self, subresource: &str) -> Self {
-        self.subresource = Some(subresource.to_owned());
-        self
+    pub fn subresource(self, subresource: &str) -> Self {
+        self.only(|request| &request.subresource, subresource)
     }
 
     /// Only in this namespace.
     #[must_use]
-    pub fn namespace(mut self, namespace: &str) -> Self {
-        self.namespace = Some(namespace.to_owned());
-        self
+    pub fn namespace(self, namespace: &str) -> Self {
+        self.only(|request| &request.namespace, namespace)
     }
 
     /// Only the object of that name.
     #[must_use]
-    pub fn name(mut self, name: &str) -> Self {
-        self.name = Some(name.to_owned());
-        self
+    pub fn name(self, name: &str) -> Self {
+        self.only(|request| &request.name, name)
     }
 
     /// Only the next `times` requests that match.
@@ -68,26 +59,17 @@ impl Match {
         self
     }
 
+    fn only(mut self, field: fn(&Request) -> &String, value: &str) -> Self {
+        self.conditions.push((field, value.to_owned()));
+        self
+    }
+
     fn matches(&self, request: &Request) -> bool {
-        let matches = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
-        self.times != Some(0)
-            && matches(&self.verb, &request.verb)
-            && matches(&self.resource, &request.resource)
-            && matches(&self.subresource, &request.subresource)
-            && matches(&self.namespace, &request.namespace)
-            && matches(&self.name, &request.name)
+        self.times != Some(0) && self.conditions.iter().all(|(field, value)| field(request) == value)
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    Delay(Duration),
-    Answer(StatusCode, Option<Duration>),
-    Drop,
-    LoseAnswer,
-}
-
-/// What happens to one request.
+/// What happens to a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) delay: Duration,
@@ -99,7 +81,7 @@ pub(crate) struct Plan {
 /// The faults of one cluster. A fault applies until [`Faults::clear`], or until its [`Match::times`] are used up.
 #[derive(Debug)]
 pub struct Faults {
-    rules: Mutex<Vec<(Match, Fault)>>,
+    rules: Mutex<Vec<(Match, Plan)>>,
     refusing: watch::Sender<bool>,
 }
 
@@ -110,29 +92,29 @@ impl Faults {
 
     /// Delays requests before anything else is done. The delays of several faults add up.
     pub fn delay(&self, which: Match, by: Duration) {
-        self.add(which, Fault::Delay(by));
+        self.add(which, Plan { delay: by, ..Plan::default() });
     }
 
     /// Answers with that HTTP status and changes nothing. An invalid code becomes 500.
     pub fn answer(&self, which: Match, status: u16) {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        self.add(which, Fault::Answer(status, None));
+        self.add(which, Plan { answer: Some((status, None)), ..Plan::default() });
     }
 
     /// Answers 429 with `Retry-After` and changes nothing.
     pub fn throttle(&self, which: Match, retry_after: Duration) {
-        let status = StatusCode::TOO_MANY_REQUESTS;
-        self.add(which, Fault::Answer(status, Some(retry_after)));
+        let answer = Some((StatusCode::TOO_MANY_REQUESTS, Some(retry_after)));
+        self.add(which, Plan { answer, ..Plan::default() });
     }
 
     /// Closes the connection without an answer and changes nothing.
     pub fn drop_connection(&self, which: Match) {
-        self.add(which, Fault::Drop);
+        self.add(which, Plan { drop: true, ..Plan::default() });
     }
 
     /// Carries out the request, then closes the connection without an answer.
     pub fn lose_answer(&self, which: Match) {
-        self.add(which, Fault::LoseAnswer);
+        self.add(which, Plan { lose_answer: true, ..Plan::default() });
     }
 
     /// Refuses connections, as if nothing listened, and closes open ones at their next request.
@@ -146,11 +128,11 @@ impl Faults {
         self.refusing.send_replace(false);
     }
 
-    fn add(&self, which: Match, fault: Fault) {
+    fn add(&self, which: Match, fault: Plan) {
         self.lock().push((which, fault));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(Match, Fault)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(Match, Plan)>> {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -165,12 +147,10 @@ impl Faults {
         let mut rules = self.lock();
         for (which, fault) in rules.iter_mut().filter(|(which, _)| which.matches(request)) {
             which.times = which.times.map(|times| times - 1);
-            match *fault {
-                Fault::Delay(by) => plan.delay += by,
-                Fault::Answer(status, retry_after) => plan.answer = Some((status, retry_after)),
-                Fault::Drop => plan.drop = true,
-                Fault::LoseAnswer => plan.lose_answer = true,
-            }
+            plan.delay += fault.delay;
+            plan.answer = fault.answer.or(plan.answer);
+            plan.drop |= fault.drop;
+            plan.lose_answer |= fault.lose_answer;
         }
         rules.retain(|(which, _)| which.times != Some(0));
         plan

@@ -105,13 +105,4 @@ mod tests {
             assert_eq!(Log(text.into()).tail(lines), tail.as_bytes(), "{text:?} {lines}");
         }
     }
-
-    #[test]
-    fn of_a_long_log_the_end_is_kept() {
-        let mut log = Log::default();
-        log.write(&vec![b'x'; LOG_LIMIT], true);
-        log.write(b"the end", true);
-        assert_eq!(log.bytes().len(), LOG_LIMIT);
-        assert!(log.bytes().ends_with(b"xthe end"));
-    }
 }

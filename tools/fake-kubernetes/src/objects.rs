@@ -117,8 +117,8 @@ pub(crate) fn prune_metadata(object: &mut Value) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Checks what holds for every object: its name, its labels, and of a changed one its finalizers.
-pub(crate) fn check(resource: &Resource, object: &Value, old: Option<&Value>) -> Result<(), ApiError> {
+/// Checks name and labels.
+pub(crate) fn check(resource: &Resource, object: &Value) -> Result<(), ApiError> {
     let name = name(object);
     let invalid = |field: &str, why: &str| Err(ApiError::invalid(resource, name, field, why));
     if name.is_empty() {
@@ -132,11 +132,6 @@ pub(crate) fn check(resource: &Resource, object: &Value, old: Option<&Value>) ->
         if value.len() > 63 || !(value.is_empty() || is_qualified(value)) {
             return invalid("metadata.labels", &format!("Invalid value: {value:?}: must be a valid label"));
         }
-    }
-    let known = old.filter(|old| deleting(old)).map(finalizers);
-    if known.is_some_and(|known| finalizers(object).iter().any(|finalizer| !known.contains(finalizer))) {
-        let why = "Forbidden: no new finalizers can be added if the object is being deleted";
-        return invalid("metadata.finalizers", why);
     }
     Ok(())
 }

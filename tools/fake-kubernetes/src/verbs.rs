@@ -11,15 +11,13 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::http::{Call, Shape};
-use crate::resources::{JOBS, Resource};
+use crate::resources::{DEFINITIONS, JOBS, PODS, Resource};
 use crate::status::{self, ApiError};
 use crate::store::{self, Key, State};
 use crate::{labels, logs, objects, resources, table};
 
 /// Holds an object until its dependents are gone.
 pub(crate) const FOREGROUND: &str = "foregroundDeletion";
-/// Holds an object until its dependents no longer name it as owner.
-pub(crate) const ORPHAN: &str = "orphan";
 
 /// Metadata that only the server writes.
 const READ_ONLY: [&str; 6] =
@@ -43,12 +41,12 @@ pub(crate) fn answer(state: &mut State, call: &Call, resource: &Resource, body: 
         ("get", "") => existing(state, call, resource).map(|object| render(call, resource, &object)),
         ("patch", "") => patch(state, call, resource, &parse(body)?),
         ("patch", "status") if resource.status => patch(state, call, resource, &parse(body)?),
-        ("delete", "") => delete(state, call, resource, body),
-        ("get", "log") if resource.id() == resources::PODS => {
+        ("delete", "") if resource.id() != DEFINITIONS => delete(state, call, resource, body),
+        ("get", "log") if resource.id() == PODS => {
             let pod = existing(state, call, resource)?;
             logs::read(state, call, &pod)
         }
-        ("update", "log") if resource.id() == resources::PODS => {
+        ("update", "log") if resource.id() == PODS => {
             let pod = existing(state, call, resource)?;
             Ok(logs::write(state, call, &pod, body))
         }
@@ -100,7 +98,7 @@ pub(crate) fn create(
         let name = objects::generated_name(objects::text(&object, "generateName"));
         objects::set(&mut object, "name", Some(name.into()));
     }
-    objects::check(resource, &object, None)?;
+    objects::check(resource, &object)?;
     let name = objects::name(&object).to_owned();
     if resource.namespaced {
         let Some(home) = state.get(&Key::namespace_object(namespace)) else {
@@ -228,7 +226,7 @@ fn patch(state: &mut State, call: &Call, resource: &Resource, patch: &Value) -> 
         for field in READ_ONLY.into_iter().chain(["name", "namespace"]) {
             objects::set(&mut merged, field, old["metadata"].get(field).cloned());
         }
-        objects::check(resource, &merged, Some(&old))?;
+        objects::check(resource, &merged)?;
         merged
     };
     let stored = update(state, &key, &old, new);
@@ -253,7 +251,6 @@ pub(crate) fn update(state: &mut State, key: &Key, old: &Arc<Value>, new: Value)
 pub(crate) enum Propagation {
     Foreground,
     Background,
-    Orphan,
 }
 
 fn delete(state: &mut State, call: &Call, resource: &Resource, body: &[u8]) -> Result<Response, ApiError> {
@@ -264,11 +261,9 @@ fn delete(state: &mut State, call: &Call, resource: &Resource, body: &[u8]) -> R
     let propagation = match options["propagationPolicy"].as_str() {
         Some("Foreground") => Propagation::Foreground,
         Some("Background") => Propagation::Background,
-        Some("Orphan") => Propagation::Orphan,
-        Some(other) => return Err(ApiError::bad_request(format!("propagationPolicy can't be {other}"))),
-        // Jobs orphan their pods unless the caller decides otherwise.
-        None if resource.id() == JOBS => Propagation::Orphan,
-        None => Propagation::Background,
+        None if resource.id() != JOBS => Propagation::Background,
+        // A Job orphans its pods unless the caller decides otherwise.
+        other => return Err(ApiError::not_implemented(&format!("propagationPolicy {}", other.unwrap_or("Orphan")))),
     };
     let object = existing(state, call, resource)?;
     let (name, uid) = (objects::name(&object), objects::uid(&object));
@@ -292,12 +287,9 @@ fn delete(state: &mut State, call: &Call, resource: &Resource, body: &[u8]) -> R
 pub(crate) fn remove(state: &mut State, key: &Key, propagation: Propagation) -> Option<Arc<Value>> {
     let old = state.get(key).cloned()?;
     let mut object = Value::clone(&old);
-    for (finalizer, wanted) in [(FOREGROUND, Propagation::Foreground), (ORPHAN, Propagation::Orphan)] {
-        if propagation == wanted {
-            objects::add_finalizer(&mut object, finalizer);
-        } else {
-            objects::remove_finalizer(&mut object, finalizer);
-        }
+    match propagation {
+        Propagation::Foreground => objects::add_finalizer(&mut object, FOREGROUND),
+        Propagation::Background => objects::remove_finalizer(&mut object, FOREGROUND),
     }
     let is_namespace = key.resource == "namespaces";
     if objects::finalizers(&object).is_empty() && !is_namespace {

@@ -1,4 +1,4 @@
-//! Garbage collection: the dependents of a deleted object are deleted or orphaned.
+//! Garbage collection: the dependents of a deleted object are deleted.
 //!
 //! Source: Kubernetes documentation, "Garbage Collection", "Owners and Dependents".
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::objects;
 use crate::store::{Change, Key, State};
-use crate::verbs::{self, FOREGROUND, ORPHAN, Propagation};
+use crate::verbs::{self, FOREGROUND, Propagation};
 
 pub(super) fn react(state: &mut State, change: &Change) {
     if change.deleted {
@@ -50,28 +50,22 @@ fn continue_deletion(state: &mut State, key: &Key) {
     let Some(object) = state.get(key).filter(|object| objects::deleting(object)).cloned() else {
         return;
     };
+    if !objects::finalizers(&object).contains(&FOREGROUND) {
+        return;
+    }
     let uid = objects::uid(&object);
-    let finalizers = objects::finalizers(&object);
-    let dependents = state.dependents(uid);
-    if finalizers.contains(&ORPHAN) {
-        for dependent in dependents {
-            disown(state, &dependent, uid);
-        }
-        release(state, key, ORPHAN);
-    } else if finalizers.contains(&FOREGROUND) {
-        for dependent in dependents {
-            let Some(found) = state.get(&dependent).filter(|found| !objects::deleting(found)) else {
-                continue;
-            };
-            let propagation = match state.dependents(objects::uid(found)).is_empty() {
-                true => Propagation::Background,
-                false => Propagation::Foreground,
-            };
-            verbs::remove(state, &dependent, propagation);
-        }
-        if !is_blocked(state, uid) {
-            release(state, key, FOREGROUND);
-        }
+    for dependent in state.dependents(uid) {
+        let Some(found) = state.get(&dependent).filter(|found| !objects::deleting(found)) else {
+            continue;
+        };
+        let propagation = match state.dependents(objects::uid(found)).is_empty() {
+            true => Propagation::Background,
+            false => Propagation::Foreground,
+        };
+        verbs::remove(state, &dependent, propagation);
+    }
+    if !is_blocked(state, uid) {
+        release(state, key, FOREGROUND);
     }
 }
 
@@ -83,17 +77,6 @@ fn is_blocked(state: &State, owner: &str) -> bool {
         .iter()
         .filter_map(|key| state.get(key))
         .any(|dependent| objects::owners(dependent).iter().any(blocks))
-}
-
-/// Removes an owner from an object's metadata.
-fn disown(state: &mut State, key: &Key, owner: &str) {
-    if let Some(object) = state.get(key) {
-        let mut object = Value::clone(object);
-        let owners = objects::owners(&object).iter();
-        let left: Vec<Value> = owners.filter(|reference| reference["uid"] != owner).cloned().collect();
-        objects::set(&mut object, "ownerReferences", (!left.is_empty()).then(|| left.into()));
-        state.put(key, object);
-    }
 }
 
 /// Removes a finalizer.

@@ -7,11 +7,9 @@ mod jobs;
 
 use std::sync::Arc;
 
-use crate::Server;
-use crate::objects;
-use crate::resources::DEFINITIONS;
 use crate::store::{Change, Key, State};
 use crate::verbs::{self, Propagation};
+use crate::{Server, objects};
 
 /// Works through the changes until the cluster stops.
 pub(crate) async fn run(server: Arc<Server>) {
@@ -38,7 +36,6 @@ fn react(state: &mut State) -> bool {
     jobs::react(state, &change);
     garbage::react(state, &change);
     empty_namespace(state, &change);
-    remove_instances(state, &change);
     true
 }
 
@@ -61,16 +58,6 @@ fn empty_namespace(state: &mut State, change: &Change) {
     for key in content {
         if !state.get(&key).is_some_and(|object| objects::deleting(object)) {
             verbs::remove(state, &key, Propagation::Background);
-        }
-    }
-}
-
-/// Removes the objects of a deleted definition.
-fn remove_instances(state: &mut State, change: &Change) {
-    if change.key.resource == DEFINITIONS && change.deleted {
-        let instances: Vec<Key> = state.list(&change.key.name, None).map(|(key, _)| key.clone()).collect();
-        for key in instances {
-            state.remove(&key);
         }
     }
 }
