@@ -229,7 +229,7 @@ async fn errors_are_answers_and_the_function_lives_on() {
 #[tokio::test]
 async fn a_database_that_is_not_there_is_a_503_and_no_end() {
     let (_database, _key, env) = parts().await;
-    let port = fake_engine::local::free_port().unwrap().to_string();
+    let port = devstack::local::free_port().unwrap().to_string();
     let env = env.with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
     for binary in [COMPUTE, ENVIRONMENTS] {
         let operation = if binary == COMPUTE { "runningjobs" } else { "environments" };
@@ -517,7 +517,7 @@ async fn migrate_brings_the_schema_up_to_date_and_finds_it_so() {
 #[tokio::test]
 async fn migrate_says_what_a_deployment_fails_of() {
     let database = TestDatabase::empty().await;
-    let port = fake_engine::local::free_port().unwrap().to_string();
+    let port = devstack::local::free_port().unwrap().to_string();
     let unreachable =
         Env::of(database.variables()).with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
     let refused =

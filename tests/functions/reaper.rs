@@ -94,7 +94,7 @@ async fn reap_prints_what_it_did_and_with_dry_run_what_it_would_do() {
 #[tokio::test]
 async fn reap_says_why_it_cannot() {
     let scene = Scene::start().await;
-    let port = fake_engine::local::free_port().unwrap().to_string();
+    let port = devstack::local::free_port().unwrap().to_string();
     let empty = TestDatabase::empty().await;
     let not_migrated = Env::of(empty.variables());
     for (env, why) in [(unreachable(&scene.env, port), "not available"), (not_migrated, "operator-service migrate")] {
@@ -202,7 +202,7 @@ async fn it_stops_before_its_deadline_and_says_what_is_left() {
 #[tokio::test]
 async fn a_database_that_is_not_there_fails_the_function() {
     let scene = Scene::start().await;
-    let port = fake_engine::local::free_port().unwrap().to_string();
+    let port = devstack::local::free_port().unwrap().to_string();
     let mut function = Function::start(REAPER, &unreachable(&scene.env, port)).await;
     for _ in 0..2 {
         let failed = function.invoke(scheduled()).json().await.unwrap_err();
