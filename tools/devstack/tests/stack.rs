@@ -105,7 +105,7 @@ fn all_gone(directory: &Path) {
         let text = ["cmdline", "environ"].map(|name| fs::read(path.join(name)).unwrap_or_default()).concat();
         alive && String::from_utf8_lossy(&text).contains(&directory)
     };
-    let mut processes = || fs::read_dir("/proc").unwrap().flatten();
+    let processes = || fs::read_dir("/proc").unwrap().flatten();
     until("the end of all processes", || !processes().any(|process| of_directory(&process.path())));
 }
 
