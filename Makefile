@@ -1,21 +1,21 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint fmt sqlx crd validate build deploy logs bump clean
+.PHONY: help demo run test lint fmt sqlx crd docs validate build deploy logs bump clean
 
-help: ## List what one can do
+help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: ## Bring everything up, run an example job through it, show its result, stop everything
+demo: ## Start everything, run an example job, show its result, stop everything
 	@scripts/install-tools run
 	cargo build --workspace --bin devstack --bin operator-service
 	@$(TARGET)/debug/devstack demo
 
-run: ## Bring everything up and keep it running until Ctrl-C
+run: ## Start everything and keep it running until Ctrl-C
 	@scripts/install-tools run
 	cargo build --workspace --bin devstack --bin operator-service
 	@$(TARGET)/debug/devstack run
 
-test: ## Install what the tests need and run them all
+test: ## Install what the tests need and run all of them
 	@scripts/install-tools test
 	@scripts/test
 
@@ -34,22 +34,26 @@ sqlx: ## Write .sqlx/, after a change to a query or a migration
 crd: ## Write infra/kubernetes/crd.yaml, after a change to the WorkFlow type
 	cargo run --quiet -- crd > infra/kubernetes/crd.yaml
 
-validate: ## Check template.yaml and infra/
+docs: ## Write the tables of docs/configuration.md, after a change to a variable
+	@sed -i '/^## /,$$d' docs/configuration.md
+	cargo run --quiet -- variables >> docs/configuration.md
+
+validate: ## Check template.yaml and infra/ without an AWS account
 	@scripts/validate-infra
 
 build: ## Build the functions for AWS Lambda
 	@scripts/aws-tools sam build
 	@scripts/aws-tools python scripts/function_sizes.py
 
-deploy: ## Deploy what was built to AWS; asks for the parameters the first time
+deploy: ## Deploy the built functions to AWS; asks for the parameters the first time
 	@scripts/aws-tools scripts/deploy
 
-logs: ## Follow the functions' logs on AWS
+logs: ## Follow the logs of the deployed functions
 	@scripts/aws-tools sam logs
 
 bump: ## Raise the version: make bump PART=major|minor|patch
 	@scripts/bump $(PART)
 
-clean: ## Remove what was built, and the data of local runs
+clean: ## Delete build output and the data of local runs
 	cargo clean
 	rm -rf .local

@@ -1,14 +1,16 @@
-"""Checks what linters do not know: that template.yaml keeps its promises, and that the cluster's manifests fit Kubernetes.
+"""Checks what linters cannot: that template.yaml fits the program, and that the manifests are valid in Kubernetes.
 
-Run by scripts/validate-infra.
+scripts/validate-infra runs it, after building operator-service, which prints its routes and variables.
 """
 
 import glob
 import http.server
 import json
 import logging
+import os
 import pathlib
 import re
+import subprocess
 import sys
 import threading
 import types
@@ -18,33 +20,57 @@ import yaml
 from samcli.yamlhelper import yaml_parse
 from samtranslator.translator.transform import transform
 
-ROOT = pathlib.Path(__file__).parent.parent
-# The versions of Kubernetes that the service's client library covers.
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / (os.environ.get("CARGO_TARGET_DIR") or "target") / "debug" / "operator-service"
+# The versions of Kubernetes that the service's client library supports.
 KUBERNETES = ["1.32", "1.33", "1.34", "1.35", "1.36"]
-# For these AWS knows no narrower resource.
+# AWS has no resource-level permissions for these.
 ANY_RESOURCE = {
     "ec2:DescribeNetworkInterfaces",
     "ec2:DescribeSubnets",
     "xray:PutTraceSegments",
     "xray:PutTelemetryRecords",
 }
-# Read by `operator-service serve` alone.
+# Only `operator-service serve` reads them.
 SERVER_ONLY = {"HOST", "PORT"}
-# Lambda sets the one itself; the other is for trying things without AWS.
-SET_BY_LAMBDA = {"AWS_ENDPOINT_URL", "AWS_REGION"}
-# The translator talks about feature switches of its own.
+# SAM's translator logs the state of its feature toggles.
 logging.disable()
 
-wrong = []
+errors = []
 
 
 def check(holds, message):
     if not holds:
-        wrong.append(message)
+        errors.append(message)
+
+
+def printed(*arguments, keys):
+    """Runs operator-service and returns the list that it prints as JSON: objects with at least these keys."""
+
+    def fail(why):
+        command = " ".join(["operator-service", *arguments])
+        sys.exit(f"error: `{command}` {why}\nProgram: {PROGRAM}; build it with: cargo build --bin operator-service")
+
+    try:
+        result = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        fail(f"cannot be run: {error}")
+    if result.returncode != 0:
+        fail(f"failed with exit code {result.returncode}: {result.stderr.strip()}")
+    try:
+        entries = json.loads(result.stdout)
+    except ValueError as error:
+        fail(f"does not print JSON: {error}")
+    if not isinstance(entries, list) or not entries:
+        fail("prints no list, or an empty one")
+    for entry in entries:
+        if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys)):
+            fail(f"prints an entry without the texts {', '.join(keys)}: {entry}")
+    return entries
 
 
 def transformed():
-    """template.yaml as SAM hands it to CloudFormation."""
+    """template.yaml as SAM passes it to CloudFormation."""
     template = yaml_parse((ROOT / "template.yaml").read_text())
     for resource in template["Resources"].values():
         if "CodeUri" in resource.get("Properties", {}):
@@ -54,84 +80,91 @@ def transformed():
     return transform(template, parameters, policies)
 
 
-def walk(node, path=()):
-    yield path, node
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        yield from walk(value, (*path, key))
+def walk(node):
+    """The node and every node below it."""
+    yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from walk(child)
+
+
+def gateway_path(path):
+    """The form that API Gateway gives to a path of the program's router."""
+    path = re.sub(r"\{\*(\w+)\}", r"{\1+}", path)
+    return path.rstrip("/") or "/"
 
 
 def check_routes(resources):
-    paths = resources["Api"]["Properties"]["Body"]["paths"]
+    """The template routes each path of the program to the function that handles it, and no other path."""
+    expected = {}
+    for route in printed("routes", keys=["function", "method", "path"]):
+        path, function = gateway_path(route["path"]), route["function"]
+        check(expected.setdefault(path, function) == function, f"{path}: both {expected[path]} and {function} handle it")
     routes = {}
-    for path, methods in paths.items():
-        integration = methods["x-amazon-apigateway-any-method"]["x-amazon-apigateway-integration"]
-        function = re.search(r"\$\{(\w+)Function\.Arn\}", json.dumps(integration["uri"])).group(1)
+    for path, methods in resources["Api"]["Properties"]["Body"]["paths"].items():
+        check(list(methods) == ["x-amazon-apigateway-any-method"], f"{path}: accepts {list(methods)} instead of every method")
+        integration = next(iter(methods.values()))["x-amazon-apigateway-integration"]
+        uri = json.dumps(integration["uri"])
+        function = re.search(r"\$\{(\w+)Function\.Arn\}", uri).group(1).lower()
         routes[path] = function
         streams = integration.get("responseTransferMode") == "STREAM"
-        check(streams == (function == "Results"), f"{path}: streams is {streams}")
-        if function == "Results":
-            check(integration["timeoutInMillis"] == 900000, f"{path}: does not have 15 minutes")
-            check("/response-streaming-invocations" in json.dumps(integration["uri"]), f"{path}: is invoked without a stream")
-    operator = "/api/v1/operator/"
-    expected = {
-        **{operator + name: "Compute" for name in ["compute", "runningjobs"]},
-        operator + "getResult": "Results",
-        operator + "environments": "Environments",
-        **{operator + name: "Admin" for name in ["pgsqlinit", "info", "list", "logs"]},
-        **{name: "Docs" for name in ["/", "/spec", "/api/v1/docs", "/api/v1/docs/{file+}"]},
-    }
-    check(routes == expected, f"the routes are {routes}, not {expected}")
+        check(streams == (function == "results"), f"{path}: {'streams' if streams else 'does not stream'} its responses")
+        if function == "results":
+            check(integration["timeoutInMillis"] == 900000, f"{path}: its timeout is not 15 minutes")
+            check("/response-streaming-invocations" in uri, f"{path}: is invoked without a response stream")
+    for path in sorted(routes.keys() | expected.keys()):
+        template, program = routes.get(path, "no function"), expected.get(path, "no function")
+        check(template == program, f"{path}: {template} in template.yaml, {program} in `operator-service routes`")
 
 
-def check_rights(resources):
+def check_permissions(resources):
     for name, resource in resources.items():
-        for path, node in walk(resource.get("Properties", {})):
+        for node in walk(resource.get("Properties", {})):
             if not (isinstance(node, dict) and node.get("Effect") == "Allow" and "Action" in node):
                 continue
             actions = node["Action"] if isinstance(node["Action"], list) else [node["Action"]]
-            check(not any("*" in action for action in actions), f"{name}: {actions} has a wildcard")
+            check(not any("*" in action for action in actions), f"{name}: a wildcard in {actions}")
             if node.get("Resource") == "*":
-                check(set(actions) <= ANY_RESOURCE, f"{name}: {actions} on every resource")
-    functions = [name for name, resource in resources.items() if resource["Type"] == "AWS::Lambda::Function"]
+                check(set(actions) <= ANY_RESOURCE, f"{name}: {actions} is allowed on every resource")
+    functions = {name for name, resource in resources.items() if resource["Type"] == "AWS::Lambda::Function"}
 
-    def rights(function):
-        """The policies of a function's role, as one text."""
+    def policies(function):
         role = resources[function.removesuffix("Function") + "Role"]["Properties"]
-        return json.dumps(role["Policies"]) + json.dumps(role["ManagedPolicyArns"])
+        return json.dumps([role["Policies"], role["ManagedPolicyArns"]])
 
-    for function in functions:
-        text = rights(function)
-        check(("DatabasePolicy" in text) == (function not in ("DocsFunction", "MigrationFunction")), f"{function}: database")
-        check(("ClusterPolicy" in text) == (function in ("ComputeFunction", "AdminFunction", "ReaperFunction")), f"{function}: cluster")
-        check(("s3:GetObject" in text) == (function == "ResultsFunction"), f"{function}: reads results")
-        check(("s3:DeleteObject" in text) == (function == "ReaperFunction"), f"{function}: deletes results")
+    needed_by = {
+        "DatabasePolicy": functions - {"DocsFunction", "MigrationFunction"},
+        "ClusterPolicy": {"ComputeFunction", "AdminFunction", "ReaperFunction"},
+        "s3:GetObject": {"ResultsFunction"},
+        "s3:DeleteObject": {"ReaperFunction"},
+    }
+    for permission, expected in needed_by.items():
+        holders = {function for function in functions if permission in policies(function)}
+        check(holders == expected, f"{permission}: granted to {sorted(holders)}, needed by {sorted(expected)}")
 
 
 def check_variables(resources):
-    """Every variable of README's table can be set, and no function is given one that is not described."""
-    table = (ROOT / "README.md").read_text().split("## Configure it")[1]
-    described = set()
-    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
-        described |= set(re.findall(r"`([A-Za-z0-9_]+)`", row))
+    """The template can set every variable that the program reads, and sets no other."""
+    read = {variable["name"] for variable in printed("variables", "--format", "json", keys=["name"])}
     given = set()
     for name, resource in resources.items():
         variables = set(resource.get("Properties", {}).get("Environment", {}).get("Variables", {}))
         of_reaper = {variable for variable in variables if variable.startswith("REAP_")} | variables & {"WORKFLOW_TTL"}
-        check(name == "ReaperFunction" or not of_reaper, f"{name} is given what the reaper alone reads: {sorted(of_reaper)}")
+        check(name == "ReaperFunction" or not of_reaper, f"{name}: is given variables of the reaper: {sorted(of_reaper)}")
         given |= variables
-    missing = sorted(described - given - SERVER_ONLY - SET_BY_LAMBDA)
-    check(not missing, f"cannot be set by the template: {missing}")
-    check(not given - described, f"not in README's table: {sorted(given - described)}")
+    # AWS_* are the SDK's: set by Lambda, or used in tests. Lambda accepts no name with a hyphen.
+    settable = {name for name in read - SERVER_ONLY if re.fullmatch(r"[A-Za-z]\w+", name) and not name.startswith("AWS_")}
+    missing, unread = sorted(settable - given), sorted(given - read)
+    check(not missing, f"template.yaml cannot set {missing}, which `operator-service variables` lists")
+    check(not unread, f"template.yaml sets {unread}, which `operator-service variables` does not list")
 
 
 def check_migration(resources):
-    """The function in front of `migrate` answers CloudFormation, whatever happens."""
-    answers = []
+    """The function `migration` responds to CloudFormation in every case."""
+    responses = []
 
     class Bucket(http.server.BaseHTTPRequestHandler):
         def do_PUT(self):
-            answers.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            responses.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
             self.send_response(200)
             self.end_headers()
 
@@ -157,7 +190,7 @@ def check_migration(resources):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = resources["MigrationFunction"]["Properties"]["Code"]["ZipFile"]
     function = {}
-    exec(compile(code, "MigrationFunction", "exec"), function)  # noqa: S102: it is ours
+    exec(compile(code, "MigrationFunction", "exec"), function)  # noqa: S102: code of this repository
     function["boto3"] = types.SimpleNamespace(client=lambda *_, **__: Lambda())
     function["time"] = types.SimpleNamespace(sleep=lambda _: None)
     function["print"] = lambda *_: None
@@ -165,21 +198,24 @@ def check_migration(resources):
     def run(kind, *results):
         outcomes[:] = results
         Lambda.calls.clear()
-        answers.clear()
+        responses.clear()
         event = {
             "RequestType": kind, "ResponseURL": f"http://127.0.0.1:{server.server_port}/", "StackId": "s", "RequestId": "r",
             "LogicalResourceId": "Schema", "ResourceProperties": {"Migrate": "arn:migrate:1"},
         }
         function["handler"](event, None)
-        return [answer["Status"] for answer in answers], " ".join(answer["Reason"] for answer in answers), len(Lambda.calls)
+        statuses = [response["Status"] for response in responses]
+        return statuses, " ".join(response["Reason"] for response in responses), len(Lambda.calls)
 
     outcomes = []
-    check(run("Create", {"payload": {}})[::2] == (["SUCCESS"], 1), "migration: a good one is not a success")
-    check(run("Update", Conflict(), {"payload": {}})[::2] == (["SUCCESS"], 2), "migration: does not wait for the version")
+    check(run("Create", {"payload": {}})[::2] == (["SUCCESS"], 1), "migration: a successful one is not reported as SUCCESS")
+    waited = run("Update", Conflict(), {"payload": {}})[::2]
+    check(waited == (["SUCCESS"], 2), "migration: does not wait until the new version of migrate is ready")
     status, reason, _ = run("Create", {"error": True, "payload": {"errorMessage": "no such column"}})
-    check(status == ["FAILED"] and "no such column" in reason, "migration: a bad one is not a failure with its reason")
-    check(run("Update", TimeoutError("read timed out"))[0] == ["FAILED"], "migration: no answer is not a failure")
-    check(run("Delete")[::2] == (["SUCCESS"], 0), "migration: deleting the stack touches the database")
+    failed = status == ["FAILED"] and "no such column" in reason
+    check(failed, "migration: a failed one is not reported as FAILED with its reason")
+    check(run("Update", TimeoutError("read timed out"))[0] == ["FAILED"], "migration: a timeout is not reported as FAILED")
+    check(run("Delete")[::2] == (["SUCCESS"], 0), "migration: invokes migrate when the stack is deleted")
     server.shutdown()
 
     timeouts = [
@@ -188,7 +224,7 @@ def check_migration(resources):
         resources["MigrationFunction"]["Properties"]["Timeout"],
         resources["Schema"]["Properties"]["ServiceTimeout"],
     ]
-    check(timeouts == sorted(set(timeouts)), f"migration: {timeouts} do not grow")
+    check(timeouts == sorted(set(timeouts)), f"migration: each timeout must be shorter than its caller's: {timeouts}")
 
 
 def check_manifests():
@@ -197,14 +233,14 @@ def check_manifests():
         for document in yaml.safe_load_all((ROOT / file).read_text()):
             if document["kind"] in ("Kustomization", "Component"):
                 for entry in document.get("resources", []) + document.get("components", []):
-                    check((ROOT / file).parent.joinpath(entry).exists(), f"{file}: there is no {entry}")
+                    check((ROOT / file).parent.joinpath(entry).exists(), f"{file}: {entry} does not exist")
                 continue
             for version in KUBERNETES:
                 try:
                     kubernetes_validate.validate(document, version, strict=True)
                     versions.append(version)
                 except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
-                    wrong.append(f"{file}, Kubernetes {version}: {error}")
+                    errors.append(f"{file}, Kubernetes {version}: {error}")
     check(versions, "no manifest was checked")
     return sorted(set(versions))
 
@@ -212,21 +248,21 @@ def check_manifests():
 def main():
     resources = transformed()["Resources"]
     check_routes(resources)
-    check_rights(resources)
+    check_permissions(resources)
     check_variables(resources)
     check_migration(resources)
     for template in glob.glob("infra/*.yaml", root_dir=ROOT):
         nested = yaml_parse((ROOT / template).read_text())["Resources"]
         for name, resource in nested.items():
-            for path, node in walk(resource):
+            for node in walk(resource):
                 if isinstance(node, dict) and node.get("Effect") == "Allow":
-                    check(node.get("Resource", "") != "*", f"{template}: {name} allows every resource")
+                    check(node.get("Resource", "") != "*", f"{template}: {name} allows access to every resource")
     versions = check_manifests()
-    for message in wrong:
+    for message in errors:
         print("error:", message, file=sys.stderr)
-    if not wrong:
-        print(f"routes, rights, variables, migration, manifests (Kubernetes {', '.join(versions)}): good")
-    sys.exit(bool(wrong))
+    if not errors:
+        print(f"routes, permissions, variables, migration, manifests (Kubernetes {', '.join(versions)}): valid")
+    sys.exit(bool(errors))
 
 
 main()

@@ -1,31 +1,31 @@
-//! A value that is made once, kept for a while by wall clock, and then made again.
+//! A value that is made on first use, kept until it expires by the wall clock, and then made again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use tokio::sync::Mutex;
 
-/// Keeps a value. Of many that ask at once one makes it and the others wait; if that fails, it fails for all of
-/// them, and whoever asks later makes the next try.
+/// Keeps a value. Of concurrent callers one makes it and the others wait. If that fails, it fails for all of them, and
+/// the next caller tries again.
 ///
-/// The clock is the wall's and not a monotonic one: a frozen Lambda environment's monotonic clock may stand still
-/// while credentials and tokens end.
+/// Expiry is by the wall clock: the monotonic clock of a frozen Lambda environment may stop while credentials and tokens
+/// expire.
 #[derive(Debug)]
 pub(crate) struct Cached<T, E> {
     slot: Mutex<Slot<T, E>>,
-    /// How often a value was made, or was tried to be made.
-    tries: AtomicU64,
+    /// The number of attempts to make a value, failed ones included.
+    attempts: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Slot<T, E> {
-    /// The value, when it was made and until when it is good.
+    /// The value, when it was made and when it expires.
     value: Option<(Versioned<T>, SystemTime, SystemTime)>,
-    /// Which try failed last, and how.
+    /// The last attempt that failed, and its error.
     failed: Option<(u64, E)>,
 }
 
-/// A kept value, and which one of those that there were.
+/// A kept value and its version: the number of the attempt that made it.
 #[derive(Debug, Clone)]
 pub(crate) struct Versioned<T> {
     pub(crate) value: T,
@@ -34,35 +34,35 @@ pub(crate) struct Versioned<T> {
 
 impl<T, E> Default for Cached<T, E> {
     fn default() -> Self {
-        Self { slot: Mutex::new(Slot { value: None, failed: None }), tries: AtomicU64::new(0) }
+        Self { slot: Mutex::new(Slot { value: None, failed: None }), attempts: AtomicU64::new(0) }
     }
 }
 
 impl<T: Clone, E: Clone> Cached<T, E> {
-    /// The value, made by `make` unless there is one that is good at `now` and is not the `refused` one. `make` says
-    /// until when what it made is good.
+    /// Returns the kept value if it has not expired at `now` and its version is not the `refused` one, else the one that
+    /// `make` returns with its expiry.
     pub(crate) async fn get(
         &self,
         now: SystemTime,
         refused: Option<u64>,
         make: impl AsyncFnOnce() -> Result<(T, SystemTime), E>,
     ) -> Result<Versioned<T>, E> {
-        let tries_before = self.tries.load(Ordering::SeqCst);
+        let attempts_before = self.attempts.load(Ordering::SeqCst);
         let mut slot = self.slot.lock().await;
         if let Some((held, since, until)) = &slot.value
-            // A clock that was set back says nothing about what was made in its future.
+            // After the clock was set back, a value that was made in its future has no known age.
             && (*since..*until).contains(&now)
             && refused != Some(held.version)
         {
             return Ok(held.clone());
         }
         if let Some((failed, error)) = &slot.failed
-            && *failed > tries_before
+            && *failed > attempts_before
         {
             return Err(error.clone());
         }
         let made = make().await;
-        let version = self.tries.fetch_add(1, Ordering::SeqCst) + 1;
+        let version = self.attempts.fetch_add(1, Ordering::SeqCst) + 1;
         match made {
             Ok((value, until)) => {
                 let held = Versioned { value, version };
@@ -89,30 +89,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn kept_until_its_end_by_the_wall_clock() {
+    async fn kept_until_it_expires_by_the_wall_clock() {
         let kept = Cached::<u32, ()>::default();
         let get =
             async |now: u64, value: u32| kept.get(at(now), None, async || Ok((value, at(110)))).await.unwrap().value;
         assert_eq!(get(100, 1).await, 1);
         assert_eq!(get(109, 2).await, 1);
         assert_eq!(get(110, 3).await, 3);
-        // Set back, before it was made.
+        // The clock was set back to before the value was made.
         assert_eq!(get(50, 4).await, 4);
     }
 
     #[tokio::test]
-    async fn what_was_refused_is_made_again_once() {
+    async fn a_refused_value_is_made_again_once() {
         let kept = Cached::<u32, ()>::default();
         let first = kept.get(at(0), None, async || Ok((1, at(9)))).await.unwrap();
         let second = kept.get(at(1), Some(first.version), async || Ok((2, at(9)))).await.unwrap();
         assert_eq!(second.value, 2);
-        // Another, to whom the first was refused as well, gets the second.
+        // Another caller whose first value was refused as well gets the second.
         let third = kept.get(at(1), Some(first.version), async || Ok((3, at(9)))).await.unwrap();
         assert_eq!(third.value, 2);
     }
 
     #[tokio::test]
-    async fn one_makes_it_for_all_also_when_it_fails() {
+    async fn one_caller_makes_the_value_or_fails_for_all() {
         for fails in [false, true] {
             let kept = Arc::new(Cached::<u32, u32>::default());
             let made = Arc::new(AtomicU64::new(0));
@@ -131,14 +131,14 @@ mod tests {
                 assert_eq!(result.unwrap(), if fails { Err(7) } else { Ok(7) });
             }
             assert_eq!(made.load(Ordering::SeqCst), 1);
-            // Whoever comes later tries again.
+            // A later caller tries again.
             let later = kept.get(at(10), None, async || Ok((8, at(20)))).await;
             assert_eq!(later.unwrap().value, 8);
         }
     }
 
     #[tokio::test]
-    async fn whoever_waits_goes_on_when_the_maker_goes_away() {
+    async fn a_waiting_caller_takes_over_from_a_cancelled_one() {
         let kept = Arc::new(Cached::<u32, ()>::default());
         let maker = tokio::spawn({
             let kept = kept.clone();

@@ -43,8 +43,6 @@ use crate::config::Config;
         admin::list,
         admin::logs,
     ),
-    // Only a parameter refers to it, and those are not collected.
-    components(schemas(crate::kubernetes::Component)),
     tags(
         (name = "compute", description = "Jobs"),
         (name = "results", description = "What jobs have published"),
@@ -108,9 +106,9 @@ pub(super) async fn root(State(docs): State<Docs>) -> Json<About> {
     Json(About {
         software: "Operator service",
         version: env!("CARGO_PKG_VERSION"),
-        address: docs.config.operator_address.clone(),
-        algo_time_limit: docs.config.algo_time_limit.clone(),
-        storage_expiry: docs.config.storage_expiry.clone(),
+        address: docs.config.jobs.operator_address.clone(),
+        algo_time_limit: docs.config.jobs.time_limit.configured().map(|seconds| seconds.to_string()),
+        storage_expiry: docs.config.jobs.storage_expiry.configured().map(|seconds| seconds.to_string()),
     })
 }
 

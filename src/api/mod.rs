@@ -5,6 +5,7 @@ pub mod compute;
 pub mod docs;
 pub mod environments;
 pub mod results;
+pub mod routes;
 
 pub mod error;
 mod input;

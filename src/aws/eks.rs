@@ -1,6 +1,6 @@
-//! EKS: the bearer tokens that its clusters take, and where a cluster is.
+//! EKS: bearer tokens for its clusters, and their endpoints.
 //!
-//! A token is a presigned `GetCallerIdentity`: the cluster sends it to STS and learns who signed it
+//! A token is a presigned `GetCallerIdentity` request: the cluster sends it to STS, which answers with the signer
 //! (<https://github.com/kubernetes-sigs/aws-iam-authenticator#api-authorization-from-outside-a-cluster>).
 
 use std::sync::Arc;
@@ -9,9 +9,7 @@ use std::time::{Duration, SystemTime};
 use aws_credential_types::Credentials;
 use aws_sdk_eks::primitives::{DateTime, DateTimeFormat};
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -19,19 +17,21 @@ use tokio::sync::OnceCell;
 use super::sign::{Service, Unsigned, presign};
 use super::{Account, AwsError, Cause, domain};
 use crate::cache::{Cached, Versioned};
+use crate::config::EksEndpoint;
 
-/// What a token begins with.
+/// The prefix of a token.
 const PREFIX: &str = "k8s-aws-v1.";
-/// The header that names the cluster. It is signed, so that a token is good for one cluster only.
+/// The header that names the cluster. It is signed, so that a token is valid for one cluster only.
 const CLUSTER_HEADER: &str = "x-k8s-aws-id";
-/// What `aws eks get-token` asks for. The cluster goes by the age of the signature instead: it takes 15 minutes.
+/// The expiry in the URL, as in those of `aws eks get-token`. The cluster ignores it: it accepts signatures of the last 15
+/// minutes.
 const EXPIRES: Duration = Duration::from_secs(60);
-/// What `aws eks get-token` calls the end of a token.
-const LIFE: Duration = Duration::from_secs(14 * 60);
-/// How long a token is used here: well below what the cluster takes, whatever its clock.
+/// The lifetime that `aws eks get-token` prints.
+const PRINTED_LIFETIME: Duration = Duration::from_secs(14 * 60);
+/// How long a token is used here: five minutes less than the cluster accepts it, for clocks that differ.
 const KEPT: Duration = Duration::from_secs(10 * 60);
 
-/// A token for a cluster, signed at a time.
+/// Makes a token for a cluster, signed at this time.
 pub fn token(cluster: &str, region: &str, credentials: &Credentials, at: SystemTime) -> Result<SecretString, AwsError> {
     let url = format!("https://sts.{region}.{}/?Action=GetCallerIdentity&Version=2011-06-15", domain(region));
     let headers = [(CLUSTER_HEADER, cluster)];
@@ -41,8 +41,8 @@ pub fn token(cluster: &str, region: &str, credentials: &Credentials, at: SystemT
     Ok(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(url)).into())
 }
 
-/// Tokens for one cluster. One is used for ten minutes by wall clock; then, or when the cluster refuses it, another is
-/// made. Cheap to clone.
+/// Tokens for one cluster. A token is used for ten minutes by the wall clock; after that, or when the cluster refuses it,
+/// another is made. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TokenSource {
     shared: Arc<Shared>,
@@ -52,7 +52,7 @@ struct Shared {
     cluster: String,
     account: Account,
     role_arn: Option<String>,
-    /// The account in the role, once it is needed.
+    /// The account in the role, after first use.
     in_role: OnceCell<Account>,
     tokens: Cached<SecretString, AwsError>,
     clock: fn() -> SystemTime,
@@ -64,19 +64,19 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// A token that was handed out.
+/// A token from a [`TokenSource`].
 #[derive(Debug, Clone)]
 pub struct Token(Versioned<SecretString>);
 
 impl Token {
-    /// What stands behind `Bearer`.
+    /// The token's text, to follow `Bearer`.
     pub fn secret(&self) -> &SecretString {
         &self.0.value
     }
 }
 
 impl TokenSource {
-    /// Tokens of the account, or of the role if one is named. Nothing is looked up yet.
+    /// Tokens of the account, or of the role if one is named. Reads nothing yet.
     pub fn new(account: Account, cluster: &str, role_arn: Option<&str>) -> Self {
         Self::with_clock(account, cluster, role_arn, SystemTime::now)
     }
@@ -94,12 +94,12 @@ impl TokenSource {
         }
     }
 
-    /// A token that the cluster takes for some minutes yet.
+    /// A token that the cluster accepts for at least five more minutes.
     pub async fn token(&self) -> Result<Token, AwsError> {
         self.get(None).await
     }
 
-    /// Another token than the one that the cluster refused.
+    /// A token to use in place of one that the cluster refused.
     pub async fn instead_of(&self, refused: &Token) -> Result<Token, AwsError> {
         self.get(Some(refused.0.version)).await
     }
@@ -111,7 +111,7 @@ impl TokenSource {
             let account = self.account().await;
             let credentials = account.credentials().await?;
             let token = token(cluster, account.region().await?, &credentials, now)?;
-            // A token ends with the session that signed it.
+            // A token expires with the session that signed it.
             let until = credentials.expiry().map_or(now + KEPT, |end| end.min(now + KEPT));
             Ok((token, until))
         });
@@ -127,24 +127,8 @@ impl TokenSource {
     }
 }
 
-/// Where a cluster is, and by whose certificate it is known.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Its API server's URL.
-    pub url: String,
-    /// The certificates of its authority, in DER; none where the URL is not an https one.
-    pub authority: Vec<Vec<u8>>,
-}
-
-/// Reads a cluster's authority as EKS hands it out: a PEM file in base64.
-pub fn authority(base64: &str) -> Option<Vec<Vec<u8>>> {
-    let pem = STANDARD.decode(base64.trim()).ok()?;
-    let certificates = CertificateDer::pem_slice_iter(&pem).map(|certificate| Some(certificate.ok()?.to_vec()));
-    certificates.collect::<Option<Vec<_>>>().filter(|certificates| !certificates.is_empty())
-}
-
-/// Asks EKS where a cluster is.
-pub async fn describe(account: &Account, cluster: &str) -> Result<Endpoint, AwsError> {
+/// Asks EKS for a cluster's endpoint.
+pub async fn describe(account: &Account, cluster: &str) -> Result<EksEndpoint, AwsError> {
     let failed = |cause: Cause| AwsError::Cluster(cluster.to_owned(), cause);
     let client = aws_sdk_eks::Client::new(account.sdk().await);
     let answer = client.describe_cluster().name(cluster).send().await;
@@ -153,17 +137,18 @@ pub async fn describe(account: &Account, cluster: &str) -> Result<Endpoint, AwsE
     let url = described.and_then(|described| described.endpoint());
     let url = url.ok_or_else(|| failed(Cause::of("the cluster has no endpoint yet")))?.to_owned();
     let authority = match described.and_then(|described| described.certificate_authority()?.data()) {
-        Some(data) => authority(data).ok_or_else(|| failed(Cause::of("its certificate authority is no PEM file")))?,
+        Some(data) => EksEndpoint::parse_authority(data)
+            .ok_or_else(|| failed(Cause::of("its certificate authority is not a PEM file")))?,
         None if url.starts_with("https:") => {
             return Err(failed(Cause::of("the cluster has no certificate authority yet")));
         }
         None => Vec::new(),
     };
-    Ok(Endpoint { url, authority })
+    Ok(EksEndpoint { url, authority })
 }
 
-/// What `aws eks get-token` prints, for the `exec` section of a kubeconfig. `exec_info` is KUBERNETES_EXEC_INFO, by which
-/// kubectl says which version it speaks.
+/// Makes what `aws eks get-token` prints, for the `exec` section of a kubeconfig. `exec_info` is KUBERNETES_EXEC_INFO,
+/// with the API version that kubectl supports.
 pub async fn exec_credential(
     account: &Account,
     cluster: &str,
@@ -181,7 +166,7 @@ pub async fn exec_credential(
 }
 
 fn exec_credential_of(token: &SecretString, at: SystemTime, exec_info: Option<&str>) -> Result<Value, AwsError> {
-    let end = DateTime::from_secs(DateTime::from(at + LIFE).secs());
+    let end = DateTime::from_secs(DateTime::from(at + PRINTED_LIFETIME).secs());
     let end = end.fmt(DateTimeFormat::DateTime).map_err(|error| AwsError::Signing(Cause::of(error)))?;
     Ok(json!({
         "kind": "ExecCredential",
@@ -223,7 +208,7 @@ mod tests {
             let at = vectors::clock(&vector);
             let token = token(cluster, region, &vectors::credentials(&vector), at).unwrap();
             let theirs: SecretString = vector["exec_credential"]["status"]["token"].as_str().unwrap().to_owned().into();
-            assert_eq!(vectors::taken_apart(&url_of(&token)), vectors::taken_apart(&url_of(&theirs)), "{vector}");
+            assert_eq!(vectors::split_url(&url_of(&token)), vectors::split_url(&url_of(&theirs)), "{vector}");
 
             let mut ours = exec_credential_of(&token, at, None).unwrap();
             ours["status"]["token"] = theirs.expose_secret().into();
@@ -233,7 +218,7 @@ mod tests {
 
     /// <https://github.com/kubernetes-sigs/aws-iam-authenticator/blob/master/pkg/token/token.go>, `Verify`
     #[test]
-    fn tokens_obey_the_verifier() {
+    fn tokens_satisfy_the_verifier() {
         for vector in vectors::all("eks_tokens") {
             let region = vectors::text(&vector, "region");
             let at = vectors::clock(&vector);
@@ -264,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_the_one_that_kubectl_speaks() {
+    fn the_api_version_is_the_one_that_kubectl_supports() {
         for (info, version) in [
             (None, "v1beta1"),
             (Some(""), "v1beta1"),
@@ -303,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_is_kept_and_made_again_well_before_its_end_also_after_a_freeze() {
+    async fn a_token_is_kept_and_renewed_before_it_expires_even_after_a_freeze() {
         let asked = Arc::default();
         let source = TokenSource::with_clock(account(&asked, None), "compute", None, clock);
         let get = async || source.token().await.unwrap().secret().expose_secret().to_owned();
@@ -313,7 +298,7 @@ mod tests {
         CLOCK.fetch_add(60, Ordering::SeqCst);
         let second = get().await;
         assert_ne!(second, first);
-        // Thawed after an hour.
+        // The process was frozen for an hour.
         CLOCK.fetch_add(3600, Ordering::SeqCst);
         let third = get().await;
         assert_ne!(third, second);
@@ -352,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_prints_prints_the_token() {
+    fn debug_output_does_not_contain_the_token() {
         let token = Token(Versioned { value: "k8s-aws-v1.secret".to_owned().into(), version: 1 });
         assert!(!format!("{token:?}").contains("secret\""));
         assert!(!format!("{token:?}").contains("k8s-aws"));

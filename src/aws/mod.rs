@@ -1,11 +1,11 @@
-//! AWS: who this process is there, tokens for an EKS cluster, passwords for Postgres, URLs of S3.
+//! AWS: the process's credentials, tokens for an EKS cluster, passwords for Postgres, presigned URLs of S3.
 //!
-//! Everything that can be made from credentials alone is made here, without a call: a function's first request
-//! waits for nobody. Calls are made only for a role (`sts:AssumeRole`), a cluster of which only the name is known
-//! (`eks:DescribeCluster`) and a secret (`secretsmanager:GetSecretValue`), each within limits and with one retry.
+//! Whatever can be made from credentials alone is made here without a call, so that a function's first request does not
+//! wait for one. There are calls only for a role (`sts:AssumeRole`), a cluster whose endpoint is not configured
+//! (`eks:DescribeCluster`) and a secret (`secretsmanager:GetSecretValue`), each with time limits and one retry.
 //!
-//! Nothing here reads a variable of the service's own; what the AWS SDK reads by itself (AWS_REGION,
-//! AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL …) it reads as everywhere.
+//! No variable of the service itself is read here; the AWS SDK reads its own (AWS_REGION, AWS_ACCESS_KEY_ID, AWS_PROFILE,
+//! AWS_ENDPOINT_URL …).
 
 pub mod eks;
 pub mod rds;
@@ -28,45 +28,46 @@ use tokio::sync::OnceCell;
 
 use crate::cache::Cached;
 
-/// How long a service may take to accept a connection.
+/// How long an AWS service may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long one try of a call may take.
+/// How long one attempt of a call may take.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a call may take, its second try included.
+/// How long a call may take, its second attempt included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
-/// A call is made at most so often.
+/// How many attempts a call has.
 const ATTEMPTS: u32 = 2;
-/// How long before their end credentials are asked for again.
+/// How long before they expire credentials are renewed.
 const CREDENTIALS_MARGIN: Duration = Duration::from_secs(5 * 60);
-/// How long credentials without an end are kept.
+/// How long credentials without an expiry are kept.
 const CREDENTIALS_KEPT: Duration = Duration::from_secs(5 * 60);
 
-/// Why AWS could not be used. Never holds a secret. Cheap to clone, since many requests may wait for one call.
+/// Why AWS could not be used. Never contains a secret. Cheap to clone, since many requests may wait for one call.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AwsError {
-    /// Nothing says which region this is.
-    #[error("no AWS region is known: set AWS_REGION")]
+    /// No region is configured.
+    #[error("no AWS region is configured: set AWS_REGION")]
     Region,
     /// There are no credentials, or the role cannot be assumed.
     #[error("there are no AWS credentials to use")]
     Credentials(#[source] Cause),
     /// `eks:DescribeCluster` failed.
     #[error(
-        "EKS does not say where the cluster {0} is; it is not asked if EKS_CLUSTER_ENDPOINT and EKS_CLUSTER_CA are set"
+        "the endpoint of the cluster {0} cannot be read from EKS; set EKS_CLUSTER_ENDPOINT and EKS_CLUSTER_CA to make the \
+         call unnecessary"
     )]
     Cluster(String, #[source] Cause),
     /// `secretsmanager:GetSecretValue` failed, or the secret cannot be used.
     #[error("the secret that POSTGRES_SECRET_ARN names cannot be read")]
     Secret(#[source] Cause),
-    /// Neither the secret nor the environment says where the database is.
-    #[error("neither the secret that POSTGRES_SECRET_ARN names nor {0} says which database it is")]
+    /// Neither the environment nor the secret has one of the database's parameters. The name of its variable.
+    #[error("{0} is not set, and the secret that POSTGRES_SECRET_ARN names does not contain its value")]
     Incomplete(&'static str),
     /// A request could not be signed.
     #[error("a request for AWS cannot be signed")]
     Signing(#[source] Cause),
 }
 
-/// What lies behind an [`AwsError`].
+/// The source of an [`AwsError`].
 #[derive(Debug, Clone)]
 pub struct Cause(Arc<dyn Error + Send + Sync>);
 
@@ -88,30 +89,29 @@ impl Cause {
     }
 }
 
-/// Who this process is to AWS: credentials, a region and a way to call. Cheap to clone; looks nothing up before it
-/// is used.
+/// Credentials, a region and the configuration of the SDK's clients. Cheap to clone; reads nothing before it is used.
 #[derive(Clone)]
 pub struct Account {
     sdk: Arc<OnceCell<SdkConfig>>,
-    /// Which region, where not the SDK's own rules say so.
+    /// The region, if it is not the one that the SDK finds.
     region: Option<String>,
     credentials: Arc<Cached<Credentials, AwsError>>,
 }
 
 impl Account {
-    /// The one that the SDK's default chain finds: environment, profile, web identity, container, instance. All
-    /// share its credentials.
+    /// The process's account, as the SDK's default chain finds it: environment, profile, web identity, container,
+    /// instance. All callers share its credentials.
     pub fn of_process() -> Self {
         static PROCESS: LazyLock<Account> = LazyLock::new(|| Account::new(OnceCell::new(), None));
         PROCESS.clone()
     }
 
-    /// The process's own in another region than its environment names.
+    /// The process's account in a region other than the environment's.
     pub fn of_process_in(region: &str) -> Self {
         Self::new(OnceCell::new(), Some(region.to_owned()))
     }
 
-    /// One that is known already.
+    /// An account with this configuration.
     pub fn with(sdk: SdkConfig) -> Self {
         Self::new(OnceCell::new_with(Some(sdk)), None)
     }
@@ -120,14 +120,14 @@ impl Account {
         Self { sdk: Arc::new(sdk), region, credentials: Arc::default() }
     }
 
-    /// The same in another role, perhaps of another account. `session` is what CloudTrail shows of it.
+    /// The account after assuming a role, possibly one of another account. CloudTrail shows the name `session`.
     pub async fn in_role(&self, role_arn: &str, session: &str) -> Self {
         let sdk = self.sdk().await;
         let role = AssumeRoleProvider::builder(role_arn).configure(sdk).session_name(session).build().await;
         Self::with(sdk.to_builder().credentials_provider(SharedCredentialsProvider::new(role)).build())
     }
 
-    /// What the SDK's clients are made from.
+    /// The configuration of the SDK's clients.
     pub(crate) async fn sdk(&self) -> &SdkConfig {
         self.sdk
             .get_or_init(|| async {
@@ -156,8 +156,8 @@ impl Account {
         self.sdk().await.region().map(Region::as_ref).ok_or(AwsError::Region)
     }
 
-    /// Credentials that are good for some minutes at least, if their source has such. Asked for again before they
-    /// end by wall clock.
+    /// Credentials that are valid for five minutes at least, if their source has such. They are renewed before they
+    /// expire by the wall clock.
     pub async fn credentials(&self) -> Result<Credentials, AwsError> {
         let now = SystemTime::now();
         let held = self.credentials.get(now, None, async || {
@@ -184,8 +184,8 @@ impl std::fmt::Debug for Account {
     }
 }
 
-/// The domain under which a region's services lie (<https://docs.aws.amazon.com/general/latest/gr/rande.html>).
-/// GovCloud's is the common one; China has its own.
+/// The domain of a region's services (<https://docs.aws.amazon.com/general/latest/gr/rande.html>).
+/// GovCloud has the common one, China its own.
 fn domain(region: &str) -> &'static str {
     match region.split('-').next() {
         Some("cn") => "amazonaws.com.cn",
@@ -196,7 +196,7 @@ fn domain(region: &str) -> &'static str {
 
 #[cfg(test)]
 mod vectors {
-    //! tests/aws/vectors.json: what awscli and botocore made of the same clocks and keys.
+    //! tests/aws/vectors.json: the output of awscli and botocore for the same clocks and keys.
 
     use std::time::{Duration, SystemTime};
 
@@ -228,8 +228,8 @@ mod vectors {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    /// The parameters of a URL, decoded and in alphabetical order, and what stands before them.
-    pub(super) fn taken_apart(url: &str) -> (String, Vec<(String, String)>) {
+    /// Splits a URL into what precedes its parameters, and these, decoded and in alphabetical order.
+    pub(super) fn split_url(url: &str) -> (String, Vec<(String, String)>) {
         let (base, query) = url.split_once('?').unwrap();
         let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8().unwrap().into_owned();
         let mut parameters: Vec<_> =

@@ -1,4 +1,4 @@
-//! RDS: passwords made of credentials (IAM database authentication), and the authorities that vouch for its servers.
+//! RDS: passwords made from credentials (IAM database authentication), and the certificate authorities of its servers.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,15 +9,15 @@ use secrecy::SecretString;
 use super::AwsError;
 use super::sign::{ENCODED, Service, Unsigned, presign};
 
-/// How long the database takes a password for a new connection; an open one stays open.
-const LIFE: Duration = Duration::from_secs(15 * 60);
+/// How long a password is accepted for new connections; open ones stay open.
+const VALID_FOR: Duration = Duration::from_secs(15 * 60);
 
-/// The authorities of RDS in all regions, as a PEM file
-/// (<https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.SSL.html>); RDS Proxy is vouched for by
-/// public ones.
+/// The certificate authorities of RDS in all regions, as a PEM file
+/// (<https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.SSL.html>); RDS Proxy's
+/// certificates are from public ones.
 pub const AUTHORITIES: &[u8] = include_bytes!("rds-authorities.pem");
 
-/// A password for a user of a database, signed at a time
+/// Makes a password for a database user, signed at this time
 /// (<https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.IAMDBAuth.Connecting.html>).
 pub fn password(
     host: &str,
@@ -29,7 +29,8 @@ pub fn password(
 ) -> Result<SecretString, AwsError> {
     let user = utf8_percent_encode(user, ENCODED);
     let url = format!("https://{host}:{port}/?Action=connect&DBUser={user}");
-    let request = Unsigned { method: "GET", url: &url, headers: &[], service: Service::RdsDb, region, expires: LIFE };
+    let request =
+        Unsigned { method: "GET", url: &url, headers: &[], service: Service::RdsDb, region, expires: VALID_FOR };
     let url = presign(request, credentials, at)?;
     Ok(url.trim_start_matches("https://").into())
 }
@@ -51,12 +52,12 @@ mod tests {
             let at = vectors::clock(&vector);
             let credentials = vectors::credentials(&vector);
             let password = password(text("host"), port, text("user"), text("region"), &credentials, at).unwrap();
-            assert_eq!(vectors::taken_apart(password.expose_secret()), vectors::taken_apart(text("token")));
+            assert_eq!(vectors::split_url(password.expose_secret()), vectors::split_url(text("token")));
         }
     }
 
     #[test]
-    fn the_authorities_can_be_trusted() {
+    fn the_authorities_can_be_read() {
         let mut store = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(AUTHORITIES) {
             store.add(certificate.unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! S3: which object a stored URL means, and URLs by which it can be had for a while.
+//! S3: the objects that stored URLs name, and presigned URLs for them.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,7 @@ use url::Url;
 use super::sign::{ENCODED, Service, Unsigned, presign};
 use super::{AwsError, domain};
 
-/// A key's slashes stay.
+/// What is encoded in a key: slashes are not.
 const KEY: &AsciiSet = &ENCODED.remove(b'/');
 
 /// An object in a bucket.
@@ -17,16 +17,31 @@ const KEY: &AsciiSet = &ENCODED.remove(b'/');
 pub struct Object {
     /// The bucket's name.
     pub bucket: String,
-    /// Its region, if the URL says it.
+    /// The bucket's region, if the URL names it.
     pub region: Option<String>,
     /// The object's key, decoded.
     pub key: String,
 }
 
+/// What a presigned URL asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct ObjectRequest<'a> {
+    /// The HTTP method.
+    pub method: &'a str,
+    /// S3's URL if it is not AWS's own.
+    pub endpoint: Option<&'a Url>,
+    /// The region of a bucket whose URL names none.
+    pub default_region: &'a str,
+    /// The `Content-Disposition` that S3 sends.
+    pub disposition: Option<&'a str>,
+    /// How long the URL is valid.
+    pub valid_for: Duration,
+}
+
 impl Object {
-    /// The object that a URL means, in whichever of S3's ways it is written
-    /// (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html>), if it lies in one of these buckets.
-    /// `endpoint` is where S3 is, if not where it always is.
+    /// The object that a URL of any of S3's forms names
+    /// (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html>), if it is in one of these buckets.
+    /// `endpoint` is S3's URL if it is not AWS's own.
     pub fn of_url(url: &str, buckets: &[String], endpoint: Option<&Url>) -> Option<Self> {
         let url = Url::parse(url).ok()?;
         let path = url.path();
@@ -55,25 +70,20 @@ impl Object {
         Some(Self { bucket, region, key })
     }
 
-    /// A URL by which whoever has it can GET (or whatever the method is) the object for a while. `disposition` is what
-    /// S3 is to send as `Content-Disposition`. `home` is the region of buckets whose URL names none.
-    #[allow(clippy::too_many_arguments, reason = "each is one thing that a signature depends on")]
+    /// Makes a URL with which anybody can make a request for the object, signed with these credentials at this time.
     pub fn presigned(
         &self,
-        method: &str,
-        endpoint: Option<&Url>,
-        home: &str,
-        disposition: Option<&str>,
-        expires: Duration,
+        request: ObjectRequest<'_>,
         credentials: &Credentials,
         at: SystemTime,
     ) -> Result<String, AwsError> {
-        let region = self.region.as_deref().unwrap_or(home);
-        let Self { bucket, key, .. } = self;
+        let ObjectRequest { method, endpoint, default_region, disposition, valid_for } = request;
+        let Self { bucket, region, key } = self;
+        let region = region.as_deref().unwrap_or(default_region);
         let key = utf8_percent_encode(key, KEY);
         let mut url = match endpoint {
             Some(endpoint) => format!("{}/{bucket}/{key}", endpoint.as_str().trim_end_matches('/')),
-            // A certificate's wildcard stands for one label.
+            // A bucket with dots cannot be part of the host name: a certificate's wildcard matches one label.
             None if bucket.contains('.') => format!("https://s3.{region}.{}/{bucket}/{key}", domain(region)),
             None => format!("https://{bucket}.s3.{region}.{}/{key}", domain(region)),
         };
@@ -81,16 +91,17 @@ impl Object {
             url.push_str("?response-content-disposition=");
             url.extend(utf8_percent_encode(disposition, ENCODED));
         }
-        presign(Unsigned { method, url: &url, headers: &[], service: Service::S3, region, expires }, credentials, at)
+        let service = Service::S3;
+        presign(Unsigned { method, url: &url, headers: &[], service, region, expires: valid_for }, credentials, at)
     }
 }
 
-/// Takes one of S3's host names apart: the bucket, if it is part of the name, and the region.
+/// Parses one of S3's host names: the bucket, if it is part of the name, and the region.
 fn bucket_and_region(host: &str) -> Option<(Option<String>, Option<String>)> {
     let host = host.to_ascii_lowercase();
     let service =
         [".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu"].iter().find_map(|end| host.strip_suffix(end))?;
-    // From the right: [bucket.]s3[.dualstack][.region] or [bucket.]s3-region. A bucket's name may hold dots, and labels
+    // From the right: [bucket.]s3[.dualstack][.region] or [bucket.]s3-region. A bucket's name may contain dots, and labels
     // such as s3.
     let labels: Vec<&str> = service.split('.').collect();
     let (begin, region) = match labels.as_slice() {
@@ -107,7 +118,7 @@ fn bucket_and_region(host: &str) -> Option<(Option<String>, Option<String>)> {
     Some((Some(bucket).filter(|bucket| !bucket.is_empty()), region.map(str::to_owned)))
 }
 
-/// Whether it looks like `eu-west-1`, and not like the names of S3's other doors, such as `website-eu-west-1`.
+/// Returns whether a label looks like `eu-west-1`, and not like another of S3's endpoints, such as `website-eu-west-1`.
 fn is_region(label: &str) -> bool {
     let partition = label.split('-').next().unwrap_or_default();
     matches!(partition.len(), 2 | 4) && label.ends_with(|c: char| c.is_ascii_digit())
@@ -128,7 +139,7 @@ mod tests {
             let request =
                 Unsigned { method: "GET", url: unsigned, headers: &[], service: Service::S3, region, expires };
             let ours = presign(request, &vectors::credentials(&vector), vectors::clock(&vector)).unwrap();
-            assert_eq!(vectors::taken_apart(&ours), vectors::taken_apart(theirs));
+            assert_eq!(vectors::split_url(&ours), vectors::split_url(theirs));
         }
     }
 
@@ -137,27 +148,24 @@ mod tests {
         for vector in vectors::all("s3_urls") {
             let text = |name| vectors::text(&vector, name);
             if text("region") == "us-east-1" {
-                // botocore leaves this region out of the name.
+                // botocore leaves this region out of the host name.
                 continue;
             }
             let object = Object { bucket: text("bucket").to_owned(), region: None, key: text("key").to_owned() };
-            let ours = object
-                .presigned(
-                    "GET",
-                    None,
-                    text("region"),
-                    Some("attachment;filename=\"a b.txt\""),
-                    Duration::from_secs(300),
-                    &vectors::credentials(&vector),
-                    vectors::clock(&vector),
-                )
-                .unwrap();
-            assert_eq!(vectors::taken_apart(&ours), vectors::taken_apart(text("url")));
+            let request = ObjectRequest {
+                method: "GET",
+                endpoint: None,
+                default_region: text("region"),
+                disposition: Some("attachment;filename=\"a b.txt\""),
+                valid_for: Duration::from_secs(300),
+            };
+            let ours = object.presigned(request, &vectors::credentials(&vector), vectors::clock(&vector)).unwrap();
+            assert_eq!(vectors::split_url(&ours), vectors::split_url(text("url")));
         }
     }
 
     #[test]
-    fn every_way_of_writing_an_object_is_known() {
+    fn urls_of_every_form_name_objects() {
         let buckets = ["outputs".to_owned(), "outputs.s3.example.org".to_owned(), "s3".to_owned()];
         let endpoint = Url::parse("http://127.0.0.1:5000").unwrap();
         let found = |url: &str| Object::of_url(url, &buckets, Some(&endpoint)).map(|it| (it.bucket, it.region, it.key));

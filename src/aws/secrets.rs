@@ -1,25 +1,25 @@
-//! Secrets Manager: what a secret says of a database.
+//! Secrets Manager: the secret with the database's credentials.
 
 use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::{Account, AwsError, Cause};
 
-/// What a secret says of a database: `username` and `password` alone if RDS manages it, the rest as well if it comes
-/// from a rotation template (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_json_structure.html>).
+/// A database secret: `username` and `password` alone if RDS manages it, the rest as well if it is from a rotation template
+/// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_json_structure.html>).
 #[derive(Debug, Clone, Deserialize)]
 pub struct DatabaseSecret {
     /// The user.
     pub username: String,
     /// The password.
     pub password: SecretString,
-    /// Host name or address.
+    /// The host's name or address.
     #[serde(default)]
     pub host: Option<String>,
     /// The port; some templates write it as text.
     #[serde(default, deserialize_with = "port")]
     pub port: Option<u16>,
-    /// The database.
+    /// The database's name.
     #[serde(default)]
     pub dbname: Option<String>,
 }
@@ -35,7 +35,7 @@ fn port<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u16>
         None => Ok(None),
         Some(Port::Number(port)) => Ok(Some(port)),
         Some(Port::Text(text)) => {
-            text.parse().map(Some).map_err(|_| serde::de::Error::custom("port is no port number"))
+            text.parse().map(Some).map_err(|_| serde::de::Error::custom("port is not a port number"))
         }
     }
 }
@@ -51,7 +51,7 @@ pub async fn database(account: &Account, arn: &str) -> Result<DatabaseSecret, Aw
 
 fn parse(text: &str) -> Result<DatabaseSecret, AwsError> {
     serde_json::from_str(text).map_err(|error| {
-        // serde's own words may repeat what it read.
+        // serde's message may repeat what it read.
         let kind = error.classify();
         AwsError::Secret(Cause::of(format!("it is not a JSON object with username and password ({kind:?} error)")))
     })
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_shapes() {
+    fn managed_and_rotated_secrets() {
         let managed = parse(r#"{"username":"operator","password":" p\"4 "}"#).unwrap();
         assert_eq!((managed.username.as_str(), managed.password.expose_secret()), ("operator", " p\"4 "));
         assert_eq!((managed.host, managed.port, managed.dbname), (None, None, None));
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_secret_is_not_repeated() {
+    fn errors_do_not_repeat_an_invalid_secret() {
         for text in ["topsecret", r#"{"username":"topsecret"}"#, r#"{"username":"u","password":["topsecret"]}"#] {
             let error = parse(text).unwrap_err();
             let AwsError::Secret(cause) = &error else { panic!("{error}") };

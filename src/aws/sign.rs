@@ -1,4 +1,4 @@
-//! URLs that carry their signature in the query
+//! URLs with their signature in the query
 //! (<https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>).
 
 use std::time::{Duration, SystemTime};
@@ -13,10 +13,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{AwsError, Cause};
 
-/// All that is not unreserved (RFC 3986) is encoded.
+/// The characters that are encoded: all but the unreserved ones (RFC 3986).
 pub(super) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What a URL is for.
+/// The AWS service that a URL is signed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Service {
     Sts,
@@ -34,28 +34,28 @@ impl Service {
     }
 }
 
-/// A request without a body that is to be signed.
+/// A request without a body, to be signed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Unsigned<'a> {
     /// `GET`, `DELETE`, …
     pub(super) method: &'a str,
-    /// As it is to be sent: encoded, without a fragment.
+    /// The URL as it is sent: encoded, without a fragment.
     pub(super) url: &'a str,
-    /// Headers that whoever sends it has to send with it.
+    /// The headers that have to be sent with the request.
     pub(super) headers: &'a [(&'a str, &'a str)],
     pub(super) service: Service,
     pub(super) region: &'a str,
     pub(super) expires: Duration,
 }
 
-/// The URL with the signature of these credentials at this time in its query.
+/// Returns the URL with a signature by these credentials at this time in its query.
 pub(super) fn presign(request: Unsigned<'_>, credentials: &Credentials, at: SystemTime) -> Result<String, AwsError> {
     let mut settings = SigningSettings::default();
     settings.signature_location = SignatureLocation::QueryParams;
     settings.expires_in = Some(request.expires);
     let mut body = SignableBody::Bytes(&[]);
     if request.service == Service::S3 {
-        // S3 takes keys as they are, and whoever holds a URL does not hash what he has not got yet.
+        // S3 does not normalize keys, and the user of a presigned URL cannot hash a body in advance.
         settings.percent_encoding_mode = PercentEncodingMode::Single;
         settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
         body = SignableBody::UnsignedPayload;

@@ -1,13 +1,13 @@
-//! The door of /pgsqlinit, /info, /list and /logs as a Lambda function.
+//! Lambda function of /pgsqlinit, /info, /list and /logs.
 
 use std::process::ExitCode;
 
 use operator_service::api::admin::{self, Admins};
-use operator_service::config::DatabaseConfig;
-use operator_service::runtime;
+use operator_service::config::DatabaseUse;
+use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
-    runtime::run(runtime::lambda(DatabaseConfig::Required, |config| {
+    runtime::run(lambda::run_router(DatabaseUse::Required, |config| {
         let (db, cluster, admins) = (runtime::db(&config)?, runtime::cluster(&config), Admins::listed(&config));
         Ok(admin::router(config, db, cluster, admins))
     }))

@@ -1,13 +1,13 @@
-//! The door of /compute and /runningjobs as a Lambda function.
+//! Lambda function of /compute and /runningjobs.
 
 use std::process::ExitCode;
 
 use operator_service::api::{compute, with_cors};
-use operator_service::config::DatabaseConfig;
-use operator_service::runtime;
+use operator_service::config::DatabaseUse;
+use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
-    runtime::run(runtime::lambda(DatabaseConfig::Required, |config| {
+    runtime::run(lambda::run_router(DatabaseUse::Required, |config| {
         let (db, cluster) = (runtime::db(&config)?, runtime::cluster(&config));
         Ok(with_cors(compute::router(config, db, cluster)))
     }))

@@ -1,11 +1,11 @@
-//! The door of /, /spec and /api/v1/docs/ as a Lambda function.
+//! Lambda function of /, /spec and /api/v1/docs/.
 
 use std::process::ExitCode;
 
 use operator_service::api::{docs, with_cors};
-use operator_service::config::DatabaseConfig;
-use operator_service::runtime;
+use operator_service::config::DatabaseUse;
+use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
-    runtime::run(runtime::lambda(DatabaseConfig::Optional, |config| Ok(with_cors(docs::router(config)))))
+    runtime::run(lambda::run_router(DatabaseUse::Optional, |config| Ok(with_cors(docs::router(config)))))
 }

@@ -1,13 +1,13 @@
-//! The door of /environments as a Lambda function.
+//! Lambda function of /environments.
 
 use std::process::ExitCode;
 
 use operator_service::api::{environments, with_cors};
-use operator_service::config::DatabaseConfig;
-use operator_service::runtime;
+use operator_service::config::DatabaseUse;
+use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
-    runtime::run(runtime::lambda(DatabaseConfig::Required, |config| {
+    runtime::run(lambda::run_router(DatabaseUse::Required, |config| {
         Ok(with_cors(environments::router(runtime::db(&config)?)))
     }))
 }

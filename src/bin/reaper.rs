@@ -1,13 +1,13 @@
-//! The door of the schedule: each invocation is one sweep.
+//! Scheduled Lambda function: each invocation is one sweep of the reaper.
 
 use std::process::ExitCode;
 
-use operator_service::config::DatabaseConfig;
-use operator_service::runtime;
+use operator_service::config::DatabaseUse;
+use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
-    runtime::run(runtime::on_events(DatabaseConfig::Required, |config| {
+    runtime::run(lambda::run_events(DatabaseUse::Required, |config| {
         let reaper = runtime::reaper(&config)?;
-        Ok(async move |event: runtime::Event| runtime::sweep(&reaper, event).await)
+        Ok(async move |event: lambda::Event| lambda::sweep(&reaper, event).await)
     }))
 }

@@ -1,13 +1,13 @@
-//! The door of /getResult as a Lambda function.
+//! Lambda function of /getResult.
 
 use std::process::ExitCode;
 
 use operator_service::api::{results, with_cors};
-use operator_service::config::DatabaseConfig;
-use operator_service::runtime;
+use operator_service::config::DatabaseUse;
+use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
-    runtime::run(runtime::lambda_streaming(DatabaseConfig::Required, |config| {
+    runtime::run(lambda::run_streaming(DatabaseUse::Required, |config| {
         let (db, storage) = (runtime::db(&config)?, runtime::storage(&config)?);
         Ok(with_cors(results::router(config, db, storage)))
     }))

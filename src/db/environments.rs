@@ -16,8 +16,7 @@ pub struct Announcement {
 impl Database {
     /// Every environment that an engine has announced: one row for each engine there ever was.
     pub async fn environments(&self) -> Result<Vec<Announcement>, DatabaseError> {
-        self.run(|connection| {
-            Box::pin(async move {
+        self.run(async |connection| {
                 Ok(sqlx::query_as!(
                     Announcement,
                     r#"
@@ -28,7 +27,6 @@ impl Database {
                 )
                 .fetch_all(connection)
                 .await?)
-            })
         })
         .await
     }

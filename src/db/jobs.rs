@@ -196,13 +196,11 @@ impl Database {
     pub async fn start(&self, job: NewJob, nonce: Option<NonceUse>) -> Result<Started, DatabaseError> {
         let by_id = Which { job_id: Some(job.job_id.to_string()), ..Which::default() };
         let result = self
-            .run(move |connection| {
-                Box::pin(async move {
-                    let mut transaction = connection.begin().await?;
-                    let started = start(&mut transaction, &job, nonce.as_ref()).await?;
-                    transaction.commit().await?;
-                    Ok(started)
-                })
+            .run(async |connection| {
+                let mut transaction = connection.begin().await?;
+                let started = start(&mut transaction, &job, nonce.as_ref()).await?;
+                transaction.commit().await?;
+                Ok(started)
             })
             .await;
         match result {
@@ -220,34 +218,24 @@ impl Database {
 
     /// Notes that a job's object is in the cluster.
     pub async fn registered(&self, job_id: &JobId) -> Result<(), DatabaseError> {
-        let job_id = job_id.to_string();
-        self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query!("UPDATE jobs SET registered = true WHERE workflowid = $1", job_id)
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            })
-        })
-        .await
+        self.execute(sqlx::query!("UPDATE jobs SET registered = true WHERE workflowid = $1", job_id.as_str())).await?;
+        Ok(())
     }
 
     /// The jobs asked for, newest first.
     pub async fn jobs(&self, which: Which, page: Page) -> Result<Vec<Job>, DatabaseError> {
-        self.run(move |connection| Box::pin(async move { select(connection, &which, page).await })).await
+        self.run(async |connection| select(connection, &which, page).await).await
     }
 
     /// Every unfinished job, oldest first.
     pub async fn unfinished(&self, page: Page) -> Result<Vec<Job>, DatabaseError> {
-        self.run(move |connection| {
-            Box::pin(async move {
-                select_jobs!(
-                    connection,
-                    "WHERE datefinished IS NULL ORDER BY datecreated, workflowid LIMIT $1 OFFSET $2",
-                    page.limit,
-                    page.offset
-                )
-            })
+        self.run(async |connection| {
+            select_jobs!(
+                connection,
+                "WHERE datefinished IS NULL ORDER BY datecreated, workflowid LIMIT $1 OFFSET $2",
+                page.limit,
+                page.offset
+            )
         })
         .await
     }
@@ -262,19 +250,17 @@ impl Database {
         nonce: Option<NonceUse>,
         page: Page,
     ) -> Result<Result<Changed, NonceRefused>, DatabaseError> {
-        self.run(move |connection| {
-            Box::pin(async move {
-                let mut transaction = connection.begin().await?;
-                if let Some(nonce) = &nonce
-                    && let Err(refused) = nonces::take(&mut transaction, nonce).await?
-                {
-                    return Ok(Err(refused));
-                }
-                let touched = mark(&mut transaction, change, &which, by).await?;
-                let jobs = select(&mut transaction, &which, page).await?;
-                transaction.commit().await?;
-                Ok(Ok(Changed { touched, jobs }))
-            })
+        self.run(async |connection| {
+            let mut transaction = connection.begin().await?;
+            if let Some(nonce) = &nonce
+                && let Err(refused) = nonces::take(&mut transaction, nonce).await?
+            {
+                return Ok(Err(refused));
+            }
+            let touched = mark(&mut transaction, change, &which, by).await?;
+            let jobs = select(&mut transaction, &which, page).await?;
+            transaction.commit().await?;
+            Ok(Ok(Changed { touched, jobs }))
         })
         .await
     }
@@ -282,23 +268,21 @@ impl Database {
     /// What the hand-out of a job's results depends on; `None` unless the job exists and is the owner's.
     pub async fn result(&self, job_id: &str, owner: &str) -> Result<Option<ResultRow>, DatabaseError> {
         let (job_id, owner) = (job_id.to_owned(), owner.to_owned());
-        self.run(move |connection| {
-            Box::pin(async move {
-                Ok(sqlx::query_as!(
-                    ResultRow,
-                    r#"
+        self.run(async |connection| {
+            Ok(sqlx::query_as!(
+                ResultRow,
+                r#"
                     SELECT provider, signerverified AS signer_verified, coalesce(removed, 0) <> 0 AS "removed!",
                            outputsurl AS outputs
                     FROM jobs
                     WHERE workflowid = $1 AND owner = $2
                     LIMIT 1
                     "#,
-                    job_id,
-                    owner,
-                )
-                .fetch_optional(connection)
-                .await?)
-            })
+                job_id,
+                owner,
+            )
+            .fetch_optional(connection)
+            .await?)
         })
         .await
     }
@@ -306,13 +290,11 @@ impl Database {
     /// The namespace that the book has for a job; `None` if it has none or does not know the job.
     pub async fn namespace(&self, job_id: &str) -> Result<Option<String>, DatabaseError> {
         let job_id = job_id.to_owned();
-        self.run(move |connection| {
-            Box::pin(async move {
-                let namespace = sqlx::query_scalar!("SELECT namespace FROM jobs WHERE workflowid = $1 LIMIT 1", job_id)
-                    .fetch_optional(connection)
-                    .await?;
-                Ok(namespace.flatten())
-            })
+        self.run(async |connection| {
+            let namespace = sqlx::query_scalar!("SELECT namespace FROM jobs WHERE workflowid = $1 LIMIT 1", job_id)
+                .fetch_optional(connection)
+                .await?;
+            Ok(namespace.flatten())
         })
         .await
     }

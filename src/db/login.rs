@@ -1,4 +1,4 @@
-//! How the books let us in: with a password that is given, kept in a secret, or made of AWS credentials.
+//! How to log in to the database: with a given password, one from a secret, or one made from AWS credentials.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,47 +9,47 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use super::DatabaseError;
 use crate::aws::{Account, AwsError, rds, secrets};
 use crate::cache::{Cached, Versioned};
-use crate::config::{Login, Postgres};
+use crate::config::{DatabaseConfig, Login};
 
-/// How long a password that was made of credentials is used for new connections; the database takes it for 15 minutes.
-const IAM_KEPT: Duration = Duration::from_secs(5 * 60);
-/// As good as for ever.
-const ALWAYS: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// How long a password made from credentials is used for new connections; the database accepts it for 15 minutes.
+const IAM_PASSWORD_AGE: Duration = Duration::from_secs(5 * 60);
+/// For a password that does not expire: 100 years.
+const NEVER_EXPIRES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// The way to the database, with what it takes to be let in.
+/// The connection options, with the password that is valid now.
 pub(super) struct Logins {
-    config: Postgres,
+    config: DatabaseConfig,
     account: Account,
-    kept: Cached<Arc<PgConnectOptions>, AwsError>,
+    cached: Cached<Arc<PgConnectOptions>, AwsError>,
 }
 
 impl Logins {
-    pub(super) fn new(config: &Postgres, account: Account) -> Self {
-        Self { config: config.clone(), account, kept: Cached::default() }
+    pub(super) fn new(config: &DatabaseConfig, account: Account) -> Self {
+        Self { config: config.clone(), account, cached: Cached::default() }
     }
 
-    /// What to connect with now. `refused` is what the database did not take.
+    /// Returns what to connect with now. `refused` is the version that the database refused, if it did.
     pub(super) async fn get(&self, refused: Option<u64>) -> Result<Versioned<Arc<PgConnectOptions>>, DatabaseError> {
         let now = SystemTime::now();
-        let made = self.kept.get(now, refused, async || {
+        let made = self.cached.get(now, refused, async || {
             let (options, life) = self.make(now).await?;
             Ok((Arc::new(options), now + life))
         });
-        made.await.map_err(DatabaseError::NoLogin)
+        made.await.map_err(DatabaseError::NoPassword)
     }
 
-    /// Whether the database may take another try, because it gets another password.
-    pub(super) fn change(&self) -> bool {
+    /// Returns whether a refused login may be tried again, because the password may have changed.
+    pub(super) fn can_change(&self) -> bool {
         !matches!(self.config.login, Login::Password(_))
     }
 
     async fn make(&self, now: SystemTime) -> Result<(PgConnectOptions, Duration), AwsError> {
-        let Postgres { host, port, database, user, login, .. } = &self.config;
+        let DatabaseConfig { host, port, database, user, login, .. } = &self.config;
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
         let port = port.unwrap_or(5432);
         Ok(match login {
             Login::Password(password) => {
-                (self.options(&text(host), port, &text(database), &text(user), password.as_ref()), ALWAYS)
+                (self.options(&text(host), port, &text(database), &text(user), password.as_ref()), NEVER_EXPIRES)
             }
             Login::Secret(arn) => {
                 let secret = secrets::database(&self.account, arn).await?;
@@ -58,13 +58,13 @@ impl Logins {
                 let database = secret.dbname.as_ref().or(database.as_ref()).ok_or_else(missing("POSTGRES_DB"))?;
                 let port = secret.port.unwrap_or(port);
                 tracing::info!("the database's secret was read");
-                (self.options(host, port, database, &secret.username, Some(&secret.password)), ALWAYS)
+                (self.options(host, port, database, &secret.username, Some(&secret.password)), NEVER_EXPIRES)
             }
             Login::Iam => {
                 let credentials = self.account.credentials().await?;
                 let region = self.account.region().await?;
                 let password = rds::password(&text(host), port, &text(user), region, &credentials, now)?;
-                (self.options(&text(host), port, &text(database), &text(user), Some(&password)), IAM_KEPT)
+                (self.options(&text(host), port, &text(database), &text(user), Some(&password)), IAM_PASSWORD_AGE)
             }
         })
     }
@@ -77,7 +77,7 @@ impl Logins {
         user: &str,
         password: Option<&SecretString>,
     ) -> PgConnectOptions {
-        let Postgres { ssl_mode, ca_file, .. } = &self.config;
+        let DatabaseConfig { ssl_mode, ca_file, .. } = &self.config;
         let mut options = PgConnectOptions::new_without_pgpass()
             .host(host)
             .port(port)
@@ -90,7 +90,7 @@ impl Logins {
         }
         match ca_file {
             Some(ca_file) => options.ssl_root_cert(ca_file),
-            // Beside the public authorities, which sqlx trusts by itself.
+            // In addition to the public authorities, which sqlx trusts by itself.
             None if matches!(ssl_mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull) => {
                 options.ssl_root_cert_from_pem(rds::AUTHORITIES.to_vec())
             }

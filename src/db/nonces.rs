@@ -9,28 +9,93 @@ use crate::auth::{NonceRefused, NonceUse};
 impl Database {
     /// Takes a nonce on its own, where nothing else is written.
     pub async fn take_nonce(&self, nonce: NonceUse) -> Result<Result<(), NonceRefused>, DatabaseError> {
-        self.run(move |connection| Box::pin(async move { take(connection, &nonce).await })).await
+        self.run(async |connection| take(connection, &nonce).await).await
     }
 
     /// Whether a nonce would pass now, without taking it.
     pub async fn peek_nonce(&self, nonce: NonceUse) -> Result<Result<(), NonceRefused>, DatabaseError> {
-        self.run(move |connection| {
-            Box::pin(async move {
-                let passes = sqlx::query_scalar!(
-                    r#"
+        self.run(async |connection| {
+            let passes = sqlx::query_scalar!(
+                r#"
                     SELECT nonce_passes($1, $2, $3)
                        AND NOT EXISTS (SELECT FROM usednonces WHERE signer = $1 AND ns = nonce_ns($2)) AS "passes!"
                     "#,
-                    nonce.signer.to_lowercase(),
-                    nonce.nonce.as_str(),
-                    nonce.window.as_secs_f64(),
-                )
-                .fetch_one(&mut *connection)
-                .await?;
-                if passes { Ok(Ok(())) } else { why_refused(connection, &nonce).await.map(Err) }
-            })
+                nonce.signer.to_lowercase(),
+                nonce.nonce.as_str(),
+                nonce.window.as_secs_f64(),
+            )
+            .fetch_one(&mut *connection)
+            .await?;
+            if passes { Ok(Ok(())) } else { why_refused(connection, &nonce).await.map(Err) }
         })
         .await
+    }
+
+    /// Returns whether nonces were last pruned at least `seconds` ago.
+    pub async fn nonce_pruning_due(&self, seconds: f64) -> Result<bool, DatabaseError> {
+        self.run(async |connection| {
+            Ok(sqlx::query_scalar!(
+                r#"
+                SELECT EXISTS (SELECT FROM sweeps WHERE nonceschored <= now() - make_interval(secs => $1)) AS "due!"
+                "#,
+                seconds
+            )
+            .fetch_one(connection)
+            .await?)
+        })
+        .await
+    }
+
+    /// Deletes nonces that are more than `margin` seconds below their signer's highest, of up to 2,000 signers in the
+    /// order of their addresses, starting after `after`. With `dry_run`, only counts them. Returns how many there were,
+    /// and the last signer; `None` if there are no more.
+    pub async fn prune_nonces(
+        &self,
+        margin: f64,
+        after: &str,
+        dry_run: bool,
+    ) -> Result<(u64, Option<String>), DatabaseError> {
+        self.run(async |connection| {
+            let row = sqlx::query!(
+                r#"
+                WITH RECURSIVE signers AS (
+                    (SELECT signer, 1 AS number FROM usednonces WHERE signer > $3 ORDER BY signer LIMIT 1)
+                    UNION ALL
+                    SELECT (SELECT used.signer FROM usednonces AS used WHERE used.signer > signers.signer
+                            ORDER BY used.signer LIMIT 1), number + 1
+                    FROM signers WHERE signers.signer IS NOT NULL AND number < 2000
+                ), old AS (
+                    SELECT used.signer, used.ns
+                    FROM signers
+                    CROSS JOIN LATERAL (
+                        SELECT signer, ns FROM usednonces
+                        WHERE usednonces.signer = signers.signer
+                          AND ns < (SELECT max(highest.ns) FROM usednonces AS highest
+                                    WHERE highest.signer = signers.signer) - $1::float8::numeric * 1e9
+                        LIMIT 5000
+                    ) AS used
+                    LIMIT 10000
+                ), gone AS (
+                    DELETE FROM usednonces USING old
+                    WHERE NOT $2 AND usednonces.signer = old.signer AND usednonces.ns = old.ns
+                )
+                SELECT (SELECT count(*) FROM old) AS "old!", (SELECT max(signer) FROM signers) AS last
+                "#,
+                margin,
+                dry_run,
+                after
+            )
+            .fetch_one(connection)
+            .await?;
+            Ok((row.old as u64, row.last))
+        })
+        .await
+    }
+
+    /// Records that all nonces that could be pruned were.
+    pub async fn nonces_pruned(&self) -> Result<(), DatabaseError> {
+        self.execute(sqlx::query!("UPDATE sweeps SET nonceschored = now()")).await?;
+        Ok(())
     }
 }
 

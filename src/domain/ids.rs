@@ -107,6 +107,12 @@ impl Namespace {
     }
 }
 
+/// The namespace that a job runs in: the one that its row names, else the one of requests that name no environment. Rows
+/// of the old service may name none.
+pub fn effective_namespace<'a>(row: Option<&'a Namespace>, default: &'a Namespace) -> &'a Namespace {
+    row.unwrap_or(default)
+}
+
 /// A blockchain, by its number (EIP-155). Compares by value, and keeps whether the caller wrote it as a JSON number or as
 /// text, because the workflow and `/runningjobs` show it as it was sent.
 #[derive(Debug, Clone)]

@@ -9,6 +9,6 @@ mod ids;
 mod job;
 mod status;
 
-pub use ids::{AgreementId, ChainId, InvalidId, JobId, Namespace, Owner};
+pub use ids::{AgreementId, ChainId, InvalidId, JobId, Namespace, Owner, effective_namespace};
 pub use job::Job;
 pub use status::{SETTLING_SECONDS, Status, StopRequest, may_be_dispatched, settles_in};

@@ -94,6 +94,16 @@ impl Status {
         }
     }
 
+    /// Returns whether an engine was given the job and has not begun it.
+    pub fn is_dispatched(self) -> bool {
+        (Self::Dispatched.code()..Self::ConfiguringVolumes.code()).contains(&self.code())
+    }
+
+    /// Returns whether an engine has begun the job.
+    pub fn is_begun(self) -> bool {
+        self.code() >= Self::ConfiguringVolumes.code()
+    }
+
     /// The codes of the states with which an engine is done at once, for SQL.
     pub fn settled_codes() -> Vec<i32> {
         Self::SETTLED.map(Self::code).to_vec()
@@ -147,6 +157,14 @@ mod tests {
     fn codes_and_states_match() {
         for code in -1..100 {
             assert_eq!(Status::from_code(code).code(), code);
+        }
+    }
+
+    #[test]
+    fn a_job_waits_is_dispatched_or_is_begun() {
+        for (code, expected) in [(0, (false, false)), (1, (false, false)), (10, (true, false)), (20, (false, true))] {
+            let status = Status::from_code(code);
+            assert_eq!((status.is_dispatched(), status.is_begun()), expected, "{code}");
         }
     }
 }

@@ -27,12 +27,12 @@ pub struct Workflow(Object);
 /// What every job's workflow is completed with.
 #[derive(Debug, Clone, Serialize)]
 pub struct Completion {
-    /// The most that `maxtime` may say, in seconds; 0 for no limit (ALGO_POD_TIMEOUT).
+    /// The maximum of `maxtime`, in seconds; `None` for no limit (ALGO_POD_TIMEOUT).
     #[serde(skip)]
-    pub max_time: u64,
-    /// How long outputs are kept after the job's end, in seconds; 0 for ever (STORAGE_EXPIRY).
+    pub max_time: Option<u64>,
+    /// How long outputs are kept after the job's end, in seconds; `None` for ever (STORAGE_EXPIRY).
     #[serde(skip)]
-    pub storage_expiry: u64,
+    pub storage_expiry: Option<u64>,
     /// Size of the volume for inputs, a Kubernetes quantity.
     #[serde(rename = "inputVolumesize")]
     pub input_volume_size: String,
@@ -85,16 +85,15 @@ impl Workflow {
         for compute in self.stages().filter_map(|stage| stage.get_mut("compute")?.as_object_mut()) {
             let asked = compute.get("maxtime").and_then(seconds).filter(|asked| *asked > 0);
             let granted = match (asked, completion.max_time) {
-                (asked, 0) => asked,
-                (None, limit) => Some(limit),
-                (Some(asked), limit) => Some(asked.min(limit)),
+                (Some(asked), Some(limit)) => Some(asked.min(limit)),
+                (asked, limit) => asked.or(limit),
             };
             if let Some(granted) = granted {
                 compute.insert("maxtime".into(), granted.into());
             }
             compute.insert("resources".into(), json!(completion));
             compute.insert("namespace".into(), namespace.into());
-            compute.insert("storageExpiry".into(), completion.storage_expiry.into());
+            compute.insert("storageExpiry".into(), completion.storage_expiry.unwrap_or(0).into());
         }
         if let Some(chain_id) = chain_id {
             self.0.insert("chainId".into(), chain_id);

@@ -1,4 +1,4 @@
-//! What has become of the steps of a job, told from its Kubernetes Jobs and their pods. Pure.
+//! The state of a job's steps, derived from their Kubernetes Jobs and pods. Pure.
 
 use k8s_openapi::api::batch::v1::{Job as EngineJob, JobStatus};
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod, PodCondition, PodSpec};
@@ -9,83 +9,84 @@ use kube::ResourceExt;
 use super::Component;
 use crate::domain::JobId;
 
-/// One of the engine's Jobs.
+/// A step of a job as the cluster shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
-    /// Whose step it is.
+    /// The job that the step belongs to.
     pub job_id: JobId,
-    /// Which.
+    /// Which step of the job it is.
     pub component: Component,
-    /// The Job's uid.
+    /// The Kubernetes Job's uid.
     pub uid: String,
-    /// The Job's version, as it was looked at.
+    /// The Kubernetes Job's version when it was read.
     pub resource_version: String,
-    /// For how many seconds it has run, by the cluster's clock; 0 if it has not begun.
+    /// Seconds since the step started, by the cluster's clock; 0 if it has not started.
     pub running_for: f64,
-    /// What has become of it.
+    /// The step's state.
     pub state: StepState,
 }
 
-/// What has become of a step.
+/// The state of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepState {
-    /// It runs, or is about to, or waits for something that is bound to come.
+    /// It runs, is about to, or waits for something that Kubernetes provides without help.
     Running,
-    /// It is done.
+    /// It has succeeded.
     Done,
-    /// Somebody has deleted it, and something still holds it.
-    Going,
-    /// It will not be done as it is.
+    /// Its Kubernetes Job is marked as deleted, and a finalizer still holds it.
+    Terminating,
+    /// It does not get on.
     Stuck {
         /// Why.
-        trouble: Trouble,
-        /// Whether that may pass.
-        hope: Hope,
-        /// For how many seconds it has been so, by the cluster's clock.
+        problem: Problem,
+        /// Whether the problem may end without intervention.
+        recovery: Recovery,
+        /// How long the problem has lasted, in seconds by the cluster's clock.
         seconds: f64,
     },
 }
 
-/// Why a step does not get on.
+/// Why a step is stuck.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trouble {
-    /// The kernel killed it; so much it was allowed, if that is known.
+pub enum Problem {
+    /// The kernel killed it for want of memory. The memory limit, if known.
     OutOfMemory(Option<String>),
     /// It ended with this exit code.
-    Exit(i32),
-    /// Its node ran short of something and threw it out.
+    ExitCode(i32),
+    /// Its node evicted it for want of resources.
     Evicted,
-    /// It took longer than its own Job allows.
-    Deadline,
-    /// It failed, nobody knows how.
+    /// It exceeded the `activeDeadlineSeconds` of its own Job.
+    DeadlineExceeded,
+    /// It failed for an unknown reason.
     Failed,
     /// Its image cannot be pulled.
-    Image,
-    /// Its image's name is none.
-    ImageName,
-    /// Its container cannot be made.
-    Container,
-    /// No node has room for it; what they lack, such as `cpu`, if that is known.
-    Node(Option<String>),
-    /// The cluster lets no pod be made for it, for want of quota for example.
+    ImagePull,
+    /// The name of its image is invalid.
+    InvalidImageName,
+    /// Its container cannot be created.
+    ContainerCreation,
+    /// No node has capacity for it. The resource that nodes lack, such as `cpu`, if known.
+    Unschedulable(Option<String>),
+    /// The cluster creates no pod for it, for example because a quota is exhausted.
     NoPod,
 }
 
-/// Whether trouble may pass.
+/// Whether a problem may end without intervention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hope {
+pub enum Recovery {
     /// It will not.
     None,
     /// The cluster tries again.
     Retry,
-    /// It is started again and again, until the cluster gives it up, and its pod with it: after six times, which takes
-    /// about five minutes.
+    /// The kubelet restarts the container, until the cluster gives up and deletes the pod: after six restarts, which
+    /// take about five minutes.
     Restart,
-    /// There may be room later.
-    Room,
+    /// There may be capacity later.
+    Capacity,
 }
 
-/// Reads one of the engine's Jobs; `None` if it is none of them. `pods` may hold those of others, too.
+/// Derives a step from its Kubernetes Job; `None` if the Job is not one of the engine's. `pods` may include pods of
+/// other Jobs.
 pub(super) fn step(job: &EngineJob, pods: &[Pod], now: Timestamp) -> Option<Step> {
     let job_id = JobId::of_object(job.labels().get("workflow")?)?;
     let component = Component::parse(job.labels().get("component")?)?;
@@ -106,8 +107,9 @@ pub(super) fn step(job: &EngineJob, pods: &[Pod], now: Timestamp) -> Option<Step
     })
 }
 
-/// Objects without what nobody here asks for: there may be many, and their templates are large.
+/// Objects without the fields that are not used here: there may be many objects, and their templates are large.
 pub(super) trait Slim {
+    /// Removes the fields that are not used here.
     fn slim(self) -> Self;
 }
 
@@ -137,12 +139,12 @@ impl Slim for Pod {
     }
 }
 
-/// Whether it takes its pods to know what has become of a Job.
+/// Returns whether a Job's pods are needed to derive its state.
 pub(super) fn is_open(job: &EngineJob) -> bool {
-    !matches!(state(job, &[], Timestamp::MIN), StepState::Done | StepState::Going)
+    !matches!(state(job, &[], Timestamp::MIN), StepState::Done | StepState::Terminating)
 }
 
-/// Seconds since then; what lies in the future is now.
+/// Seconds since a time; 0 if it is in the future.
 fn age(time: Option<&Time>, now: Timestamp) -> Option<f64> {
     time.map(|time| now.duration_since(time.0).as_secs_f64().max(0.0))
 }
@@ -155,46 +157,47 @@ fn state(job: &EngineJob, pods: &[&Pod], now: Timestamp) -> StepState {
         conditions.iter().find(|condition| condition.type_ == name && condition.status == "True")
     };
     if job.metadata.deletion_timestamp.is_some() {
-        return StepState::Going;
+        return StepState::Terminating;
     }
     if status.succeeded.unwrap_or(0) > 0 || condition("Complete").is_some() {
         return StepState::Done;
     }
     let has_failed = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Failed"));
-    // Of a pod that failed and the one that took its place, the time stamps may be the same.
+    // A pod that failed and its replacement may have the same creation timestamp.
     let latest = |failed_first: bool| {
         pods.iter().max_by_key(|pod| (has_failed(pod) == failed_first, pod.metadata.creation_timestamp.clone()))
     };
     if let Some(failed) = condition("Failed") {
-        let trouble = match (failed.reason.as_deref(), latest(true)) {
-            (Some("DeadlineExceeded"), _) => Trouble::Deadline,
+        let problem = match (failed.reason.as_deref(), latest(true)) {
+            (Some("DeadlineExceeded"), _) => Problem::DeadlineExceeded,
             (_, Some(pod)) => how_it_failed(pod),
-            (_, None) => Trouble::Failed,
+            (_, None) => Problem::Failed,
         };
         let seconds = age(failed.last_transition_time.as_ref(), now).unwrap_or(0.0);
-        return StepState::Stuck { trouble, hope: Hope::None, seconds };
+        return StepState::Stuck { problem, recovery: Recovery::None, seconds };
     }
     if job.spec.as_ref().is_some_and(|spec| spec.suspend == Some(true)) {
         return StepState::Running;
     }
     let stuck = match latest(false) {
         Some(pod) if pod.metadata.deletion_timestamp.is_some() => None,
-        Some(pod) => pod_trouble(pod, now),
-        // It had one, and its next is about to be made: the cluster makes a pause before that.
+        Some(pod) => pod_problem(pod, now),
+        // It had a pod, and the next one is created after a back-off.
         None if status.active.unwrap_or(0) > 0 || status.failed.unwrap_or(0) > 0 => None,
         None => {
             let since = status.start_time.as_ref().or(job.metadata.creation_timestamp.as_ref());
-            Some((Trouble::NoPod, Hope::Room, age(since, now).unwrap_or(0.0)))
+            Some((Problem::NoPod, Recovery::Capacity, age(since, now).unwrap_or(0.0)))
         }
     };
     match stuck {
-        Some((trouble, hope, seconds)) => StepState::Stuck { trouble, hope, seconds },
+        Some((problem, recovery, seconds)) => StepState::Stuck { problem, recovery, seconds },
         None => StepState::Running,
     }
 }
 
-/// What keeps the youngest pod of a step, if anything does, whether that may pass, and for how long it has been so.
-fn pod_trouble(pod: &Pod, now: Timestamp) -> Option<(Trouble, Hope, f64)> {
+/// The problem of a step's youngest pod, if it has one, whether that may end without intervention, and for how many
+/// seconds it has lasted.
+fn pod_problem(pod: &Pod, now: Timestamp) -> Option<(Problem, Recovery, f64)> {
     let status = pod.status.as_ref()?;
     let begun = || age(status.start_time.as_ref().or(pod.metadata.creation_timestamp.as_ref()), now).unwrap_or(0.0);
     let condition = |name: &str| {
@@ -210,9 +213,9 @@ fn pod_trouble(pod: &Pod, now: Timestamp) -> Option<(Trouble, Hope, f64)> {
         Some("Failed") => {
             let ended = containers(pod).filter_map(|it| it.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
             let not_ready = ready.and_then(|condition| condition.last_transition_time.as_ref());
-            // What ran for hours has not failed for as long.
+            // Without a time of failure: the pod may have run for hours before it failed.
             let seconds = age(ended.max().or(not_ready), now).unwrap_or(0.0);
-            return Some((how_it_failed(pod), Hope::Retry, seconds));
+            return Some((how_it_failed(pod), Recovery::Retry, seconds));
         }
         _ => {}
     }
@@ -220,63 +223,64 @@ fn pod_trouble(pod: &Pod, now: Timestamp) -> Option<(Trouble, Hope, f64)> {
         && unscheduled.reason.as_deref() == Some("Unschedulable")
     {
         let lacks = unscheduled.message.as_deref().and_then(lacking);
-        return Some((Trouble::Node(lacks), Hope::Room, since(Some(unscheduled))));
+        return Some((Problem::Unschedulable(lacks), Recovery::Capacity, since(Some(unscheduled))));
     }
     let not_ready = || since(ready);
     containers(pod).find_map(|container| {
         let reason = container.state.as_ref()?.waiting.as_ref()?.reason.as_deref()?;
-        let (trouble, hope, seconds) = match reason {
+        let (problem, recovery, seconds) = match reason {
             "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "ImageInspectError" | "RegistryUnavailable" => {
-                (Trouble::Image, Hope::Retry, not_ready())
+                (Problem::ImagePull, Recovery::Retry, not_ready())
             }
-            "InvalidImageName" => (Trouble::ImageName, Hope::None, not_ready()),
+            "InvalidImageName" => (Problem::InvalidImageName, Recovery::None, not_ready()),
             "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-                (Trouble::Container, Hope::Retry, not_ready())
+                (Problem::ContainerCreation, Recovery::Retry, not_ready())
             }
             "CrashLoopBackOff" => {
-                let trouble = container.last_state.as_ref().and_then(terminated).unwrap_or(Trouble::Failed);
-                (trouble, Hope::Restart, restarting_for(container.restart_count))
+                let problem = container.last_state.as_ref().and_then(terminated).unwrap_or(Problem::Failed);
+                (problem, Recovery::Restart, restarting_for(container.restart_count))
             }
             _ => return None,
         };
-        let trouble = match trouble {
-            Trouble::OutOfMemory(_) => Trouble::OutOfMemory(memory_limit(pod)),
-            trouble => trouble,
+        let problem = match problem {
+            Problem::OutOfMemory(_) => Problem::OutOfMemory(memory_limit(pod)),
+            problem => problem,
         };
-        Some((trouble, hope, seconds))
+        Some((problem, recovery, seconds))
     })
 }
 
-/// For how many seconds at least a container has been started again and again. Its conditions change each time, and what
-/// it did before it first failed does not count; but the pauses are known: none, 10 seconds, and twice as long each time.
+/// The least number of seconds since a container first failed, by its restarts: its conditions change with each of them,
+/// but the back-off is known: none, 10 seconds, and twice as long each time
+/// (<https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy>).
 fn restarting_for(restarts: i32) -> f64 {
     10.0 * (2_f64.powi(restarts.clamp(1, 6) - 1) - 1.0)
 }
 
-fn how_it_failed(pod: &Pod) -> Trouble {
+fn how_it_failed(pod: &Pod) -> Problem {
     let status = pod.status.as_ref();
     match status.and_then(|status| status.reason.as_deref()) {
-        Some("Evicted") => return Trouble::Evicted,
-        Some("DeadlineExceeded") => return Trouble::Deadline,
+        Some("Evicted") => return Problem::Evicted,
+        Some("DeadlineExceeded") => return Problem::DeadlineExceeded,
         _ => {}
     }
-    let troubles = containers(pod).filter_map(|container| {
+    let problems = containers(pod).filter_map(|container| {
         let last = container.last_state.as_ref().and_then(terminated);
         container.state.as_ref().and_then(terminated).or(last)
     });
-    match troubles.max_by_key(|trouble| matches!(trouble, Trouble::OutOfMemory(_))) {
-        Some(Trouble::OutOfMemory(_)) => Trouble::OutOfMemory(memory_limit(pod)),
-        Some(trouble) => trouble,
-        None => Trouble::Failed,
+    match problems.max_by_key(|problem| matches!(problem, Problem::OutOfMemory(_))) {
+        Some(Problem::OutOfMemory(_)) => Problem::OutOfMemory(memory_limit(pod)),
+        Some(problem) => problem,
+        None => Problem::Failed,
     }
 }
 
-fn terminated(state: &ContainerState) -> Option<Trouble> {
+fn terminated(state: &ContainerState) -> Option<Problem> {
     let end = state.terminated.as_ref()?;
     match (end.reason.as_deref(), end.exit_code) {
-        (Some("OOMKilled"), _) => Some(Trouble::OutOfMemory(None)),
+        (Some("OOMKilled"), _) => Some(Problem::OutOfMemory(None)),
         (_, 0) => None,
-        (_, code) => Some(Trouble::Exit(code)),
+        (_, code) => Some(Problem::ExitCode(code)),
     }
 }
 
@@ -291,7 +295,7 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     })
 }
 
-/// What the scheduler says that nodes lack: "0/3 nodes are available: 3 Insufficient cpu. …"
+/// The resource that nodes lack, by the scheduler's message: "0/3 nodes are available: 3 Insufficient cpu. …"
 fn lacking(message: &str) -> Option<String> {
     let rest = message.split("Insufficient ").nth(1)?;
     let resource = rest.split(|c: char| !(c.is_ascii_alphanumeric() || "./-".contains(c))).next()?;
@@ -364,7 +368,7 @@ mod tests {
         json!({ "terminated": { "reason": reason, "exitCode": code, "finishedAt": ago(70) } })
     }
 
-    /// A pod whose containers are not ready for 100 seconds.
+    /// A pod whose containers have not been ready for 100 seconds.
     fn pending(containers: Value) -> Pod {
         pod(json!({
             "phase": "Pending", "containerStatuses": [containers],
@@ -379,18 +383,18 @@ mod tests {
         }]}))
     }
 
-    fn seen(job: &EngineJob, pods: &[Pod]) -> StepState {
+    fn state_of(job: &EngineJob, pods: &[Pod]) -> StepState {
         step(job, pods, now()).unwrap().state
     }
 
-    fn stuck(trouble: Trouble, hope: Hope, seconds: f64) -> StepState {
-        StepState::Stuck { trouble, hope, seconds }
+    fn stuck(problem: Problem, recovery: Recovery, seconds: f64) -> StepState {
+        StepState::Stuck { problem, recovery, seconds }
     }
 
     #[test]
-    fn what_kubelets_say_of_pods() {
-        let memory = || Trouble::OutOfMemory(Some("512Mi".to_owned()));
-        let node = |lacks: &str| Trouble::Node(Some(lacks.to_owned()));
+    fn states_derived_from_pods() {
+        let memory = || Problem::OutOfMemory(Some("512Mi".to_owned()));
+        let node = |lacks: &str| Problem::Unschedulable(Some(lacks.to_owned()));
         for (pod, expected) in [
             (
                 pod(
@@ -404,68 +408,77 @@ mod tests {
             (pending(container(waiting("ContainerCreating"), json!({}))), StepState::Running),
             (pending(container(waiting("PodInitializing"), json!({}))), StepState::Running),
             (pending(container(json!({ "waiting": {} }), json!({}))), StepState::Running),
-            (pending(container(waiting("ErrImagePull"), json!({}))), stuck(Trouble::Image, Hope::Retry, 100.0)),
-            (pending(container(waiting("ImagePullBackOff"), json!({}))), stuck(Trouble::Image, Hope::Retry, 100.0)),
-            (pending(container(waiting("InvalidImageName"), json!({}))), stuck(Trouble::ImageName, Hope::None, 100.0)),
+            (pending(container(waiting("ErrImagePull"), json!({}))), stuck(Problem::ImagePull, Recovery::Retry, 100.0)),
+            (
+                pending(container(waiting("ImagePullBackOff"), json!({}))),
+                stuck(Problem::ImagePull, Recovery::Retry, 100.0),
+            ),
+            (
+                pending(container(waiting("InvalidImageName"), json!({}))),
+                stuck(Problem::InvalidImageName, Recovery::None, 100.0),
+            ),
             (
                 pending(container(waiting("CreateContainerConfigError"), json!({}))),
-                stuck(Trouble::Container, Hope::Retry, 100.0),
+                stuck(Problem::ContainerCreation, Recovery::Retry, 100.0),
             ),
-            // Restarted in place: what it was killed for last time, and how long the pauses have been.
+            // Restarted in place: the reason for which it was last killed, and the sum of the back-offs.
             (
                 pending(container(
                     waiting("CrashLoopBackOff"),
                     json!({ "restartCount": 4, "lastState": ended("OOMKilled", 137) }),
                 )),
-                stuck(memory(), Hope::Restart, 70.0),
+                stuck(memory(), Recovery::Restart, 70.0),
             ),
             (
                 pending(container(
                     waiting("CrashLoopBackOff"),
                     json!({ "restartCount": 1, "lastState": ended("Error", 3) }),
                 )),
-                stuck(Trouble::Exit(3), Hope::Restart, 0.0),
+                stuck(Problem::ExitCode(3), Recovery::Restart, 0.0),
             ),
             (
                 pending(container(waiting("CrashLoopBackOff"), json!({ "restartCount": 99, "lastState": {} }))),
-                stuck(Trouble::Failed, Hope::Restart, 310.0),
+                stuck(Problem::Failed, Recovery::Restart, 310.0),
             ),
             (
                 pod(json!({
                     "phase": "Pending", "initContainerStatuses": [container(waiting("ImagePullBackOff"), json!({}))],
                     "containerStatuses": [container(waiting("PodInitializing"), json!({}))]
                 })),
-                stuck(Trouble::Image, Hope::Retry, 1000.0),
+                stuck(Problem::ImagePull, Recovery::Retry, 1000.0),
             ),
             (
                 unscheduled(json!("0/3 nodes are available: 1 Too many pods, 2 Insufficient memory. preemption: …")),
-                stuck(node("memory"), Hope::Room, 50.0),
+                stuck(node("memory"), Recovery::Capacity, 50.0),
             ),
             (
                 unscheduled(json!("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")),
-                stuck(node("nvidia.com/gpu"), Hope::Room, 50.0),
+                stuck(node("nvidia.com/gpu"), Recovery::Capacity, 50.0),
             ),
-            (unscheduled(json!("0/1 nodes: Insufficient ")), stuck(Trouble::Node(None), Hope::Room, 50.0)),
-            (unscheduled(json!("no nodes available")), stuck(Trouble::Node(None), Hope::Room, 50.0)),
-            (unscheduled(json!(null)), stuck(Trouble::Node(None), Hope::Room, 50.0)),
-            // It may have run for long before.
-            (pod(json!({ "phase": "Failed", "reason": "Evicted" })), stuck(Trouble::Evicted, Hope::Retry, 0.0)),
+            (
+                unscheduled(json!("0/1 nodes: Insufficient ")),
+                stuck(Problem::Unschedulable(None), Recovery::Capacity, 50.0),
+            ),
+            (unscheduled(json!("no nodes available")), stuck(Problem::Unschedulable(None), Recovery::Capacity, 50.0)),
+            (unscheduled(json!(null)), stuck(Problem::Unschedulable(None), Recovery::Capacity, 50.0)),
+            // It may have run for a long time before.
+            (pod(json!({ "phase": "Failed", "reason": "Evicted" })), stuck(Problem::Evicted, Recovery::Retry, 0.0)),
             (
                 pod(json!({ "phase": "Failed", "containerStatuses": [container(ended("OOMKilled", 137), json!({}))] })),
-                stuck(memory(), Hope::Retry, 70.0),
+                stuck(memory(), Recovery::Retry, 70.0),
             ),
             (
                 pod(json!({ "phase": "Failed", "containerStatuses": [container(ended("Error", 1), json!({}))] })),
-                stuck(Trouble::Exit(1), Hope::Retry, 70.0),
+                stuck(Problem::ExitCode(1), Recovery::Retry, 70.0),
             ),
-            (pod(json!({ "phase": "Failed" })), stuck(Trouble::Failed, Hope::Retry, 0.0)),
+            (pod(json!({ "phase": "Failed" })), stuck(Problem::Failed, Recovery::Retry, 0.0)),
         ] {
-            assert_eq!(seen(&job(json!({})), std::slice::from_ref(&pod)), expected, "{pod:?}");
+            assert_eq!(state_of(&job(json!({})), std::slice::from_ref(&pod)), expected, "{pod:?}");
         }
     }
 
     #[test]
-    fn what_is_said_of_jobs() {
+    fn states_derived_from_jobs() {
         let condition = |kind: &str, reason: &str| {
             let condition = json!({ "type": kind, "status": "True", "reason": reason, "lastTransitionTime": ago(9) });
             job(json!({ "status": { "conditions": [condition] } }))
@@ -477,37 +490,37 @@ mod tests {
         for (job, pods, expected) in [
             (job(json!({ "status": { "succeeded": 1 } })), &broken[..], StepState::Done),
             (condition("Complete", ""), &[], StepState::Done),
-            (job(json!({ "metadata": { "deletionTimestamp": ago(1) } })), &broken, StepState::Going),
-            (failed(), &[], stuck(Trouble::Failed, Hope::None, 9.0)),
-            (failed(), &evicted, stuck(Trouble::Evicted, Hope::None, 9.0)),
-            (condition("Failed", "DeadlineExceeded"), &evicted, stuck(Trouble::Deadline, Hope::None, 9.0)),
+            (job(json!({ "metadata": { "deletionTimestamp": ago(1) } })), &broken, StepState::Terminating),
+            (failed(), &[], stuck(Problem::Failed, Recovery::None, 9.0)),
+            (failed(), &evicted, stuck(Problem::Evicted, Recovery::None, 9.0)),
+            (condition("Failed", "DeadlineExceeded"), &evicted, stuck(Problem::DeadlineExceeded, Recovery::None, 9.0)),
             (job(json!({ "spec": { "suspend": true } })), &[], StepState::Running),
-            // Its pod is gone, and the next is about to be made.
+            // Its pod does not exist any more, and the next is about to be created.
             (job(json!({ "status": { "active": 1 } })), &[], StepState::Running),
             (job(json!({ "status": { "active": 0, "failed": 1 } })), &[], StepState::Running),
-            (job(json!({ "status": { "active": 0 } })), &[], stuck(Trouble::NoPod, Hope::Room, 1000.0)),
-            (job(json!({ "status": null })), &[], stuck(Trouble::NoPod, Hope::Room, 1000.0)),
+            (job(json!({ "status": { "active": 0 } })), &[], stuck(Problem::NoPod, Recovery::Capacity, 1000.0)),
+            (job(json!({ "status": null })), &[], stuck(Problem::NoPod, Recovery::Capacity, 1000.0)),
             (
                 job(json!({ "status": { "active": 0, "startTime": ago(-600) } })),
                 &[],
-                stuck(Trouble::NoPod, Hope::Room, 0.0),
+                stuck(Problem::NoPod, Recovery::Capacity, 0.0),
             ),
         ] {
-            assert_eq!(seen(&job, pods), expected, "{job:?}");
+            assert_eq!(state_of(&job, pods), expected, "{job:?}");
         }
-        // The pod that took the place of one that failed counts, and others' pods do not.
+        // The pod that replaced a failed one counts, and pods of other Jobs do not.
         let running = pod(json!({ "phase": "Running" }));
-        assert_eq!(seen(&job(json!({})), &[running.clone(), evicted[0].clone()]), StepState::Running);
+        assert_eq!(state_of(&job(json!({})), &[running.clone(), evicted[0].clone()]), StepState::Running);
         let mut foreign = evicted[0].clone();
         foreign.metadata.owner_references = None;
-        assert_eq!(seen(&job(json!({})), &[running, foreign]), StepState::Running);
-        let mut going = broken[0].clone();
-        going.metadata.deletion_timestamp = Some(Time(now()));
-        assert_eq!(seen(&job(json!({})), &[going]), StepState::Running);
+        assert_eq!(state_of(&job(json!({})), &[running, foreign]), StepState::Running);
+        let mut terminating = broken[0].clone();
+        terminating.metadata.deletion_timestamp = Some(Time(now()));
+        assert_eq!(state_of(&job(json!({})), &[terminating]), StepState::Running);
     }
 
     #[test]
-    fn what_is_no_step_of_a_job() {
+    fn jobs_that_are_not_steps() {
         let found = step(&job(json!({})), &[], now()).unwrap();
         assert_eq!((found.job_id.as_str(), found.component, found.running_for), ("job", Component::Algorithm, 1000.0));
         assert_eq!((found.uid.as_str(), found.resource_version.as_str()), ("u", "7"));

@@ -1,8 +1,8 @@
 //! The WorkFlow resource: `oceanprotocol.com/v1alpha`, plural `workflows`, short name `wf`.
 //!
-//! The engines of 2019 and 2020 start a job when such an object is created; anyone else may look at it with
-//! kubectl (contract: `engine.md`, "The custom resource"). The CRD is made from these types:
-//! `operator-service crd`, infra/kubernetes/crd.yaml.
+//! The engine of 2019 and 2020 starts a job when such an object is created; otherwise it is for kubectl
+//! (docs/contract/engine.md, "WorkFlow objects"). The CRD is generated from these types: `operator-service crd` prints
+//! infra/kubernetes/crd.yaml. Their doc comments are its descriptions.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{CustomResource, CustomResourceExt};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::workflow::Object;
 
-/// A compute job of Ocean Protocol, as it was asked for.
+/// A compute job of Ocean Protocol, as it was requested.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "oceanprotocol.com",
@@ -22,7 +22,7 @@ use crate::domain::workflow::Object;
     shortname = "wf",
     namespaced,
     status = "WorkFlowStatus",
-    doc = "A compute job of Ocean Protocol, as it was asked for.",
+    doc = "A compute job of Ocean Protocol, as it was requested.",
     printcolumn = r#"{"name": "Status", "type": "string", "jsonPath": ".status.statusText"}"#,
     printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.reason"}"#,
     printcolumn = r#"{"name": "Owner", "type": "string", "jsonPath": ".spec.owner"}"#,
@@ -31,18 +31,18 @@ use crate::domain::workflow::Object;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct WorkFlowSpec {
-    /// Whose job it is.
+    /// The account that the job belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     /// The agreement that the job serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement_id: Option<String>,
-    /// The workflow with its stages, completed with what the service decides.
+    /// The workflow with its stages, completed with the service's own values.
     #[schemars(schema_with = "workflow_schema")]
     pub metadata: Object,
 }
 
-/// What the book of record says of the job.
+/// The job's state in the database.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkFlowStatus {
@@ -50,10 +50,10 @@ pub struct WorkFlowStatus {
     /// failed, 40 running, 41 failed, 50 filtering, 60 publishing, 70 finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<i32>,
-    /// The words for it.
+    /// The status in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_text: Option<String>,
-    /// Why the job was ended, if somebody had to.
+    /// Why the service ended the job or one of its steps, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// When the job finished, in seconds since the epoch.
@@ -61,7 +61,7 @@ pub struct WorkFlowStatus {
     pub date_finished: Option<String>,
 }
 
-/// Structural as far as everyone agrees, open wherever callers differ.
+/// The schema of a workflow: structural where all callers agree, open where they differ.
 fn workflow_schema(_: &mut SchemaGenerator) -> Schema {
     let open = json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
     json_schema!({
@@ -87,7 +87,7 @@ fn workflow_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// The definition that makes a cluster serve WorkFlow objects.
+/// The CustomResourceDefinition of WorkFlow objects.
 pub fn definition() -> CustomResourceDefinition {
     WorkFlow::crd()
 }

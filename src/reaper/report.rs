@@ -5,77 +5,79 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-/// As many jobs are named.
-const NAMED: usize = 1000;
+use crate::domain::JobId;
 
-/// Kinds of work.
+/// The most jobs that a report lists.
+const MAX_JOBS: usize = 1000;
+
+/// A kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Kind {
-    /// Algorithms over their limit, ended.
+pub enum Duty {
+    /// Ends algorithms that are over their time limit.
     TimeLimits,
-    /// Steps that can never finish, ended.
+    /// Ends steps that cannot finish.
     StuckSteps,
-    /// Stops asked for and not carried out, carried out.
+    /// Ends algorithms of stopped and deleted jobs.
     Stops,
-    /// Jobs that an engine was given and did not begin, offered again.
-    HandBacks,
-    /// Jobs that nobody began, finished.
+    /// Requeues jobs that were dispatched and not begun.
+    Requeues,
+    /// Finishes jobs that are not to be begun any more.
     NeverStarted,
-    /// Jobs that no engine goes on with, finished.
+    /// Finishes jobs that no engine continues.
     Orphans,
-    /// Jobs not yet registered in the cluster, registered.
+    /// Creates WorkFlow objects for jobs that have none.
     Registrations,
-    /// WorkFlow objects that did not say what the book says, brought in line.
-    Mirrors,
-    /// What engines should have removed, removed.
-    Leftovers,
-    /// Outputs that have expired or were deleted, removed.
-    Expired,
-    /// WorkFlow objects that are in no book, removed.
-    Strays,
-    /// WorkFlow objects of jobs that ended long ago, removed.
+    /// Writes the status of jobs into their WorkFlow objects.
+    StatusSync,
+    /// Deletes what engines left of finished jobs.
+    Cleanups,
+    /// Deletes outputs that have expired or were deleted by their owners.
+    Expiries,
+    /// Deletes WorkFlow objects that no row knows.
+    UnknownObjects,
+    /// Deletes WorkFlow objects of jobs that finished long ago.
     OldObjects,
-    /// Used nonces, forgotten.
+    /// Deletes used nonces that cannot pass again.
     Nonces,
 }
 
-/// How a piece of work ended.
+/// How an action ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// It is done.
     Done,
-    /// It would be done.
-    Would,
+    /// It would be done, in a dry run.
+    Planned,
     /// It failed, and is tried again later.
     Failed,
-    /// Something else happened meanwhile; the next run looks again.
-    Left,
+    /// Something changed meanwhile: the next sweep decides again.
+    Skipped,
 }
 
-/// How much of a kind.
+/// How many actions of one kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Count {
-    /// What was due, as far as this run looked.
+    /// What was due, as far as the sweep looked.
     pub found: u64,
     /// What was done.
     pub done: u64,
     /// What failed, and is tried again later.
     pub failed: u64,
-    /// What is left for the next run.
+    /// What is left for the next sweep.
     pub left: u64,
 }
 
-/// A job that something was done with.
+/// An action on a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
-    /// Its id.
-    pub job: String,
-    /// What was done, or was to be.
-    pub kind: Kind,
-    /// How that ended.
+    /// The job's id.
+    pub job: JobId,
+    /// The kind of work.
+    pub kind: Duty,
+    /// How it ended.
     pub outcome: Outcome,
     /// Why it was done, why it failed, or what remains.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,22 +88,22 @@ pub struct Entry {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// Nothing was changed.
+    /// Whether nothing was changed.
     pub dry_run: bool,
     /// Why nothing was done at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
-    /// Whether it came to its end before its time was up.
+    /// Whether the sweep came to its end in time.
     pub complete: bool,
-    /// How much of each kind.
-    pub kinds: BTreeMap<Kind, Count>,
-    /// The jobs, the first thousand; those of which only the WorkFlow object was brought in line are left out.
+    /// How much was found and done, by kind of work.
+    pub kinds: BTreeMap<Duty, Count>,
+    /// The actions on jobs, up to 1,000; of the status syncs, only those that failed.
     pub jobs: Vec<Entry>,
-    /// How many more jobs there were.
-    pub jobs_not_named: u64,
-    /// Environments that could not be read, and other trouble that is no single job's.
-    pub troubles: Vec<String>,
-    /// For how many seconds the job has waited that has waited longest for its registration.
+    /// How many further actions there were.
+    pub jobs_omitted: u64,
+    /// Environments that could not be read, and whatever else concerns no single job.
+    pub problems: Vec<String>,
+    /// For how many seconds the oldest job has waited for its WorkFlow object.
     pub oldest_unregistered: u64,
 }
 
@@ -117,67 +119,71 @@ impl Report {
     }
 }
 
-/// A report that is being written.
-#[derive(Debug, Default)]
-pub(super) struct Notes(Mutex<Report>);
+/// A report under construction.
+#[derive(Debug)]
+pub(super) struct ReportBuilder(Mutex<Report>);
 
-impl Notes {
-    pub(super) fn of(dry_run: bool) -> Self {
+impl ReportBuilder {
+    pub(super) fn new(dry_run: bool) -> Self {
         Self(Mutex::new(Report { dry_run, ..Report::default() }))
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Report> {
+    fn lock(&self) -> MutexGuard<'_, Report> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Work was found.
-    pub(super) fn found(&self, kind: Kind, much: u64) {
-        if much == 0 {
-            return;
-        }
-        self.lock().kinds.entry(kind).or_default().found += much;
-    }
-
-    /// Work was found, and ended like this.
-    pub(super) fn ended(&self, kind: Kind, much: u64, outcome: Outcome) {
-        if much == 0 {
-            return;
-        }
-        let mut report = self.lock();
-        let count = report.kinds.entry(kind).or_default();
-        match outcome {
-            Outcome::Done => count.done += much,
-            Outcome::Failed => count.failed += much,
-            Outcome::Would | Outcome::Left => {}
+    /// Adds actions that are due.
+    pub(super) fn found(&self, duty: Duty, number: u64) {
+        if number > 0 {
+            self.lock().kinds.entry(duty).or_default().found += number;
         }
     }
 
-    /// A job's work ended like this.
-    pub(super) fn job(&self, job: &str, kind: Kind, outcome: Outcome, reason: Option<String>) {
-        self.ended(kind, 1, outcome);
-        match outcome {
-            Outcome::Failed => tracing::warn!(job, ?kind, reason, "the reaper could not do something"),
-            _ => tracing::info!(job, ?kind, ?outcome, reason, "the reaper did something"),
+    /// Adds actions that ended, without their jobs.
+    pub(super) fn ended(&self, duty: Duty, number: u64, outcome: Outcome) {
+        if number == 0 {
+            return;
         }
         let mut report = self.lock();
-        if report.jobs.len() < NAMED {
-            report.jobs.push(Entry { job: job.to_owned(), kind, outcome, reason });
+        let count = report.kinds.entry(duty).or_default();
+        match outcome {
+            Outcome::Done => count.done += number,
+            Outcome::Failed => count.failed += number,
+            Outcome::Planned | Outcome::Skipped => {}
+        }
+    }
+
+    /// Adds an action on a job that ended, and logs it.
+    pub(super) fn job(&self, job: &JobId, duty: Duty, outcome: Outcome, reason: Option<String>) {
+        self.ended(duty, 1, outcome);
+        match outcome {
+            Outcome::Failed => tracing::warn!(%job, kind = ?duty, reason, "an action of the reaper failed"),
+            _ => tracing::info!(%job, kind = ?duty, ?outcome, reason, "an action of the reaper"),
+        }
+        let mut report = self.lock();
+        if report.jobs.len() < MAX_JOBS {
+            report.jobs.push(Entry { job: job.clone(), kind: duty, outcome, reason });
         } else {
-            report.jobs_not_named += 1;
+            report.jobs_omitted += 1;
         }
     }
 
-    /// Trouble that is no single job's.
-    pub(super) fn trouble(&self, text: String) {
-        tracing::warn!(trouble = text, "the reaper had trouble");
+    /// Adds a problem that concerns no single job.
+    pub(super) fn problem(&self, text: String) {
+        tracing::warn!(problem = text, "a problem of the sweep");
         let mut report = self.lock();
-        if !report.troubles.contains(&text) {
-            report.troubles.push(text);
+        if !report.problems.contains(&text) {
+            report.problems.push(text);
         }
     }
 
-    /// The report as it stands: what was found and has neither been done nor failed is left.
-    pub(super) fn finished(&self, complete: bool) -> Report {
+    /// Sets for how many seconds the oldest job has waited for its WorkFlow object.
+    pub(super) fn oldest_unregistered(&self, seconds: u64) {
+        self.lock().oldest_unregistered = seconds;
+    }
+
+    /// The report so far. What was found and has neither been done nor failed is left.
+    pub(super) fn finish(&self, complete: bool) -> Report {
         let mut report = self.lock().clone();
         report.complete = complete;
         for count in report.kinds.values_mut() {

@@ -184,16 +184,14 @@ async fn a_cluster_that_is_down_does_not_keep_a_job_from_being_marked() {
 }
 
 #[tokio::test]
-async fn many_jobs_at_once_within_bounded_time() {
+async fn many_jobs_at_once() {
     let app = App::start().await;
     let owner = owner();
     for _ in 0..60 {
         let job = Stored { owner: Some(owner.clone()), namespace: Some(app.namespace.clone()), ..Stored::finished() };
         job.insert(&app.database).await;
     }
-    let begun = std::time::Instant::now();
     let answer = app.send(caller::provider(&Key::new()).delete(&owner, None)).await.ok();
     assert_eq!(answer.as_array().unwrap().len(), 60);
     assert!(answer.as_array().unwrap().iter().all(|job| job["removed"] == 1));
-    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
 }

@@ -1,4 +1,7 @@
-"""Makes an authority and a server's certificate for a name: certificates.py DIRECTORY NAME"""
+"""Creates a certificate authority and a server certificate for a host name: certificates.py DIRECTORY NAME
+
+Writes ca.pem, server.pem and server.key into the directory.
+"""
 
 import datetime
 import os
@@ -13,12 +16,12 @@ directory, name = sys.argv[1:]
 now = datetime.datetime.now(datetime.timezone.utc)
 
 
-def named(text):
+def common_name(text):
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def certificate(subject, key, issuer, issuer_key, extensions):
-    builder = x509.CertificateBuilder().subject_name(named(subject)).issuer_name(named(issuer))
+    builder = x509.CertificateBuilder().subject_name(common_name(subject)).issuer_name(common_name(issuer))
     builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
     builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
     for extension, critical in extensions:

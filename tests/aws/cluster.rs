@@ -1,4 +1,4 @@
-//! Tokens for EKS, from the real binary to a cluster that demands them.
+//! Tokens for EKS, from the real binary to a cluster that requires them.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use crate::books::certificates;
 use crate::moto::{ACCOUNT, Moto, REGION};
+use crate::postgres::certificates;
 use crate::process::{Directory, Env, Service, run, stderr};
 use crate::support::{Guarded, TestDatabase, left_out};
 
@@ -36,7 +36,8 @@ fn authenticator(moto: &Moto) -> Authenticator {
     }
 }
 
-async fn demanding(authenticator: impl Authenticate + 'static) -> Guarded {
+/// A cluster that requires tokens.
+async fn cluster_with(authenticator: impl Authenticate + 'static) -> Guarded {
     let cluster = EmbeddedCluster::start(Options {
         namespaces: vec!["ocean-compute".to_owned()],
         authenticator: Some(Arc::new(OrAdministrator(authenticator))),
@@ -52,7 +53,7 @@ async fn demanding(authenticator: impl Authenticate + 'static) -> Guarded {
     cluster
 }
 
-/// Lets the test itself in as well.
+/// Accepts the test's own token as well.
 struct OrAdministrator<A>(A);
 
 impl<A: Authenticate> Authenticate for OrAdministrator<A> {
@@ -64,7 +65,7 @@ impl<A: Authenticate> Authenticate for OrAdministrator<A> {
     }
 }
 
-/// What a service that has this cluster needs, its database included.
+/// The environment of a service that uses this cluster and database.
 async fn env(moto: &Moto, database: &TestDatabase, cluster: &EmbeddedCluster) -> Env {
     let env = moto.and(Env::of(database.variables()));
     env.with("EKS_CLUSTER_NAME", "compute")
@@ -72,28 +73,28 @@ async fn env(moto: &Moto, database: &TestDatabase, cluster: &EmbeddedCluster) ->
         .with("EKS_ROLE_ARN", role_arn(ROLE))
 }
 
-/// The pods of a namespace by way of the service: an administrators' route that reads the cluster.
+/// Calls a route that reads the cluster.
 async fn list(service: &Service) -> (u16, String) {
     let url = service.url("/api/v1/operator/list");
     let answer = crate::support::client().get(url).send().await.unwrap();
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
-/// Whom the cluster saw reading workflows.
+/// The users whose requests for workflows the cluster received.
 fn users(cluster: &EmbeddedCluster) -> Vec<String> {
     cluster.requests().into_iter().filter(|it| it.path.contains("workflows")).map(|it| it.user).collect()
 }
 
 #[tokio::test]
-async fn the_whole_way_from_the_binary_by_sts_into_the_cluster() {
+async fn the_role_of_a_token_decides_about_access_to_the_cluster() {
     let Some(moto) = Moto::start().await else { return };
     let database = TestDatabase::migrated().await;
     database.announce("ocean-compute", "{}").await;
-    let cluster = demanding(authenticator(&moto)).await;
+    let cluster = cluster_with(authenticator(&moto)).await;
     let env = env(&moto, &database, &cluster).await;
 
     let service = Service::start(&env).await;
-    // Nobody was called at the start.
+    // The start makes no call.
     assert_eq!(cluster.requests().len(), 0);
     let (status, text) = list(&service).await;
     assert_eq!(status, 200, "{text}{}", service.process.output());
@@ -101,17 +102,17 @@ async fn the_whole_way_from_the_binary_by_sts_into_the_cluster() {
     assert!(!users(&cluster).is_empty());
     assert!(!service.process.output().contains("k8s-aws-v1"));
 
-    // Another role is somebody, but nobody whom the cluster knows.
+    // STS knows another role, the cluster does not.
     let other = Service::start(&env.clone().with("EKS_ROLE_ARN", role_arn("other"))).await;
     let (status, text) = list(&other).await;
     assert_eq!(status, 503, "{text}");
     assert!(text.contains("401"), "{text}");
-    // So is the process's own user.
+    // The same holds for the process's own user.
     let own = Service::start(&env.without("EKS_ROLE_ARN")).await;
     assert_eq!(list(&own).await.0, 503);
 }
 
-/// Refuses the first request, as if its token had ended on the way.
+/// Refuses the first request, as if its token had expired on the way.
 #[derive(Clone)]
 struct RefusesOnce {
     asked: Arc<AtomicUsize>,
@@ -128,12 +129,12 @@ impl Authenticate for RefusesOnce {
 }
 
 #[tokio::test]
-async fn a_refused_token_costs_one_more_try() {
+async fn a_request_with_a_refused_token_is_sent_again_with_a_new_one() {
     let Some(moto) = Moto::start().await else { return };
     let database = TestDatabase::migrated().await;
     database.announce("ocean-compute", "{}").await;
     let refuses = RefusesOnce { asked: Arc::default(), then: authenticator(&moto) };
-    let cluster = demanding(refuses.clone()).await;
+    let cluster = cluster_with(refuses.clone()).await;
     let service = Service::start(&env(&moto, &database, &cluster).await).await;
     let (status, text) = list(&service).await;
     assert_eq!(status, 200, "{text}");
@@ -141,7 +142,7 @@ async fn a_refused_token_costs_one_more_try() {
     assert!(refuses.asked.load(Ordering::SeqCst) >= 2);
 }
 
-/// Speaks TLS with the certificate in the directory, and hands on what it hears.
+/// Terminates TLS with the certificate in the directory, and forwards to the target.
 async fn tls_in_front_of(target: SocketAddr, directory: &Path) -> u16 {
     let certificates =
         CertificateDer::pem_file_iter(directory.join("server.pem")).unwrap().map(Result::unwrap).collect();
@@ -154,7 +155,7 @@ async fn tls_in_front_of(target: SocketAddr, directory: &Path) -> u16 {
         while let Ok((client, _)) = listener.accept().await {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                // Whoever refuses the certificate is gone.
+                // The client refused the certificate.
                 let Ok(mut client) = acceptor.accept(client).await else { return };
                 let mut server = TcpStream::connect(target).await.unwrap();
                 tokio::io::copy_bidirectional(&mut client, &mut server).await.ok();
@@ -165,7 +166,7 @@ async fn tls_in_front_of(target: SocketAddr, directory: &Path) -> u16 {
 }
 
 #[tokio::test]
-async fn the_clusters_certificate_has_to_be_of_the_authority_that_eks_names() {
+async fn a_cluster_with_a_certificate_of_another_authority_is_refused() {
     let (ours, other) = (Directory::new(), Directory::new());
     if !certificates(&ours.file("")) || !certificates(&other.file("")) {
         return;
@@ -173,7 +174,7 @@ async fn the_clusters_certificate_has_to_be_of_the_authority_that_eks_names() {
     let Some(moto) = Moto::start().await else { return };
     let database = TestDatabase::migrated().await;
     database.announce("ocean-compute", "{}").await;
-    let cluster = demanding(authenticator(&moto)).await;
+    let cluster = cluster_with(authenticator(&moto)).await;
     let port = tls_in_front_of(cluster.addr(), &ours.file("")).await;
     let authority = |directory: &Directory| STANDARD.encode(std::fs::read(directory.file("ca.pem")).unwrap());
 
@@ -196,13 +197,13 @@ async fn the_clusters_certificate_has_to_be_of_the_authority_that_eks_names() {
 }
 
 #[tokio::test]
-async fn with_the_name_alone_eks_is_asked_once() {
+async fn without_an_endpoint_eks_is_called_once() {
     let Some(moto) = Moto::start().await else { return };
     let database = TestDatabase::migrated().await;
     database.announce("ocean-compute", "{}").await;
-    let cluster = demanding(authenticator(&moto)).await;
+    let cluster = cluster_with(authenticator(&moto)).await;
 
-    // moto's own clusters have made-up endpoints; this stand-in has the embedded one's.
+    // The clusters in moto have invented endpoints; this EKS returns the embedded cluster's.
     let calls = Arc::new(AtomicUsize::new(0));
     let answer = json!({ "cluster": { "name": "compute", "endpoint": cluster.url(), "status": "ACTIVE" } });
     let router = axum::Router::new()
@@ -226,15 +227,15 @@ async fn with_the_name_alone_eks_is_asked_once() {
     assert_eq!(list(&service).await.0, 200);
     assert_eq!(calls.load(Ordering::SeqCst), 1);
 
-    // moto itself: there is no such cluster.
+    // There is no such cluster in moto.
     let service = Service::start(&env.without("AWS_ENDPOINT_URL_EKS")).await;
     let (status, text) = list(&service).await;
     assert_eq!(status, 503, "{text}");
-    assert!(text.contains("EKS does not say where the cluster compute is"), "{text}");
+    assert!(text.contains("the endpoint of the cluster compute cannot be read from EKS"), "{text}");
 }
 
 #[tokio::test]
-async fn eks_token_prints_what_the_aws_command_line_prints() {
+async fn eks_token_prints_the_same_as_the_aws_command_line() {
     let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let known = std::process::Command::new(&python).args(["-c", "import awscli"]).output();
     if !known.is_ok_and(|output| output.status.success()) {
@@ -258,7 +259,7 @@ async fn eks_token_prints_what_the_aws_command_line_prints() {
             let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/aws/vectors.py");
             let arguments =
                 [script, "live", &clock, "eks", "get-token", "--cluster-name", "compute", "--region", region];
-            // The endpoint is ours alone: awscli would sign for it.
+            // Without our endpoint, which awscli would sign for.
             let theirs = crate::process::run_program(&python, &arguments, &env.without("AWS_ENDPOINT_URL")).await;
             assert!(theirs.status.success(), "{}", stderr(&theirs));
             let theirs: Value = serde_json::from_slice(&theirs.stdout).unwrap();
@@ -270,13 +271,13 @@ async fn eks_token_prints_what_the_aws_command_line_prints() {
         }
     }
 
-    // With a role: another identity, made by STS.
+    // With a role, the credentials are from STS.
     let env = moto.and(Env::default());
     let arguments = ["eks-token", "--cluster-name", "compute", "--role-arn", &role_arn(ROLE)];
     let output = run(&arguments, &env).await;
     let url = url_of(&serde_json::from_slice(&output.stdout).unwrap());
     assert!(url.contains("X-Amz-Security-Token=") && !url.contains("AKIAIOSFODNN7EXAMPLE"), "{url}");
-    // Without a region, a word on what to set.
+    // Without a region, the message names the variable.
     let output = run(&["eks-token", "--cluster-name", "compute"], &env.without("AWS_REGION")).await;
     assert!(!output.status.success());
     assert!(stderr(&output).contains("AWS_REGION"), "{}", stderr(&output));

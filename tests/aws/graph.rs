@@ -1,4 +1,4 @@
-//! One crypto provider: with two, rustls cannot choose, and panics at the first handshake.
+//! The dependencies: with two crypto providers rustls cannot choose one and panics at the first handshake.
 
 use std::process::Command;
 
@@ -27,7 +27,7 @@ fn there_is_one_crypto_provider() {
     for other in
         ["aws-lc-rs", "aws-lc-sys", "aws-lc-fips-sys", "openssl", "openssl-sys", "native-tls", "s2n-tls", "boring"]
     {
-        assert!(!names.contains(other), "{other} came in: cargo tree -i {other}");
+        assert!(!names.contains(other), "{other} is a dependency: cargo tree -i {other}");
     }
     let rustls: std::collections::BTreeSet<&str> =
         tree.lines().filter(|line| line.starts_with("rustls v")).map(|line| line.trim_end_matches(" (*)")).collect();

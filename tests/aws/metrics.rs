@@ -1,4 +1,4 @@
-//! What a Lambda function logs, by its real binary behind a runtime API.
+//! The log of a Lambda function: its real binary with a runtime API.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ const TRACE: &str = "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Parent=9a9197af755
 
 #[derive(Clone, Default)]
 struct Runtime {
-    handed_out: Arc<Mutex<usize>>,
+    sent: Arc<Mutex<usize>>,
     answers: Arc<Mutex<HashMap<String, String>>>,
 }
 
@@ -35,9 +35,9 @@ fn event() -> Value {
 
 async fn next(State(runtime): State<Runtime>) -> impl IntoResponse {
     let number = {
-        let mut handed_out = runtime.handed_out.lock().unwrap();
-        *handed_out += 1;
-        *handed_out
+        let mut sent = runtime.sent.lock().unwrap();
+        *sent += 1;
+        *sent
     };
     if number > 2 {
         std::future::pending::<()>().await;
@@ -81,7 +81,7 @@ async fn a_function_logs_a_line_for_each_request_with_its_metrics() {
         .env("AWS_LAMBDA_FUNCTION_VERSION", "1")
         .env("AWS_LAMBDA_LOG_STREAM_NAME", "stream")
         .env("AWS_LAMBDA_LOG_GROUP_NAME", "group")
-        // Metrics are not logs.
+        // The level does not apply to metrics.
         .env("LOG_LEVEL", "ERROR");
     let _function = program.spawn().unwrap();
 

@@ -1,4 +1,4 @@
-//! moto, which speaks for AWS, as a process of the test's own.
+//! moto, which simulates AWS, as a process of the test.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub struct Moto {
 }
 
 impl Moto {
-    /// `None` where there is no moto; then the test has been left out.
+    /// Starts moto. `None` if it is not installed; the test is then reported as left out.
     pub async fn start() -> Option<Self> {
         let beside_python =
             std::env::var_os("TEST_PYTHON").map(|python| PathBuf::from(python).with_file_name("moto_server"));
@@ -48,7 +48,7 @@ impl Moto {
         Some(moto)
     }
 
-    /// What a process needs to use it.
+    /// The variables of a process that uses it.
     pub fn env(&self) -> Vec<(&'static str, String)> {
         vec![
             ("AWS_ENDPOINT_URL", self.url.clone()),
@@ -76,14 +76,14 @@ impl Moto {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// Makes a secret, and returns its ARN.
+    /// Creates a secret. Returns its ARN.
     pub async fn secret(&self, value: &Value) -> String {
-        let body = json!({ "Name": crate::support::unique("books"), "SecretString": value.to_string(),
+        let body = json!({ "Name": crate::support::unique("database"), "SecretString": value.to_string(),
             "ClientRequestToken": uuid::Uuid::new_v4().to_string() });
         self.secrets("CreateSecret", body).await["ARN"].as_str().unwrap().to_owned()
     }
 
-    /// Makes a bucket with an object in it.
+    /// Creates a bucket with an object.
     pub async fn object(&self, bucket: &str, key: &str, content: &[u8]) {
         for (path, content) in [(bucket.to_owned(), &b""[..]), (format!("{bucket}/{key}"), content)] {
             let request = self.client.put(format!("{}/{path}", self.url)).body(content.to_vec());

@@ -1,4 +1,4 @@
-//! The order in which a job that has expired is removed: objects, files in buckets, and only then the book.
+//! The order in which an expired job's outputs are deleted: objects, files in buckets, and only then the row.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use crate::moto::Moto;
 use crate::process::{Directory, Env, run, stderr};
 use crate::support::{Cluster, Stored, TestDatabase, unique};
 
-/// A job whose outputs have expired, and what a reaper needs to remove them.
+/// A job whose outputs have expired, and what a reaper needs to delete them.
 struct Scene {
     database: TestDatabase,
     cluster: Cluster,
@@ -27,7 +27,7 @@ impl Scene {
         Self { database, cluster, env, _kubeconfig: directory }
     }
 
-    /// Finished long ago; what it published lies there.
+    /// A job that finished long ago, with outputs at these URLs.
     async fn expired(&self, urls: &[&str]) -> Stored {
         let output = |url: &&str| json!({ "filename": "out.txt", "filesize": 5, "type": "output", "url": url });
         let outputs = Value::from(urls.iter().map(output).collect::<Vec<_>>()).to_string();
@@ -41,8 +41,8 @@ impl Scene {
     async fn reap(&self, env: &Env) -> Value {
         let output = run(&["reap"], env).await;
         assert!(output.status.success(), "{}", stderr(&output));
-        let said = stderr(&output);
-        assert!(!said.contains("X-Amz-") && !said.contains("out.txt"), "{said}");
+        let log = stderr(&output);
+        assert!(!log.contains("X-Amz-") && !log.contains("out.txt"), "{log}");
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
@@ -52,7 +52,7 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn files_in_our_buckets_go_with_the_job_and_no_others() {
+async fn only_files_in_output_buckets_are_deleted_with_the_job() {
     let Some(moto) = Moto::start().await else { return };
     let scene = Scene::start().await;
     for (bucket, key) in [("outputs", "a b/out.txt"), ("more", "out.txt"), ("more", "kept.txt"), ("others", "out.txt")]
@@ -65,14 +65,14 @@ async fn files_in_our_buckets_go_with_the_job_and_no_others() {
             "s3://more/out.txt",
             "https://others.s3.eu-west-1.amazonaws.com/out.txt",
             "https://outputs.example.org/out.txt",
-            // Gone already.
+            // Does not exist.
             "https://more.s3.eu-west-1.amazonaws.com/gone.txt",
             "no URL",
         ])
         .await;
     let env = moto.and(scene.env.clone());
     let report = scene.reap(&env).await;
-    assert_eq!(report["kinds"]["expired"], json!({ "found": 1, "done": 1, "failed": 0, "left": 0 }), "{report:#}");
+    assert_eq!(report["kinds"]["expiries"], json!({ "found": 1, "done": 1, "failed": 0, "left": 0 }), "{report:#}");
     assert_eq!(moto.content("outputs", "a b/out.txt").await, None);
     assert_eq!(moto.content("more", "out.txt").await, None);
     assert!(moto.content("more", "kept.txt").await.is_some());
@@ -84,7 +84,7 @@ async fn files_in_our_buckets_go_with_the_job_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_removed_keeps_its_job_in_the_book() {
+async fn a_job_with_a_file_that_cannot_be_deleted_keeps_its_row() {
     let Some(moto) = Moto::start().await else { return };
     let scene = Scene::start().await;
     let key = format!("{}/out.txt", unique("job"));
@@ -100,16 +100,16 @@ async fn a_file_that_cannot_be_removed_keeps_its_job_in_the_book() {
     let nowhere = format!("http://127.0.0.1:{}", devstack::local::free_port().unwrap());
     for (failures, endpoint) in [(1, refuses), (2, nowhere)] {
         let report = scene.reap(&moto.and(scene.env.clone()).with("AWS_ENDPOINT_URL", endpoint)).await;
-        assert_eq!(report["kinds"]["expired"]["failed"], 1, "{report:#}");
+        assert_eq!(report["kinds"]["expiries"]["failed"], 1, "{report:#}");
         let row = scene.row(&job).await;
         assert_eq!((&row["removed"], &row["purged"]), (&json!(0), &json!(false)));
         assert_eq!((&row["outputsurl"], &row["reapfailures"]), (&json!(job.outputs), &json!(failures)));
         assert!(moto.content("outputs", &key).await.is_some());
-        assert_eq!(scene.row(&elsewhere).await["purged"], true, "others are removed");
+        assert_eq!(scene.row(&elsewhere).await["purged"], true, "others are deleted");
         scene.database.execute("UPDATE jobs SET reapat = '-infinity' WHERE reapfailures > 0").await;
     }
     let report = scene.reap(&moto.and(scene.env.clone())).await;
-    assert_eq!(report["kinds"]["expired"]["done"], 1, "{report:#}");
+    assert_eq!(report["kinds"]["expiries"]["done"], 1, "{report:#}");
     assert_eq!(moto.content("outputs", &key).await, None);
     let row = scene.row(&job).await;
     assert_eq!((&row["removed"], &row["purged"], &row["reapfailures"]), (&json!(1), &json!(true), &json!(0)));

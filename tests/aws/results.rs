@@ -10,7 +10,7 @@ use crate::moto::Moto;
 use crate::process::{Env, Service};
 use crate::support::{Call, Stored, TestDatabase, client, nonce};
 
-/// Asks for a result as Provider does; anybody may ask.
+/// Requests a result as Provider does, for any signer.
 async fn ask(service: &Service, job: &Stored, range: Option<&str>) -> Response {
     let (wallet, nonce) = (Wallet::random().unwrap(), nonce());
     let owner = job.owner.clone().unwrap();
@@ -30,13 +30,13 @@ async fn job(database: &TestDatabase, url: &str) -> Stored {
 }
 
 #[tokio::test]
-async fn objects_are_read_with_own_credentials_and_large_ones_are_handed_over() {
+async fn objects_are_read_with_own_credentials_and_large_ones_are_redirects_to_s3() {
     let Some(moto) = Moto::start().await else { return };
     let database = TestDatabase::migrated().await;
     moto.object("outputs", "jobs/a b/out.txt", b"0123456789").await;
     let env = moto.and(Env::of(database.variables())).with("OUTPUT_BUCKETS", "outputs");
 
-    // As the engine stores it: the object's plain URL at AWS.
+    // As the engine stores it: the object's unsigned URL at AWS.
     let job = job(&database, "https://outputs.s3.eu-west-1.amazonaws.com/jobs/a%20b/out.txt").await;
     let service = Service::start(&env).await;
     let answer = ask(&service, &job, None).await;
@@ -54,15 +54,15 @@ async fn objects_are_read_with_own_credentials_and_large_ones_are_handed_over() 
     assert!(location.contains("X-Amz-Expires=300") && location.contains("X-Amz-Signature="), "{location}");
     let answer = client().get(&location).send().await.unwrap();
     assert_eq!(answer.text().await.unwrap(), "0123456789");
-    // moto leaves it out of its answer; S3 does as it is told.
+    // S3 sends this header; moto does not.
     assert!(location.contains("?response-content-disposition=attachment%3Bfilename%3Dout.txt&"), "{location}");
     assert!(!service.process.output().contains("X-Amz-Signature"));
-    // A part that fits is answered here.
+    // A part that is within the limit is sent.
     assert_eq!(ask(&service, &job, Some("bytes=0-8")).await.text().await.unwrap(), "012345678");
 }
 
 #[tokio::test]
-async fn a_file_elsewhere_that_is_too_large_is_refused_before_a_byte_is_sent() {
+async fn a_large_file_outside_the_buckets_is_refused_before_a_byte_is_sent() {
     let database = TestDatabase::migrated().await;
     let router = axum::Router::new().route(
         "/out.bin",

@@ -1,6 +1,6 @@
-"""Writes vectors.json: what awscli and botocore make of fixed clocks and keys. scripts/aws-vectors runs it.
+"""Writes vectors.json: what awscli and botocore create at fixed times with fixed keys. scripts/aws-vectors runs it.
 
-With "live" and arguments, it runs awscli at a given clock instead: vectors.py live CLOCK ARGUMENT...
+As `vectors.py live CLOCK ARGUMENT...` it runs awscli at the given time instead.
 """
 
 import contextlib
@@ -78,8 +78,8 @@ def eks_tokens():
 
 def rds_tokens():
     for region, host in [
-        ("eu-west-1", "books.abcdefghijkl.eu-west-1.rds.amazonaws.com"),
-        ("cn-north-1", "books.abcdefghijkl.rds.cn-north-1.amazonaws.com.cn"),
+        ("eu-west-1", "database.abcdefghijkl.eu-west-1.rds.amazonaws.com"),
+        ("cn-north-1", "database.abcdefghijkl.rds.cn-north-1.amazonaws.com.cn"),
     ]:
         for token in [None, SESSION_TOKEN]:
             for user in ["operator", "operator service+1"]:

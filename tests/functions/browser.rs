@@ -1,4 +1,4 @@
-//! /api/v1/docs/ in a real browser: Chromium, led by docs_page.py.
+//! /api/v1/docs/ in a real browser: Chromium, controlled by docs_page.py.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,23 +7,23 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::child::{Env, Service};
-use crate::scene::{OWNER, Scene};
+use crate::fixture::{Fixture, OWNER};
 use crate::support::{TestDatabase, client};
 
-/// A name that is nobody's; Chromium is told that it is this machine's. Swagger UI does some things (asking a validator
-/// on another site, say) only where its page's name is not localhost.
+/// A reserved name, which Chromium resolves to this machine. Swagger UI does some things (asking a validator
+/// on another site, for example) only if its page's host is not localhost.
 const NAME: &str = "operator.test";
 
-/// What there was to see.
+/// What the browser found.
 #[derive(Debug, Deserialize)]
 struct Seen {
     title: String,
     operations: Vec<Operation>,
-    /// How many answers are described, over all operations that were opened.
+    /// How many responses are described, over all operations that were opened.
     described: usize,
     tried: Vec<Tried>,
     resolver_errors: usize,
-    console: Vec<Said>,
+    console: Vec<ConsoleMessage>,
     requests: Vec<String>,
     failed: Vec<Value>,
 }
@@ -42,7 +42,7 @@ struct Tried {
 }
 
 #[derive(Debug, Deserialize)]
-struct Said {
+struct ConsoleMessage {
     #[serde(rename = "type")]
     kind: String,
     text: String,
@@ -69,7 +69,7 @@ async fn visit(service: &Service, prefix: &str, open_all: bool, tries: Value) ->
     let wanted = json!({
         "url": format!("http://{NAME}:{}{prefix}/api/v1/docs/", service.address.port()),
         "browser": chromium(),
-        // Any other name leads nowhere.
+        // Other names do not resolve.
         "hosts": format!("MAP {NAME} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
         "open_all": open_all,
         "tries": tries,
@@ -77,11 +77,15 @@ async fn visit(service: &Service, prefix: &str, open_all: bool, tries: Value) ->
     let mut visitor = tokio::process::Command::new(python());
     visitor.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/functions/docs_page.py")).arg(wanted.to_string());
     visitor.stdin(std::process::Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(Duration::from_secs(120), visitor.output()).await.expect("the visit has no end");
+    let output =
+        tokio::time::timeout(Duration::from_secs(120), visitor.output()).await.expect("the browser does not finish");
     let output = output.unwrap_or_else(|error| panic!("{} does not start: {error}; run `make test`", python()));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!said.contains("No module named"), "Python lacks a module; run `make test`, which installs it: {said}");
-    assert!(output.status.success(), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !message.contains("No module named"),
+        "Python lacks a module; run `make test`, which installs it: {message}"
+    );
+    assert!(output.status.success(), "{message}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -90,8 +94,8 @@ async fn document(service: &Service) -> Value {
     serde_json::from_str(&document).unwrap()
 }
 
-/// The page is whole, without an error, and without a request to anybody else.
-async fn assert_whole(seen: &Seen, service: &Service) {
+/// Checks that the page is complete, without an error, and without a request to another site.
+async fn assert_complete(seen: &Seen, service: &Service) {
     assert!(seen.title.contains("operator-service"), "{}", seen.title);
     let document = document(service).await;
     let mut expected = Vec::new();
@@ -112,20 +116,20 @@ async fn assert_whole(seen: &Seen, service: &Service) {
         seen.requests.iter().filter(|url| !url.starts_with(&own) && !url.starts_with("data:")).collect();
     assert!(others.is_empty(), "{others:?}");
     assert!(seen.failed.is_empty(), "{:?}", seen.failed);
-    // Chromium reports answers of 4xx to what was tried out; that is no error of the page's.
+    // Chromium reports the 4xx responses to operations that were tried out; they are not errors of the page.
     let complaints: Vec<_> = seen
         .console
         .iter()
-        .filter(|said| ["error", "warning"].contains(&said.kind.as_str()))
-        .filter(|said| !said.text.starts_with("Failed to load resource: the server responded with a status of 4"))
+        .filter(|message| ["error", "warning"].contains(&message.kind.as_str()))
+        .filter(|message| !message.text.starts_with("Failed to load resource: the server responded with a status of 4"))
         .collect();
     assert!(complaints.is_empty(), "{complaints:?}");
 }
 
 #[tokio::test]
-async fn the_page_is_whole_and_its_operations_can_be_tried_out() {
-    let scene = Scene::with(&[]).await;
-    scene.database.announce("ocean-compute", r#"{"cpuNumber": 8}"#).await;
+async fn the_page_is_complete_and_its_operations_can_be_tried_out() {
+    let fixture = Fixture::with(&[]).await;
+    fixture.database.announce("ocean-compute", r#"{"cpuNumber": 8}"#).await;
     let workflow = json!({ "workflow": {}, "agreementId": "0x1111", "owner": OWNER, "providerSignature": "0x00",
                            "environment": "ocean-compute", "nonce": 1 });
     let tries = json!([
@@ -139,15 +143,15 @@ async fn the_page_is_whole_and_its_operations_can_be_tried_out() {
         },
         { "method": "POST", "path": "/api/v1/operator/compute", "body": workflow.to_string() },
     ]);
-    let seen = visit(&scene.service, "", true, tries).await;
-    assert_whole(&seen, &scene.service).await;
-    let operations = document(&scene.service).await;
+    let seen = visit(&fixture.service, "", true, tries).await;
+    assert_complete(&seen, &fixture.service).await;
+    let operations = document(&fixture.service).await;
     let operations =
         operations["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap().values());
     let answers: usize = operations.map(|operation| operation["responses"].as_object().unwrap().len()).sum();
     assert_eq!(seen.described, answers);
 
-    let own = format!("http://{NAME}:{}", scene.service.address.port());
+    let own = format!("http://{NAME}:{}", fixture.service.address.port());
     let [environments, root, status, stop, start] = &seen.tried[..] else { panic!("{:?}", seen.tried) };
     assert_eq!(environments.status, "200");
     assert_eq!(environments.json()[0]["id"], "ocean-compute");
@@ -160,7 +164,7 @@ async fn the_page_is_whole_and_its_operations_can_be_tried_out() {
     assert_eq!((start.status.as_str(), start.json()), ("400", json!({ "error": text })));
 }
 
-/// As behind an API Gateway stage, or a proxy that serves more than this.
+/// As behind an API Gateway stage, or a proxy with several services.
 #[tokio::test]
 async fn the_page_works_behind_a_prefix() {
     let database = TestDatabase::migrated().await;
@@ -168,11 +172,11 @@ async fn the_page_works_behind_a_prefix() {
     let service = Service::start(&Env::of(database.variables())).await;
     let tries = json!([{ "method": "GET", "path": "/api/v1/operator/environments" }]);
     let seen = visit(&service, "/Prod", false, tries).await;
-    assert_whole(&seen, &service).await;
+    assert_complete(&seen, &service).await;
     let own = format!("http://{NAME}:{}/Prod/", service.address.port());
     assert!(seen.requests.iter().all(|url| url.starts_with(&own) || url.starts_with("data:")), "{:?}", seen.requests);
     assert_eq!(seen.tried[0].status, "200");
     assert_eq!(seen.tried[0].json()[0]["id"], "ocean-compute");
-    let asked = &seen.tried[0].request_url;
-    assert!(asked.starts_with(&format!("{own}api/v1/operator/environments")), "{asked}");
+    let requested = &seen.tried[0].request_url;
+    assert!(requested.starts_with(&format!("{own}api/v1/operator/environments")), "{requested}");
 }

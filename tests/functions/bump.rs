@@ -1,4 +1,4 @@
-//! `make bump`: the version changes everywhere it stands, on a clean tree only.
+//! `make bump`: changes the version everywhere, on a clean tree only.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const FILES: [&str; 5] = ["Cargo.toml", "Cargo.lock", "CHANGELOG.md", "Makefile", "scripts/bump"];
 
-/// A repository with the files that hold the version, in a directory that goes with it.
+/// A repository with the files that hold the version, in a temporary directory.
 struct Repository(std::path::PathBuf);
 
 impl Repository {
@@ -70,7 +70,7 @@ fn raises_the_version_everywhere() {
 }
 
 #[test]
-fn leaves_a_dirty_tree_and_an_unknown_part_alone() {
+fn refuses_a_dirty_tree_and_an_unknown_part() {
     let repository = Repository::new();
     let unknown = repository.run("make", &["--silent", "bump", "PART=huge"]);
     assert!(!unknown.status.success());

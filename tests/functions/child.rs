@@ -1,4 +1,4 @@
-//! The real binaries as child processes. They end with the test, however it ends.
+//! The real binaries as child processes. They are killed at the end of the test, also if it fails.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,18 +14,18 @@ use nix::unistd::Pid;
 
 use crate::LIMIT;
 
-/// How often a log or a port is looked at while waiting for it.
-const GLANCE: Duration = Duration::from_millis(10);
+/// The interval at which a log or a port is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 pub const OPERATOR_SERVICE: &str = env!("CARGO_BIN_EXE_operator-service");
 
-/// A directory for one test's files, which goes with it unless the test fails.
+/// A directory for one test's files, deleted at its end unless the test fails.
 pub struct Directory(PathBuf);
 
 impl Directory {
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("doors-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
+        let name = format!("functions-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(&path).unwrap();
         Self(path)
@@ -44,7 +44,7 @@ impl Drop for Directory {
     }
 }
 
-/// Environment variables for a child process, which inherits none but PATH.
+/// Environment variables for a child process, which inherits only PATH.
 #[derive(Debug, Clone, Default)]
 pub struct Env(Vec<(String, String)>);
 
@@ -53,7 +53,7 @@ impl Env {
         Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
     }
 
-    /// With one more variable, or another value for it.
+    /// Sets a variable.
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self = self.without(name);
         self.0.push((name.to_owned(), value.into()));
@@ -70,7 +70,7 @@ impl Env {
     }
 }
 
-/// A program that goes on until it is told to end.
+/// A program that runs until it is signalled.
 pub struct Process {
     child: Child,
     directory: Directory,
@@ -79,7 +79,7 @@ pub struct Process {
 impl Process {
     pub fn start(program: impl AsRef<OsStr>, arguments: &[&str], env: &Env) -> Self {
         let directory = Directory::new();
-        // Through `env`: the shell that `Program` starts programs with drops names that it cannot use, X-API-KEY's say.
+        // Through `env`: the shell with which `Program` starts programs drops names that are invalid there, such as X-API-KEY.
         let mut started = Program::new("env").log(&directory.file("output")).unwrap();
         started.command.arg("-i").arg(format!("PATH={}", std::env::var("PATH").unwrap_or_default()));
         started.command.args(env.0.iter().map(|(name, value)| format!("{name}={value}")));
@@ -106,7 +106,7 @@ impl Process {
             }
             assert!(ended.is_none(), "ended with {ended:?} before it printed {text:?}:\n{output}");
             assert!(started.elapsed() < LIMIT, "has not printed {text:?} in {LIMIT:?}:\n{output}");
-            tokio::time::sleep(GLANCE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -138,7 +138,7 @@ impl Drop for Process {
         if std::thread::panicking() {
             eprintln!("--- output of the process that this test started:\n{}---", self.output());
         }
-        // Nobody waits for the requests under way any more.
+        // No test waits for requests in flight any more.
         self.child.signal(Signal::SIGKILL);
     }
 }
@@ -157,7 +157,7 @@ impl Service {
         Self { process, address: address.trim().parse().unwrap() }
     }
 
-    /// As `start`, for those that are told to log less than where they listen.
+    /// Starts it with a LOG_LEVEL at which it does not log its address.
     pub async fn start_quietly(env: &Env) -> Self {
         let port = devstack::local::free_port().unwrap();
         let mut process = Process::start(OPERATOR_SERVICE, &["serve"], &env.clone().with("PORT", port.to_string()));
@@ -166,7 +166,7 @@ impl Service {
         while tokio::net::TcpStream::connect(address).await.is_err() {
             assert!(process.is_running(), "ended before it listened:\n{}", process.output());
             assert!(started.elapsed() < LIMIT, "does not listen:\n{}", process.output());
-            tokio::time::sleep(GLANCE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Self { process, address }
     }

@@ -1,8 +1,8 @@
-"""Looks at the documentation's page in a browser, as a visitor does, and prints as JSON what there was to see.
+"""Opens the documentation page in a browser and prints as JSON what the page shows, requests and logs.
 
-Takes one argument, a JSON object: `url`, the page's URL; `browser`, the path of Chromium; `hosts`, its rules for
-resolving names; `open_all`, whether to open every operation; `tries`, a list of operations to try out: `method`,
-`path`, `parameters` to fill in, and `body`.
+Takes one argument, a JSON object: `url`, the page's URL; `browser`, the path of Chromium; `hosts`, Chromium's rules for
+resolving names; `open_all`, whether to expand every operation; `tries`, the operations to execute with "Try it out":
+`method`, `path`, `parameters` to fill in, and `body`.
 """
 
 import json
@@ -28,12 +28,12 @@ def try_out(page, wanted):
     if "body" in wanted:
         block.locator(".body-param textarea").fill(wanted["body"])
     block.get_by_role("button", name="Execute").click()
-    answer = block.locator(".responses-table.live-responses-table")
-    answer.wait_for()
+    response = block.locator(".responses-table.live-responses-table")
+    response.wait_for()
     return {
         "request_url": block.locator(".request-url pre").inner_text(),
-        "status": answer.locator("tbody .response-col_status").first.inner_text().split()[0],
-        "body": answer.locator("tbody .response-col_description pre").first.inner_text(),
+        "status": response.locator("tbody .response-col_status").first.inner_text().split()[0],
+        "body": response.locator("tbody .response-col_description pre").first.inner_text(),
     }
 
 
@@ -49,7 +49,7 @@ def look(page, wanted):
         }
         for block in blocks.all()
     ]
-    # Every one of them, opened: parameters, bodies, answers and examples are rendered only then.
+    # Parameters, bodies, responses and examples are rendered only when an operation is expanded.
     described = 0
     for block in blocks.all() if wanted["open_all"] else []:
         block.locator(".opblock-summary-control").click()
@@ -86,14 +86,14 @@ def main():
         )
         page = browser.new_page()
         page.set_default_timeout(TIMEOUT_MS)
-        said, requests, failed = [], [], []
-        page.on("console", lambda message: said.append({"type": message.type, "text": message.text}))
-        page.on("pageerror", lambda error: said.append({"type": "error", "text": str(error)}))
+        console, requests, failed = [], [], []
+        page.on("console", lambda message: console.append({"type": message.type, "text": message.text}))
+        page.on("pageerror", lambda error: console.append({"type": "error", "text": str(error)}))
         page.on("request", lambda request: requests.append(request.url))
         page.on("requestfailed", lambda request: failed.append({"url": request.url, "failure": request.failure}))
         seen = look(page, wanted)
         browser.close()
-    print(json.dumps({**seen, "console": said, "requests": requests, "failed": failed}))
+    print(json.dumps({**seen, "console": console, "requests": requests, "failed": failed}))
 
 
 if __name__ == "__main__":

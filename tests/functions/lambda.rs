@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use operator_service::config::DatabaseConfig;
+use operator_service::config::DatabaseUse;
 use operator_service::runtime;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::child::{Directory, Env, run_program, stderr};
+use crate::fixture::{OWNER, finished, hosts, output, parts};
 use crate::origin::{Answer as File, Origin, PatternCheck};
 use crate::runtime_api::{Event, Function, Outcome, Part, lambda};
-use crate::scene::{OWNER, finished, hosts, output, parts};
 use crate::support::caller::{brizo, ocean_node, provider};
 use crate::support::{Call, Cluster, Key, Proxy, TestDatabase, agreement_id, nonce, workflow};
 
@@ -23,7 +23,7 @@ const ADMIN: &str = env!("CARGO_BIN_EXE_admin");
 const DOCS: &str = env!("CARGO_BIN_EXE_docs");
 const MIGRATE: &str = env!("CARGO_BIN_EXE_migrate");
 
-/// A cluster, and the variables by which a process finds it. The directory holds the kubeconfig.
+/// A cluster, and the variables with which a process finds it. The directory holds the kubeconfig.
 async fn cluster(env: Env) -> (Cluster, Directory, Env) {
     let cluster = Cluster::start().await;
     let directory = Directory::new();
@@ -94,7 +94,7 @@ async fn compute_takes_bodies_in_base64_of_every_caller() {
     }
 }
 
-/// A cluster that is not there holds up nobody, and loses nothing.
+/// A missing cluster delays no request and loses no job.
 #[tokio::test]
 async fn compute_accepts_jobs_without_a_cluster() {
     let (database, key, env) = parts().await;
@@ -107,7 +107,7 @@ async fn compute_accepts_jobs_without_a_cluster() {
 }
 
 #[tokio::test]
-async fn a_stage_is_no_part_of_the_path_and_neither_is_its_absence() {
+async fn a_stage_is_not_part_of_the_path_and_may_be_absent() {
     let (_database, _key, env) = parts().await;
     let function = Function::start(COMPUTE, &env).await;
     let event = || Event::of(&Call::get("runningjobs"));
@@ -148,9 +148,9 @@ async fn a_stage_may_be_ignored_by_the_runtime() {
     }
 }
 
-/// Values come percent-decoded, once: what is left of them is the value.
+/// API Gateway has percent-decoded query values once; they are not decoded again.
 #[tokio::test]
-async fn query_values_are_taken_as_they_are() {
+async fn query_values_are_not_decoded_again() {
     let (database, _key, env) = parts().await;
     let function = Function::start(COMPUTE, &env).await;
     for owner in ["a b+c", "100%", "%41%42", "a&b=c?d#e", "\"quoted\"", "a/b;c,d"] {
@@ -165,9 +165,9 @@ async fn query_values_are_taken_as_they_are() {
     }
 }
 
-/// As everywhere else, the first of several values of a name counts.
+/// As everywhere else, the first of several values of a name is used.
 #[tokio::test]
-async fn of_several_values_of_a_name_the_first_counts() {
+async fn of_several_values_of_a_name_the_first_is_used() {
     let (database, _key, env) = parts().await;
     let function = Function::start(COMPUTE, &env).await;
     let first = crate::support::Stored::default().insert(&database).await;
@@ -191,7 +191,7 @@ async fn without_query_and_body_there_are_no_parameters() {
 }
 
 #[tokio::test]
-async fn errors_are_answers_and_the_function_lives_on() {
+async fn errors_are_responses_and_the_function_keeps_running() {
     let (database, key, env) = parts().await;
     database.announce("ocean-compute", "{}").await;
     let mut function = Function::start(COMPUTE, &env).await;
@@ -205,14 +205,14 @@ async fn errors_are_answers_and_the_function_lives_on() {
     (not_utf8.0["body"], not_utf8.0["isBase64Encoded"]) = (json!("//79"), json!(true));
     assert_eq!(function.send(not_utf8).await.error().0, 400);
     assert_eq!(function.call(&Call::get("nothing")).await.error().0, 404);
-    // Other groups have doors of their own.
+    // Other groups of routes have functions of their own.
     assert_eq!(function.call(&Call::get("environments")).await.error().0, 404);
     assert_eq!(function.call(&Call::get("compute").method(Method::PATCH)).await.error().0, 405);
     let stranger = Key::new();
     let call = provider(&stranger).start("ocean-compute", &agreement_id(), OWNER, workflow::sample());
     assert_eq!(function.call(&call).await.error().0, 401);
 
-    // What is no event of a REST API is the function's failure, and no more.
+    // An event that is not of a REST API fails the invocation only.
     for event in [json!({}), json!({ "source": "aws.events" }), json!(null)] {
         match function.invoke(event).whole().await {
             Outcome::Failed(why) => assert!(why["errorType"].is_string(), "{why}"),
@@ -227,7 +227,7 @@ async fn errors_are_answers_and_the_function_lives_on() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_not_there_is_a_503_and_no_end() {
+async fn an_unreachable_database_is_a_503_and_the_function_keeps_running() {
     let (_database, _key, env) = parts().await;
     let port = devstack::local::free_port().unwrap().to_string();
     let env = env.with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
@@ -242,7 +242,7 @@ async fn a_database_that_is_not_there_is_a_503_and_no_end() {
 }
 
 #[tokio::test]
-async fn pages_of_any_site_may_ask_and_no_page_may_administrate() {
+async fn cors_allows_every_origin_except_on_admin_routes() {
     let (_database, _key, env) = parts().await;
     let preflight = |operation: &str| {
         Call::new(Method::OPTIONS, operation)
@@ -286,14 +286,14 @@ async fn environments_shows_what_was_announced() {
 // admin
 
 #[tokio::test]
-async fn admin_refuses_everybody_where_no_admins_are_named() {
+async fn admin_refuses_every_request_if_no_admins_are_configured() {
     let (_database, _key, env) = parts().await;
     let function = Function::start(ADMIN, &env).await;
     for (method, operation) in
         [(Method::GET, "list"), (Method::GET, "info"), (Method::GET, "logs"), (Method::POST, "pgsqlinit")]
     {
         let call = Call::new(method, operation);
-        // Neither a loopback name nor an empty one opens it.
+        // Neither a loopback name nor an empty header is accepted.
         let mut local = Event::of(&call);
         local.0["headers"]["Host"] = json!("localhost:8050");
         local.0["multiValueHeaders"]["Host"] = json!(["localhost:8050"]);
@@ -308,7 +308,7 @@ async fn admin_refuses_everybody_where_no_admins_are_named() {
 }
 
 #[tokio::test]
-async fn admin_lets_in_whom_it_is_told_to() {
+async fn admin_accepts_the_configured_admins() {
     let database = TestDatabase::empty().await;
     let (cluster, _kubeconfig, env) = cluster(Env::of(database.variables())).await;
     let env = env.with("ALLOWED_ADMINS", r#"["0xAdmin", "other"]"#);
@@ -359,13 +359,13 @@ async fn docs_needs_no_database() {
     }
     assert!(files.len() >= 4, "{files:?}");
     for file in files {
-        assert!(!file.contains("//"), "{file} is another site's");
+        assert!(!file.contains("//"), "{file} is on another site");
         let path = format!("/api/v1/docs/{}", file.trim_start_matches("./"));
         let answer = function.call(&Call::to_path(Method::GET, &path)).await;
         assert_eq!(answer.status, 200, "{path}");
         assert!(!answer.body.is_empty(), "{path}");
         if path.ends_with(".png") {
-            assert!(answer.body.starts_with(b"\x89PNG"), "{path} came back changed");
+            assert!(answer.body.starts_with(b"\x89PNG"), "{path} was changed on the way");
         }
     }
     let answer = function.call(&Call::to_path(Method::GET, "/api/v1/docs")).await;
@@ -394,7 +394,7 @@ async fn results_are_streamed() {
     assert_eq!(answer.header("access-control-allow-origin"), "*");
 }
 
-/// What the origin has sent is on its way before the rest is there.
+/// What the origin has sent is passed on before the rest arrives.
 #[tokio::test]
 async fn results_do_not_wait_for_the_end_of_the_file() {
     let (database, key, origin, function) = results(&[]).await;
@@ -419,7 +419,7 @@ async fn results_do_not_wait_for_the_end_of_the_file() {
 }
 
 #[tokio::test]
-async fn results_of_more_than_a_buffered_answer_can_hold() {
+async fn results_larger_than_a_buffered_response() {
     let (database, key, origin, function) = results(&[]).await;
     origin.answer("/large.bin", File::pattern(50_000_000));
     let job = finished(&key, &output(&origin.url("/large.bin"))).insert(&database).await.job_id;
@@ -431,7 +431,7 @@ async fn results_of_more_than_a_buffered_answer_can_hold() {
 }
 
 #[tokio::test]
-async fn results_pass_ranges_through_and_refuse_in_json() {
+async fn results_pass_ranges_on_and_errors_are_json() {
     let (database, key, origin, mut function) = results(&[("RESULT_TIMEOUT", "1")]).await;
     origin.answer("/out.txt", File::file_with_ranges("0123456789")).answer("/slow", File::silent());
     let job = finished(&key, &output(&origin.url("/out.txt"))).insert(&database).await.job_id;
@@ -449,7 +449,7 @@ async fn results_pass_ranges_through_and_refuse_in_json() {
     assert_eq!(function.call(&provider(&key).result(OWNER, &gone, 0)).await.error().0, 502);
     let slow = finished(&key, &output(&origin.url("/slow"))).insert(&database).await.job_id;
     assert_eq!(function.call(&provider(&key).result(OWNER, &slow, 0)).await.error().0, 504);
-    // Ocean Node's body on a GET, should API Gateway hand it on.
+    // Ocean Node's body on a GET, if API Gateway passes it on.
     let call = ocean_node(&key).result(OWNER, &job, 0);
     assert_eq!(function.call(&call).await.text(), "0123456789");
     let call = ocean_node(&key).result(OWNER, &job, 0);
@@ -457,13 +457,13 @@ async fn results_pass_ranges_through_and_refuse_in_json() {
     assert!(function.process.is_running());
 }
 
-/// Nothing may be taken for content that is none, nor a part for the whole.
+/// Callers must be able to tell an incomplete file from a whole one, and error texts from content.
 #[tokio::test]
-async fn results_that_break_off_are_told_from_whole_ones() {
+async fn incomplete_results_differ_from_whole_ones() {
     let (database, key, origin, mut function) = results(&[("RESULT_IDLE_TIMEOUT", "1")]).await;
     let content = vec![b'x'; 10_000];
     for (name, broken) in [
-        // So little is missing that an error's text in its place would fill the announced length.
+        // So few bytes are missing that an error's text in their place would reach the announced length.
         ("closes early", File::closes_early(content.clone(), 10_010)),
         ("closes early, in chunks", File::chunked_closes_early(content.clone())),
         ("falls silent", File::falls_silent(content.clone(), 10_010)),
@@ -471,13 +471,13 @@ async fn results_that_break_off_are_told_from_whole_ones() {
         origin.answer("/out.bin", broken);
         let job = finished(&key, &output(&origin.url("/out.bin"))).insert(&database).await.job_id;
         match function.invoke(Event::of(&provider(&key).result(OWNER, &job, 0)).0).whole().await {
-            Outcome::BrokenOff(answer) => {
+            Outcome::Incomplete(answer) => {
                 assert!(content.starts_with(&answer.body), "{name}: content that the origin did not send");
             }
             Outcome::Answer(answer) => {
                 let end = answer.body.len().min(content.len());
                 panic!(
-                    "{name}: looks like a whole answer of {} bytes, announced as {:?}, with {:?} after the content",
+                    "{name}: looks like a whole response of {} bytes, announced as {:?}, with {:?} after the content",
                     answer.body.len(),
                     answer.header("content-length"),
                     String::from_utf8_lossy(&answer.body[end..]),
@@ -494,13 +494,13 @@ async fn results_that_break_off_are_told_from_whole_ones() {
 
 // migrate
 
-/// What a deployment invokes it with.
+/// The event of a deployment.
 fn deployment() -> Value {
     json!({ "source": "operator-service.deployment" })
 }
 
 #[tokio::test]
-async fn migrate_brings_the_schema_up_to_date_and_finds_it_so() {
+async fn migrate_brings_the_schema_up_to_date_and_is_idempotent() {
     let database = TestDatabase::empty().await;
     let function = Function::start(MIGRATE, &Env::of(database.variables())).await;
     for event in [deployment(), deployment(), json!({})] {
@@ -515,14 +515,14 @@ async fn migrate_brings_the_schema_up_to_date_and_finds_it_so() {
 }
 
 #[tokio::test]
-async fn migrate_says_what_a_deployment_fails_of() {
+async fn migrate_reports_why_a_deployment_fails() {
     let database = TestDatabase::empty().await;
     let port = devstack::local::free_port().unwrap().to_string();
     let unreachable =
         Env::of(database.variables()).with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
     let refused =
         Env::of(database.variables()).with("POSTGRES_USER", "nobody").with("POSTGRES_PASSWORD", "the-password");
-    // Not for ever: there is no time for a second try.
+    // There is no time for a second attempt.
     for (env, why) in [(unreachable, "Connection refused"), (refused, "\"nobody\"")] {
         let mut function = Function::start(MIGRATE, &env).await;
         for _ in 0..2 {
@@ -538,9 +538,9 @@ async fn migrate_says_what_a_deployment_fails_of() {
     }
 }
 
-/// What was made a moment ago by the same deployment is not open at once.
+/// Resources that the same deployment has just created may not be reachable at once.
 #[tokio::test]
-async fn migrate_waits_a_while_for_the_way_to_the_database() {
+async fn migrate_retries_until_the_database_is_reachable() {
     let database = TestDatabase::empty().await;
     let proxy = Proxy::to(database.address().await).await;
     proxy.cut();
@@ -548,26 +548,26 @@ async fn migrate_waits_a_while_for_the_way_to_the_database() {
         Env::of(database.variables()).with("POSTGRES_HOST", "127.0.0.1").with("POSTGRES_PORT", proxy.port.to_string());
     let mut function = Function::start_with(MIGRATE, &[], &env, Duration::from_secs(300)).await;
     let reply = function.invoke(deployment());
-    function.process.line("trying again").await;
+    function.process.line("is retried").await;
     proxy.open();
     assert_eq!(reply.json().await, Ok(json!({ "schema": "up to date" })));
 }
 
 // All
 
-/// The test is the function as well: no route of the real ones panics.
+/// The test binary is the function: no route of the real ones panics.
 #[test]
-fn a_panic_is_a_500_and_the_function_lives_on() {
-    const NAME: &str = "lambda::a_panic_is_a_500_and_the_function_lives_on";
+fn a_panic_is_a_500_and_the_function_keeps_running() {
+    const NAME: &str = "lambda::a_panic_is_a_500_and_the_function_keeps_running";
     if std::env::var_os("AWS_LAMBDA_RUNTIME_API").is_some() {
         let routes = |_| {
             let panics = axum::routing::get(async || -> &'static str { panic!("the-reason") });
-            let lives = axum::routing::get(async || "hello");
-            Ok(axum::Router::new().route("/api/v1/panics", panics).route("/api/v1/lives", lives))
+            let works = axum::routing::get(async || "hello");
+            Ok(axum::Router::new().route("/api/v1/panics", panics).route("/api/v1/works", works))
         };
         match std::env::var_os("STREAMING") {
-            None => runtime::run(runtime::lambda(DatabaseConfig::Optional, routes)),
-            Some(_) => runtime::run(runtime::lambda_streaming(DatabaseConfig::Optional, routes)),
+            None => runtime::run(runtime::lambda::run_router(DatabaseUse::Optional, routes)),
+            Some(_) => runtime::run(runtime::lambda::run_streaming(DatabaseUse::Optional, routes)),
         };
         return;
     }
@@ -581,7 +581,7 @@ fn a_panic_is_a_500_and_the_function_lives_on() {
                 let answer = function.call(&Call::to_path(Method::GET, "/api/v1/panics")).await;
                 answer.is_error(500, "An internal error occurred; it has been logged");
             }
-            assert_eq!(function.call(&Call::to_path(Method::GET, "/api/v1/lives")).await.text(), "hello");
+            assert_eq!(function.call(&Call::to_path(Method::GET, "/api/v1/works")).await.text(), "hello");
             assert!(function.process.is_running());
             assert!(function.process.output().contains("a handler panicked"), "{}", function.process.output());
         }
@@ -589,7 +589,7 @@ fn a_panic_is_a_500_and_the_function_lives_on() {
 }
 
 #[tokio::test]
-async fn a_wrong_configuration_ends_the_function_with_one_message_that_names_it_all() {
+async fn a_wrong_configuration_ends_the_function_with_one_message_that_names_every_variable() {
     let nowhere = "127.0.0.1:9".parse().unwrap();
     let env = lambda(
         &Env::default().and(&[
@@ -603,21 +603,21 @@ async fn a_wrong_configuration_ends_the_function_with_one_message_that_names_it_
         nowhere,
     );
     let everywhere = ["SIGNATURE_REQUIRED", "NONCE_WINDOW", "ALGO_POD_TIMEOUT", "RESULT_HOSTS_ALLOWED", "LOG_LEVEL"];
-    let of_books = ["POSTGRES_HOST", "POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PORT"];
+    let of_database = ["POSTGRES_HOST", "POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PORT"];
     for binary in [COMPUTE, RESULTS, ENVIRONMENTS, ADMIN, DOCS, MIGRATE] {
         let output = run_program(binary, &[], &env).await;
-        let said = stderr(&output);
-        assert_eq!(output.status.code(), Some(1), "{binary}: {said}");
-        assert_eq!(said.lines().count(), 1, "{binary}: {said}");
-        let named = everywhere.iter().chain(of_books.iter().filter(|_| binary != DOCS));
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{binary}: {message}");
+        assert_eq!(message.lines().count(), 1, "{binary}: {message}");
+        let named = everywhere.iter().chain(of_database.iter().filter(|_| binary != DOCS));
         for name in named {
-            assert!(said.contains(name), "{binary} does not name {name}: {said}");
+            assert!(message.contains(name), "{binary} does not name {name}: {message}");
         }
     }
 }
 
 #[tokio::test]
-async fn logs_are_json_and_hold_no_event() {
+async fn logs_are_json_and_contain_no_event() {
     let (database, key, env) = parts().await;
     let origin = Origin::start().await;
     origin.answer("/the-path/out.txt", File::file("hello"));

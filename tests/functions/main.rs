@@ -1,15 +1,16 @@
-//! The doors: the real binaries as processes, result origins that misbehave, the Lambda runtime API, a browser.
+//! The real binaries as processes, with result origins that fail, the Lambda runtime API, and a browser.
 //!
-//! - [`results`]: /getResult and where results lie
-//! - [`memory`]: a result of 300 MB
+//! - [`results`]: /getResult and result origins
+//! - [`memory`]: the memory that a large result needs
 //! - [`lambda`]: each Lambda binary behind a runtime API
 //! - [`process`]: `operator-service` and its subcommands
 //! - [`reaper`]: `operator-service reap`, and the reaper's Lambda function
-//! - [`secrets`]: what must not be in a log
+//! - [`secrets`]: what logs must not contain
+//! - [`bump`]: `make bump`
 //! - [`browser`]: /api/v1/docs/ in Chromium
 //!
-//! What they share: [`child`] starts binaries, [`origin`] is where results lie, [`runtime_api`] plays AWS Lambda,
-//! [`scene`] is what most tests start from.
+//! What they share: [`child`] starts binaries, [`origin`] serves results, [`runtime_api`] stands in for AWS Lambda,
+//! [`fixture`] is what most tests start with.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
@@ -17,9 +18,9 @@
 mod support;
 
 mod child;
+mod fixture;
 mod origin;
 mod runtime_api;
-mod scene;
 
 mod browser;
 mod bump;
@@ -30,5 +31,5 @@ mod reaper;
 mod results;
 mod secrets;
 
-/// As long may take whatever is bound to happen.
+/// How long a test waits for what has to happen before it fails.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);

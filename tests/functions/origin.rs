@@ -1,5 +1,5 @@
-//! A place where results lie, under the tests' control: it speaks just enough HTTP/1.1 to misbehave in every way
-//! that matters here, and remembers what it was asked.
+//! A result origin that the tests control: it implements enough of HTTP/1.1 to fail in every way that matters here, and
+//! records the requests that it receives.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 
 use crate::LIMIT;
 
-/// A write that has not been taken for so long is held up by whoever is to read it.
-const HELD_UP: Duration = Duration::from_millis(1500);
+/// A write that takes longer is blocked by its reader.
+const BLOCKED_AFTER: Duration = Duration::from_millis(1500);
 
 pub struct Origin {
     pub address: SocketAddr,
@@ -29,10 +29,10 @@ struct Shared {
     requests: Mutex<Vec<Request>>,
     asked: Notify,
     sent: AtomicU64,
-    held_up: watch::Sender<bool>,
+    blocked: watch::Sender<bool>,
 }
 
-/// What the origin was asked.
+/// A request that the origin received.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// Path and query.
@@ -46,7 +46,7 @@ impl Request {
     }
 }
 
-/// What it answers with.
+/// A response of the origin.
 #[derive(Clone)]
 pub struct Answer {
     status: u16,
@@ -57,24 +57,24 @@ pub struct Answer {
 #[derive(Clone)]
 enum Body {
     Whole(Vec<u8>),
-    /// As `Whole`, but knows ranges.
-    InParts(Vec<u8>),
-    /// Announces so much, and closes the connection after the bytes.
+    /// As `Whole`, but supports ranges.
+    WithRanges(Vec<u8>),
+    /// Announces this length, and closes the connection after these bytes.
     ClosesEarly(Vec<u8>, u64),
-    /// In chunks, without a word on its length.
+    /// In chunks, without a length.
     Chunked(Vec<u8>),
-    /// In chunks, the last of which never comes: the connection is closed instead.
+    /// In chunks, without the last one: the connection is closed instead.
     ChunkedClosesEarly(Vec<u8>),
-    /// Announces so much, and says nothing more after the bytes.
+    /// Announces this length, and sends nothing after these bytes.
     FallsSilent(Vec<u8>, u64),
-    /// Answers when the gate opens.
+    /// Responds when notified.
     Late(Arc<Notify>, Vec<u8>),
-    /// Sends the rest when the gate opens.
+    /// Sends the rest when notified.
     Gated(Vec<u8>, Arc<Notify>, Vec<u8>),
     Pattern(u64),
-    /// Takes the request and never answers.
+    /// Reads the request and never responds.
     Silent,
-    /// Answers with something that is no HTTP.
+    /// Responds with something that is not HTTP.
     Gibberish,
 }
 
@@ -88,7 +88,7 @@ impl Answer {
     }
 
     pub fn file_with_ranges(content: impl Into<Vec<u8>>) -> Self {
-        Self::new(200, Body::InParts(content.into()))
+        Self::new(200, Body::WithRanges(content.into()))
     }
 
     pub fn status(status: u16, content: impl Into<Vec<u8>>) -> Self {
@@ -123,7 +123,7 @@ impl Answer {
         Self::new(200, Body::Gated(first.into(), Arc::clone(gate), rest.into()))
     }
 
-    /// So many bytes of [`pattern`], made while they are sent.
+    /// This many bytes of [`pattern`], generated while they are sent.
     pub fn pattern(length: u64) -> Self {
         Self::new(200, Body::Pattern(length))
     }
@@ -144,13 +144,13 @@ impl Answer {
 
 const BLOCK: usize = 64 * 1024;
 
-/// One block of content that differs from every other block, so that nothing lost, doubled or swapped goes unseen.
+/// One block of content, different from every other block, so that lost, repeated or swapped bytes are detected.
 fn pattern(block: u64) -> Vec<u8> {
     let first = block * (BLOCK as u64 / 8);
     (first..first + BLOCK as u64 / 8).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
 }
 
-/// Compares what arrives with the pattern.
+/// Compares received bytes with the pattern.
 #[derive(Default)]
 pub struct PatternCheck {
     position: u64,
@@ -173,7 +173,7 @@ impl PatternCheck {
         }
     }
 
-    /// How many bytes have arrived.
+    /// How many bytes were received.
     pub fn length(&self) -> u64 {
         self.position
     }
@@ -193,7 +193,7 @@ impl Origin {
             while let Ok((connection, _)) = listener.accept().await {
                 let shared = Arc::clone(&of_server);
                 tokio::spawn(async move {
-                    // A caller that hangs up is no failure of the origin's.
+                    // A client that disconnects is not a failure of the origin.
                     let _ = serve(&shared, connection).await;
                 });
             }
@@ -201,7 +201,7 @@ impl Origin {
         Ok(Self { address, shared, server })
     }
 
-    /// From now on answers requests for a path with this.
+    /// Sets the response to requests for a path.
     pub fn answer(&self, path: &str, answer: Answer) -> &Self {
         self.shared.answers.lock().unwrap().insert(path.to_owned(), answer);
         self
@@ -220,16 +220,16 @@ impl Origin {
         tokio::time::timeout(LIMIT, self.shared.asked.notified()).await.expect("the origin was never asked");
     }
 
-    /// How many bytes of patterns have been taken by those who asked for them.
+    /// How many bytes of patterns were sent, over all requests.
     pub fn sent(&self) -> u64 {
         self.shared.sent.load(Ordering::SeqCst)
     }
 
-    /// Waits until nobody takes what it sends any more.
-    pub async fn held_up(&self) {
-        let mut held_up = self.shared.held_up.subscribe();
-        let wait = held_up.wait_for(|held_up| *held_up);
-        tokio::time::timeout(LIMIT, wait).await.expect("the origin was never held up").unwrap();
+    /// Waits until the reader of a pattern blocks it.
+    pub async fn blocked(&self) {
+        let mut blocked = self.shared.blocked.subscribe();
+        let wait = blocked.wait_for(|blocked| *blocked);
+        tokio::time::timeout(LIMIT, wait).await.expect("the origin was never blocked").unwrap();
     }
 }
 
@@ -270,7 +270,7 @@ async fn serve(shared: &Shared, mut connection: TcpStream) -> std::io::Result<()
             connection.write_all(&head(status, length(content.len() as u64))).await?;
             connection.write_all(&content).await?;
         }
-        Body::InParts(content) => {
+        Body::WithRanges(content) => {
             let total = content.len();
             match range.as_deref().map(|range| part(range, total)) {
                 None => {
@@ -338,12 +338,12 @@ async fn serve(shared: &Shared, mut connection: TcpStream) -> std::io::Result<()
                 let block = &block[..BLOCK.min((total - position) as usize)];
                 let write = connection.write_all(block);
                 tokio::pin!(write);
-                match tokio::time::timeout(HELD_UP, &mut write).await {
+                match tokio::time::timeout(BLOCKED_AFTER, &mut write).await {
                     Ok(written) => written?,
                     Err(_) => {
-                        shared.held_up.send_replace(true);
+                        shared.blocked.send_replace(true);
                         write.await?;
-                        shared.held_up.send_replace(false);
+                        shared.blocked.send_replace(false);
                     }
                 }
                 position += block.len() as u64;

@@ -1,32 +1,32 @@
-//! /getResult (contract: `http.md`, "GET OP/getResult").
+//! /getResult (docs/contract/http.md, "GET /getResult").
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
 
 use crate::child::Service;
+use crate::fixture::{Fixture, OWNER, finished, hosts, output, parts};
 use crate::origin::{Answer, Origin};
-use crate::scene::{OWNER, Scene, finished, hosts, output, parts};
 use crate::support::caller::{ocean_node, provider};
 use crate::support::{Call, Key, Stored, client, nonce};
 
-/// An origin whose address the service may fetch from.
-async fn with_origin(variables: &[(&str, &str)]) -> (Scene, Origin) {
+/// A service and an origin that it may fetch from.
+async fn with_origin(variables: &[(&str, &str)]) -> (Fixture, Origin) {
     let origin = Origin::start().await;
     let allowed = hosts(&[&origin.address.to_string()]);
     let mut all = vec![("RESULT_HOSTS_ALLOWED", allowed.as_str()), ("RESULT_TIMEOUT", "10")];
     all.extend(variables);
-    (Scene::with(&all).await, origin)
+    (Fixture::with(&all).await, origin)
 }
 
-// What is handed out
+// Files
 
 #[tokio::test]
-async fn a_file_comes_with_its_name_and_type() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn a_file_has_its_name_and_type() {
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/a/out.txt", Answer::file("hello"));
-    let answer = scene.result_at(&origin.url("/a/out.txt?X-Amz-Signature=secret")).await;
+    let answer = fixture.result_at(&origin.url("/a/out.txt?X-Amz-Signature=secret")).await;
     assert_eq!((answer.status, answer.text()), (200, "hello"));
     assert_eq!(answer.header("content-disposition"), "attachment;filename=out.txt");
     assert_eq!(answer.header("access-control-expose-headers").to_lowercase(), "content-disposition");
@@ -38,8 +38,8 @@ async fn a_file_comes_with_its_name_and_type() {
 
 /// The origin's headers, the path, and the Content-Disposition and Content-Type that follow from them.
 #[tokio::test]
-async fn names_and_types_follow_the_contracts_rules() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn names_and_types_follow_the_contract() {
+    let (fixture, origin) = with_origin(&[]).await;
     let cases = [
         // The name is the origin's, else the URL's last segment.
         (Some("attachment; filename=data.csv"), None, "/1/x.txt", "attachment;filename=data.csv", "text/csv"),
@@ -52,7 +52,7 @@ async fn names_and_types_follow_the_contracts_rules() {
         (None, Some("application/json"), "/6/out", "attachment;filename=out.json", "application/json"),
         (None, Some("text/plain; charset=utf-8"), "/7/out", "attachment;filename=out.txt", "text/plain; charset=utf-8"),
         (Some("attachment; filename=out"), Some("text/csv"), "/8/y.txt", "attachment;filename=out.csv", "text/csv"),
-        // No path out of the caller's directory, and no header of the origin's making.
+        // No path that leaves the caller's directory, and no header as the origin sent it.
         (
             Some("attachment; filename=\"../../.bashrc.txt\""),
             None,
@@ -70,7 +70,7 @@ async fn names_and_types_follow_the_contracts_rules() {
             file = file.header("content-type", content_type);
         }
         origin.answer(path, file);
-        let answer = scene.result_at(&origin.url(path)).await;
+        let answer = fixture.result_at(&origin.url(path)).await;
         assert_eq!(answer.status, 200, "{path} {}", answer.text());
         assert_eq!(answer.header("content-disposition"), expected_disposition, "{path}");
         assert_eq!(answer.header("content-type"), expected_type, "{path}");
@@ -79,60 +79,60 @@ async fn names_and_types_follow_the_contracts_rules() {
 
 #[tokio::test]
 async fn an_index_counts_from_0_and_chooses_the_output() {
-    let (scene, origin) = with_origin(&[]).await;
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/first", Answer::file("first")).answer("/second", Answer::file("second"));
     let outputs = json!([
         { "filename": "a", "filesize": 1, "type": "output", "url": origin.url("/first") },
         { "filename": "b", "filesize": 1, "type": "algorithmLog", "url": origin.url("/second") },
     ]);
-    let job = finished(&scene.provider, &outputs).insert(&scene.database).await.job_id;
+    let job = finished(&fixture.provider, &outputs).insert(&fixture.database).await.job_id;
     for (index, content) in [("0", "first"), ("1", "second")] {
-        let answer = scene.send(&provider(&scene.provider).result(OWNER, &job, index)).await;
+        let answer = fixture.send(&provider(&fixture.provider).result(OWNER, &job, index)).await;
         assert_eq!((answer.status, answer.text()), (200, content));
     }
 }
 
 #[tokio::test]
 async fn an_empty_file_is_a_file() {
-    let (scene, origin) = with_origin(&[]).await;
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/empty.txt", Answer::file(""));
-    let answer = scene.result_at(&origin.url("/empty.txt")).await;
+    let answer = fixture.result_at(&origin.url("/empty.txt")).await;
     assert_eq!((answer.status, answer.text(), answer.header("content-length")), (200, "", "0"));
 }
 
 #[tokio::test]
-async fn a_file_whose_length_the_origin_does_not_say() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn a_file_without_a_length() {
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::chunked("0123456789"));
-    let answer = scene.result_at(&origin.url("/out.txt")).await;
+    let answer = fixture.result_at(&origin.url("/out.txt")).await;
     assert_eq!((answer.status, answer.text(), answer.header("content-length")), (200, "0123456789", ""));
 }
 
 #[tokio::test]
-async fn content_is_handed_out_as_the_origin_stores_it() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn content_is_sent_as_the_origin_stores_it() {
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer(
         "/out.txt.gz",
-        Answer::file(b"\x1f\x8b not to be unpacked".as_slice()).header("content-encoding", "gzip"),
+        Answer::file(b"\x1f\x8b not to be decompressed".as_slice()).header("content-encoding", "gzip"),
     );
-    let answer = scene.result_at(&origin.url("/out.txt.gz")).await;
-    assert_eq!(&answer.body[..], b"\x1f\x8b not to be unpacked");
+    let answer = fixture.result_at(&origin.url("/out.txt.gz")).await;
+    assert_eq!(&answer.body[..], b"\x1f\x8b not to be decompressed");
     assert_eq!(answer.header("content-encoding"), "gzip");
     assert_eq!(origin.requests()[0].header("accept-encoding"), Some("identity"));
 }
 
 #[tokio::test]
-async fn ocean_node_asks_with_a_json_body() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn ocean_node_sends_a_json_body() {
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::file("hello"));
-    let job = scene.job(&origin.url("/out.txt")).await;
-    let answer = scene.send(&ocean_node(&scene.provider).result(OWNER, &job, 0)).await;
+    let job = fixture.job(&origin.url("/out.txt")).await;
+    let answer = fixture.send(&ocean_node(&fixture.provider).result(OWNER, &job, 0)).await;
     assert_eq!((answer.status, answer.text()), (200, "hello"));
 }
 
 #[tokio::test]
-async fn nothing_of_the_origin_but_the_file_is_shown() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn no_other_headers_of_the_origin_are_sent() {
+    let (fixture, origin) = with_origin(&[]).await;
     let file = Answer::file("hello")
         .header("set-cookie", "session=secret")
         .header("x-amz-id-2", "secret")
@@ -140,7 +140,7 @@ async fn nothing_of_the_origin_but_the_file_is_shown() {
         .header("content-location", "http://secret/")
         .header("refresh", "0; url=http://secret/");
     origin.answer("/out.txt", file);
-    let answer = scene.result_at(&origin.url("/out.txt")).await;
+    let answer = fixture.result_at(&origin.url("/out.txt")).await;
     let headers = format!("{:?}", answer.headers);
     assert!(!headers.contains("secret") && !headers.contains(&origin.address.to_string()), "{headers}");
 }
@@ -148,14 +148,14 @@ async fn nothing_of_the_origin_but_the_file_is_shown() {
 // Ranges
 
 #[tokio::test]
-async fn a_range_is_passed_on_and_its_part_comes_back() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn a_range_is_passed_on_and_returns_its_part() {
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::file_with_ranges("0123456789"));
-    let job = scene.job(&origin.url("/out.txt")).await;
+    let job = fixture.job(&origin.url("/out.txt")).await;
     for (range, part, content_range) in
         [("bytes=2-4", "234", "bytes 2-4/10"), ("bytes=7-", "789", "bytes 7-9/10"), ("bytes=-1", "9", "bytes 9-9/10")]
     {
-        let answer = scene.send(&scene.ask(&job).header("range", range)).await;
+        let answer = fixture.send(&fixture.ask(&job).header("range", range)).await;
         assert_eq!((answer.status, answer.text()), (206, part));
         assert_eq!(answer.header("content-range"), content_range);
         assert_eq!(answer.header("content-length"), part.len().to_string());
@@ -166,52 +166,52 @@ async fn a_range_is_passed_on_and_its_part_comes_back() {
 
 #[tokio::test]
 async fn an_origin_may_ignore_a_range() {
-    let (scene, origin) = with_origin(&[]).await;
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::file("0123456789"));
-    let job = scene.job(&origin.url("/out.txt")).await;
-    let answer = scene.send(&scene.ask(&job).header("range", "bytes=2-4")).await;
+    let job = fixture.job(&origin.url("/out.txt")).await;
+    let answer = fixture.send(&fixture.ask(&job).header("range", "bytes=2-4")).await;
     assert_eq!((answer.status, answer.text()), (200, "0123456789"));
     assert_eq!(answer.header("content-range"), "");
 }
 
 #[tokio::test]
 async fn a_range_beyond_the_file_is_the_origins_416() {
-    let (scene, origin) = with_origin(&[]).await;
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::file_with_ranges("0123456789"));
-    let job = scene.job(&origin.url("/out.txt")).await;
-    let call = scene.ask(&job).header("range", "bytes=10-");
-    let answer = scene.send(&call).await;
+    let job = fixture.job(&origin.url("/out.txt")).await;
+    let call = fixture.ask(&job).header("range", "bytes=10-");
+    let answer = fixture.send(&call).await;
     assert_eq!(answer.status, 416);
     assert_eq!(answer.header("content-range"), "bytes */10");
-    // The caller has been answered: the nonce is taken.
-    assert_eq!(scene.send(&call).await.status, 400);
+    // The request was answered: the nonce is used.
+    assert_eq!(fixture.send(&call).await.status, 400);
 }
 
-// Who may have it
+// Access
 
 #[tokio::test]
-async fn refusals_come_in_the_contracts_order() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn checks_are_in_the_contracts_order() {
+    let (fixture, origin) = with_origin(&[]).await;
     let stranger = Key::new();
     let url = origin.url("/out.txt");
-    let job = scene.job(&url).await;
-    let strangers = finished(&stranger, &output(&url)).insert(&scene.database).await.job_id;
-    let without = Stored { outputs: None, ..finished(&scene.provider, &output(&url)) };
-    let without = without.insert(&scene.database).await.job_id;
-    let empty = finished(&scene.provider, &json!([])).insert(&scene.database).await.job_id;
-    let damaged = Stored { outputs: Some("[{".to_owned()), ..finished(&scene.provider, &output(&url)) };
-    let damaged = damaged.insert(&scene.database).await.job_id;
-    let expired = Stored { removed: Some(1), ..finished(&scene.provider, &output(&url)) };
-    let expired = expired.insert(&scene.database).await.job_id;
+    let job = fixture.job(&url).await;
+    let strangers = finished(&stranger, &output(&url)).insert(&fixture.database).await.job_id;
+    let without = Stored { outputs: None, ..finished(&fixture.provider, &output(&url)) };
+    let without = without.insert(&fixture.database).await.job_id;
+    let empty = finished(&fixture.provider, &json!([])).insert(&fixture.database).await.job_id;
+    let damaged = Stored { outputs: Some("[{".to_owned()), ..finished(&fixture.provider, &output(&url)) };
+    let damaged = damaged.insert(&fixture.database).await.job_id;
+    let expired = Stored { removed: Some(1), ..finished(&fixture.provider, &output(&url)) };
+    let expired = expired.insert(&fixture.database).await.job_id;
     let strangers_expired = Stored { removed: Some(1), ..finished(&stranger, &output(&url)) };
-    let strangers_expired = strangers_expired.insert(&scene.database).await.job_id;
+    let strangers_expired = strangers_expired.insert(&fixture.database).await.job_id;
 
-    let Key { address, .. } = &scene.provider;
+    let Key { address, .. } = &fixture.provider;
     let unknown = "00000000000000000000000000000000";
     let cases = [
         ("0xother", &*job, "0", format!("Owner 0xother mismatch for job {job}")),
         (OWNER, unknown, "0", format!("Owner {OWNER} mismatch for job {unknown}")),
-        // The owner comes before the provider, the provider before everything else.
+        // The owner is checked before the provider, the provider before everything else.
         ("0xother", &strangers, "-1", format!("Owner 0xother mismatch for job {strangers}")),
         (OWNER, &strangers, "-1", format!("Provider {address} mismatch for job {strangers}")),
         (OWNER, &strangers_expired, "0", format!("Provider {address} mismatch for job {strangers_expired}")),
@@ -224,10 +224,10 @@ async fn refusals_come_in_the_contracts_order() {
         (OWNER, &expired, "0", format!("Results of job {expired} have expired")),
     ];
     for (owner, job, index, text) in cases {
-        let call = provider(&scene.provider).result(owner, job, index);
-        scene.send(&call).await.is_error(404, &text);
-        // The nonce is taken.
-        let (status, again) = scene.send(&call).await.error();
+        let call = provider(&fixture.provider).result(owner, job, index);
+        fixture.send(&call).await.is_error(404, &text);
+        // The nonce is used.
+        let (status, again) = fixture.send(&call).await.error();
         assert_eq!(status, 400);
         assert!(again.starts_with("Invalid signature expected nonce ("), "{again}");
     }
@@ -236,33 +236,33 @@ async fn refusals_come_in_the_contracts_order() {
 
 #[tokio::test]
 async fn an_index_has_to_be_a_whole_number() {
-    let (scene, origin) = with_origin(&[]).await;
-    let job = scene.job(&origin.url("/out.txt")).await;
+    let (fixture, origin) = with_origin(&[]).await;
+    let job = fixture.job(&origin.url("/out.txt")).await;
     for index in ["x", "1.5", "1e0", "0x1", " 0", "+0", ""] {
-        let (status, text) = scene.send(&provider(&scene.provider).result(OWNER, &job, index)).await.error();
+        let (status, text) = fixture.send(&provider(&fixture.provider).result(OWNER, &job, index)).await.error();
         assert_eq!(status, 400, "{index:?} {text}");
         assert!(text.contains("index"), "{text}");
     }
 }
 
 #[tokio::test]
-async fn every_parameter_is_required_in_its_turn() {
-    let (scene, _origin) = with_origin(&[]).await;
-    let whole = scene.ask("9f9178dcffd34130a3158ce9ca3d15ff");
+async fn parameters_are_required_in_the_contracts_order() {
+    let (fixture, _origin) = with_origin(&[]).await;
+    let whole = fixture.ask("9f9178dcffd34130a3158ce9ca3d15ff");
     let mut call = Call::get("getResult").with("unknown", "1");
     for name in ["owner", "providerSignature", "nonce", "index", "jobId"] {
-        scene.send(&call).await.is_error(400, &format!("\"{name}\" is required in the call to GET:/getResult"));
+        fixture.send(&call).await.is_error(400, &format!("\"{name}\" is required in the call to GET:/getResult"));
         call = call.with(name, whole.parameter(name));
     }
-    scene.send(&call).await.error();
+    fixture.send(&call).await.error();
 }
 
 #[tokio::test]
-async fn whoever_may_not_sign_gets_nothing() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn other_signers_are_refused() {
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::file("hello"));
     let stranger = Key::new();
-    let job = finished(&stranger, &output(&origin.url("/out.txt"))).insert(&scene.database).await.job_id;
+    let job = finished(&stranger, &output(&origin.url("/out.txt"))).insert(&fixture.database).await.job_id;
     let call = provider(&stranger).result(OWNER, &job, 0);
     let text = format!(
         "Invalid signature {} of documentId {OWNER}{job}{},the signing ethereum account {} is not authorized to use this \
@@ -271,24 +271,27 @@ async fn whoever_may_not_sign_gets_nothing() {
         call.text("nonce"),
         stranger.address
     );
-    scene.send(&call).await.is_error(401, &text);
+    fixture.send(&call).await.is_error(401, &text);
     assert!(origin.requests().is_empty());
 }
 
-/// Rows that the old service made name an address that nobody owns (contract: `engine.md`, "Old data").
+/// Rows of the old service have an address that nobody owns (docs/contract/engine.md, "Rows of the Python service").
 #[tokio::test]
-async fn jobs_of_the_old_service_are_any_allowed_providers() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn every_allowed_provider_may_fetch_results_of_the_old_service() {
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::file("hello"));
     for provider in [Some("0x000000000000000000000000000000000000dEaD".to_owned()), Some(String::new()), None] {
-        let row =
-            Stored { signer_verified: false, provider, ..finished(&scene.provider, &output(&origin.url("/out.txt"))) };
-        let job = row.insert(&scene.database).await.job_id;
-        let answer = scene.send(&scene.ask(&job)).await;
+        let row = Stored {
+            signer_verified: false,
+            provider,
+            ..finished(&fixture.provider, &output(&origin.url("/out.txt")))
+        };
+        let job = row.insert(&fixture.database).await.job_id;
+        let answer = fixture.send(&fixture.ask(&job)).await;
         assert_eq!((answer.status, answer.text()), (200, "hello"));
         let text = format!("Owner 0xother mismatch for job {job}");
-        scene
-            .send(&crate::support::caller::provider(&scene.provider).result("0xother", &job, 0))
+        fixture
+            .send(&crate::support::caller::provider(&fixture.provider).result("0xother", &job, 0))
             .await
             .is_error(404, &text);
     }
@@ -297,24 +300,24 @@ async fn jobs_of_the_old_service_are_any_allowed_providers() {
 // Nonces
 
 #[tokio::test]
-async fn a_success_takes_the_nonce() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn a_success_uses_the_nonce() {
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::file("hello"));
-    let job = scene.job(&origin.url("/out.txt")).await;
-    let call = scene.ask(&job);
-    assert_eq!(scene.send(&call).await.status, 200);
-    let (status, text) = scene.send(&call).await.error();
+    let job = fixture.job(&origin.url("/out.txt")).await;
+    let call = fixture.ask(&job);
+    assert_eq!(fixture.send(&call).await.status, 200);
+    let (status, text) = fixture.send(&call).await.error();
     let nonce = call.text("nonce");
     assert_eq!((status, text), (400, format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).")));
     assert_eq!(origin.requests().len(), 1);
 }
 
-/// Provider repeats the same request, nonce and all, after a 502 and a 504 (contract: `clients.md`, "Retries").
+/// Provider repeats the same request with the same nonce after a 502 and a 504 (docs/contract/callers.md, "Retries").
 #[tokio::test]
-async fn an_origins_failure_leaves_the_nonce_free() {
-    let (scene, origin) = with_origin(&[("RESULT_TIMEOUT", "1")]).await;
-    let job = scene.job(&origin.url("/out.txt")).await;
-    let call = scene.ask(&job);
+async fn an_origins_failure_does_not_use_the_nonce() {
+    let (fixture, origin) = with_origin(&[("RESULT_TIMEOUT", "1")]).await;
+    let job = fixture.job(&origin.url("/out.txt")).await;
+    let call = fixture.ask(&job);
     for (failing, status) in [
         (Answer::status(500, "oops"), 502),
         (Answer::status(404, "gone"), 502),
@@ -323,79 +326,77 @@ async fn an_origins_failure_leaves_the_nonce_free() {
         (Answer::redirect(302, "http://127.0.0.1:1/"), 502),
     ] {
         origin.answer("/out.txt", failing);
-        assert_eq!(scene.send(&call).await.error().0, status);
+        assert_eq!(fixture.send(&call).await.error().0, status);
     }
-    assert!(scene.database.used_nonces(&scene.provider.address).await.is_empty());
+    assert!(fixture.database.used_nonces(&fixture.provider.address).await.is_empty());
     origin.answer("/out.txt", Answer::file("hello"));
-    assert_eq!(scene.send(&call).await.text(), "hello");
-    assert_eq!(scene.send(&call).await.error().0, 400);
+    assert_eq!(fixture.send(&call).await.text(), "hello");
+    assert_eq!(fixture.send(&call).await.error().0, 400);
 }
 
 #[tokio::test]
-async fn of_many_requests_at_once_with_one_nonce_one_gets_the_file() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn of_many_concurrent_requests_with_one_nonce_one_succeeds() {
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::file("hello"));
-    let job = scene.job(&origin.url("/out.txt")).await;
-    let call = scene.ask(&job);
-    let answers = futures_util::future::join_all((0..50).map(|_| scene.send(&call))).await;
+    let job = fixture.job(&origin.url("/out.txt")).await;
+    let call = fixture.ask(&job);
+    let answers = futures_util::future::join_all((0..50).map(|_| fixture.send(&call))).await;
     let of = |status| answers.iter().filter(|answer| answer.status == status).count();
     assert_eq!((of(200), of(400)), (1, 49));
 }
 
-// Storage that fail
+// Origins that fail
 
 #[tokio::test]
-async fn an_origins_error_is_a_502_that_names_job_index_and_status_but_not_the_url() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn an_origins_error_is_a_502_with_job_index_and_status_but_without_the_url() {
+    let (fixture, origin) = with_origin(&[]).await;
     for status in [301, 400, 401, 403, 404, 410, 500, 503] {
         let path = format!("/secret-place-{status}");
-        origin.answer(&path, Answer::status(status, "the origin's own words"));
-        let job = scene.job(&origin.url(&path)).await;
-        let (found, text) = scene.send(&scene.ask(&job)).await.error();
+        origin.answer(&path, Answer::status(status, "the origin's message"));
+        let job = fixture.job(&origin.url(&path)).await;
+        let (found, text) = fixture.send(&fixture.ask(&job)).await.error();
         assert_eq!(found, 502, "{text}");
         for part in [job.as_str(), "0", &status.to_string()] {
             assert!(text.contains(part), "{part} is not in {text:?}");
         }
-        for part in ["secret-place", "127.0.0.1", &origin.address.port().to_string(), "own words"] {
+        for part in ["secret-place", "127.0.0.1", &origin.address.port().to_string(), "s message"] {
             assert!(!text.contains(part), "{part} is in {text:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn an_origin_that_nobody_listens_at_is_a_502() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn an_unreachable_origin_is_a_502() {
+    let (fixture, origin) = with_origin(&[]).await;
     let url = origin.url("/out.txt");
-    let job = scene.job(&url).await;
+    let job = fixture.job(&url).await;
     drop(origin);
-    let (status, text) = scene.send(&scene.ask(&job)).await.error();
+    let (status, text) = fixture.send(&fixture.ask(&job)).await.error();
     assert_eq!(status, 502, "{text}");
     assert!(text.contains(&job) && !text.contains("127.0.0.1"), "{text}");
 }
 
 #[tokio::test]
-async fn an_origin_that_is_slow_to_begin_is_a_504() {
-    let (scene, origin) = with_origin(&[("RESULT_TIMEOUT", "1")]).await;
+async fn an_origin_that_does_not_begin_is_a_504() {
+    let (fixture, origin) = with_origin(&[("RESULT_TIMEOUT", "1")]).await;
     origin.answer("/secret-place", Answer::silent());
-    let job = scene.job(&origin.url("/secret-place")).await;
-    let begun = Instant::now();
-    let (status, text) = scene.send(&scene.ask(&job)).await.error();
+    let job = fixture.job(&origin.url("/secret-place")).await;
+    let (status, text) = fixture.send(&fixture.ask(&job)).await.error();
     assert_eq!(status, 504, "{text}");
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert!(text.contains(&job) && text.contains('0') && !text.contains("secret-place"), "{text}");
 }
 
-/// However many redirects it takes: the limit is for all of them together.
+/// The limit is for all redirects together.
 #[tokio::test]
-async fn an_origin_that_is_slow_after_a_redirect_is_a_504() {
-    let (scene, origin) = with_origin(&[("RESULT_TIMEOUT", "1")]).await;
+async fn an_origin_that_does_not_begin_after_a_redirect_is_a_504() {
+    let (fixture, origin) = with_origin(&[("RESULT_TIMEOUT", "1")]).await;
     origin.answer("/here", Answer::redirect(302, "/there")).answer("/there", Answer::silent());
-    assert_eq!(scene.result_at(&origin.url("/here")).await.error().0, 504);
+    assert_eq!(fixture.result_at(&origin.url("/here")).await.error().0, 504);
 }
 
 #[tokio::test]
-async fn a_part_is_never_taken_for_the_whole() {
-    let (scene, origin) = with_origin(&[("RESULT_IDLE_TIMEOUT", "1")]).await;
+async fn an_incomplete_file_never_looks_whole() {
+    let (fixture, origin) = with_origin(&[("RESULT_IDLE_TIMEOUT", "1")]).await;
     let content = vec![b'x'; 100_000];
     for (name, broken) in [
         ("closes early", Answer::closes_early(content.clone(), 200_000)),
@@ -403,30 +404,31 @@ async fn a_part_is_never_taken_for_the_whole() {
         ("falls silent", Answer::falls_silent(content.clone(), 200_000)),
     ] {
         origin.answer("/out.bin", broken);
-        let job = scene.job(&origin.url("/out.bin")).await;
-        let begun = Instant::now();
-        let whole = match scene.begin(&scene.ask(&job)).await {
-            Ok(response) => response.bytes().await,
-            Err(error) => Err(error),
+        let job = fixture.job(&origin.url("/out.bin")).await;
+        let whole = async {
+            match fixture.begin(&fixture.ask(&job)).await {
+                Ok(response) => response.bytes().await,
+                Err(error) => Err(error),
+            }
         };
+        let whole = tokio::time::timeout(crate::LIMIT, whole).await.expect(name);
         assert!(whole.is_err(), "{name}: looked like the whole file");
-        assert!(begun.elapsed() < Duration::from_secs(10), "{name}: took {:?}", begun.elapsed());
     }
-    // It is still there for the next one.
+    // The service still answers.
     origin.answer("/out.bin", Answer::file("hello"));
-    assert_eq!(scene.result_at(&origin.url("/out.bin")).await.text(), "hello");
+    assert_eq!(fixture.result_at(&origin.url("/out.bin")).await.text(), "hello");
 }
 
-/// RESULT_IDLE_TIMEOUT is about silence, RESULT_TIMEOUT about the beginning: neither limits the whole.
+/// RESULT_IDLE_TIMEOUT limits pauses, RESULT_TIMEOUT the beginning; neither limits the whole response.
 #[tokio::test]
-async fn a_long_answer_may_take_its_time() {
-    let (scene, origin) = with_origin(&[("RESULT_TIMEOUT", "1"), ("RESULT_IDLE_TIMEOUT", "3")]).await;
+async fn a_long_response_is_not_limited() {
+    let (fixture, origin) = with_origin(&[("RESULT_TIMEOUT", "1"), ("RESULT_IDLE_TIMEOUT", "3")]).await;
     let gate = std::sync::Arc::new(tokio::sync::Notify::new());
     origin.answer("/out.txt", Answer::gated("first ", &gate, "then"));
-    let job = scene.job(&origin.url("/out.txt")).await;
-    let mut response = scene.begin(&scene.ask(&job)).await.unwrap();
+    let job = fixture.job(&origin.url("/out.txt")).await;
+    let mut response = fixture.begin(&fixture.ask(&job)).await.unwrap();
     assert_eq!(response.chunk().await.unwrap().unwrap(), "first ");
-    // Longer than the one limit, shorter than the other.
+    // Longer than RESULT_TIMEOUT, shorter than RESULT_IDLE_TIMEOUT.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     gate.notify_one();
     assert_eq!(response.text().await.unwrap(), "then");
@@ -438,31 +440,31 @@ async fn a_long_answer_may_take_its_time() {
 async fn redirects_are_followed_to_hosts_that_are_allowed() {
     let (first, second) = (Origin::start().await, Origin::start().await);
     let allowed = hosts(&[&first.address.to_string(), &second.address.to_string()]);
-    let scene = Scene::with(&[("RESULT_HOSTS_ALLOWED", &allowed)]).await;
+    let fixture = Fixture::with(&[("RESULT_HOSTS_ALLOWED", &allowed)]).await;
     for status in [301, 302, 303, 307, 308] {
         first.answer("/out", Answer::redirect(status, second.url("/elsewhere/out.csv")));
         second.answer("/elsewhere/out.csv", Answer::file("hello"));
-        let answer = scene.result_at(&first.url("/out")).await;
+        let answer = fixture.result_at(&first.url("/out")).await;
         assert_eq!((answer.status, answer.text()), (200, "hello"), "{status}");
     }
-    // On the same host, relative to where it was.
+    // On the same host, relative to the first path.
     first.answer("/a/b", Answer::redirect(302, "../c?x=1")).answer("/c", Answer::file("here"));
-    assert_eq!(scene.result_at(&first.url("/a/b")).await.text(), "here");
+    assert_eq!(fixture.result_at(&first.url("/a/b")).await.text(), "here");
     assert_eq!(first.requests().last().unwrap().target, "/c?x=1");
 }
 
 #[tokio::test]
 async fn a_redirect_keeps_the_range() {
-    let (scene, origin) = with_origin(&[]).await;
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/here", Answer::redirect(307, "/there")).answer("/there", Answer::file_with_ranges("0123456789"));
-    let job = scene.job(&origin.url("/here")).await;
-    let answer = scene.send(&scene.ask(&job).header("range", "bytes=0-1")).await;
+    let job = fixture.job(&origin.url("/here")).await;
+    let answer = fixture.send(&fixture.ask(&job).header("range", "bytes=0-1")).await;
     assert_eq!((answer.status, answer.text()), (206, "01"));
 }
 
 #[tokio::test]
 async fn redirects_are_not_followed_to_anything_else() {
-    let (scene, origin) = with_origin(&[]).await;
+    let (fixture, origin) = with_origin(&[]).await;
     let inner = Origin::start().await;
     inner.answer("/inner", Answer::file("internal"));
     let port = inner.address.port();
@@ -484,11 +486,11 @@ async fn redirects_are_not_followed_to_anything_else() {
         "http://".to_owned(),
     ] {
         origin.answer("/here", Answer::redirect(302, location.clone()));
-        let begun = Instant::now();
-        let (status, text) = scene.result_at(&origin.url("/here")).await.error();
+        let (status, text) = fixture.result_at(&origin.url("/here")).await.error();
         assert_eq!(status, 502, "{location}: {text}");
-        // Refused, not tried.
-        assert!(begun.elapsed() < Duration::from_secs(5), "{location} was tried for {:?}", begun.elapsed());
+        // Refused without a connection.
+        let refused = ["RESULT_HOSTS_ALLOWED", "is not an http or https URL"];
+        assert!(refused.iter().any(|reason| text.contains(reason)), "{location}: {text}");
         assert!(!text.contains("://") && !text.contains("127.0.0.1") && !text.contains("169.254"), "{text}");
     }
     assert!(inner.requests().is_empty(), "{:?}", inner.requests());
@@ -500,43 +502,43 @@ async fn a_host_is_allowed_by_name_and_port() {
     inner.answer("/inner", Answer::file("internal"));
     origin.answer("/here", Answer::redirect(302, inner.url("/inner")));
     // By name without a port: any port.
-    let scene = Scene::with(&[("RESULT_HOSTS_ALLOWED", "127.0.0.1")]).await;
-    assert_eq!(scene.result_at(&origin.url("/here")).await.text(), "internal");
-    // The name is what counts, not the address behind it.
+    let fixture = Fixture::with(&[("RESULT_HOSTS_ALLOWED", "127.0.0.1")]).await;
+    assert_eq!(fixture.result_at(&origin.url("/here")).await.text(), "internal");
+    // The pattern is compared with the name, not with the address that it resolves to.
     let port = origin.address.port();
     let by_name = format!("http://localhost:{port}/here");
-    assert_eq!(scene.result_at(&by_name).await.error().0, 502);
-    let scene = Scene::with(&[("RESULT_HOSTS_ALLOWED", &hosts(&[&format!("localhost:{port}")]))]).await;
+    assert_eq!(fixture.result_at(&by_name).await.error().0, 502);
+    let fixture = Fixture::with(&[("RESULT_HOSTS_ALLOWED", &hosts(&[&format!("localhost:{port}")]))]).await;
     origin.answer("/here", Answer::file("by name"));
-    assert_eq!(scene.result_at(&by_name).await.text(), "by name");
-    assert_eq!(scene.result_at(&by_name.to_uppercase().replace("HERE", "here")).await.text(), "by name");
-    assert_eq!(scene.result_at(&origin.url("/here")).await.error().0, 502);
+    assert_eq!(fixture.result_at(&by_name).await.text(), "by name");
+    assert_eq!(fixture.result_at(&by_name.to_uppercase().replace("HERE", "here")).await.text(), "by name");
+    assert_eq!(fixture.result_at(&origin.url("/here")).await.error().0, 502);
     let another = format!("http://localhost:{}/inner", inner.address.port());
-    assert_eq!(scene.result_at(&another).await.error().0, 502);
+    assert_eq!(fixture.result_at(&another).await.error().0, 502);
     assert_eq!(inner.requests().len(), 1);
 }
 
 #[tokio::test]
-async fn redirects_without_an_end_are_a_502() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn endless_redirects_are_a_502() {
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/round", Answer::redirect(302, "/round"));
-    let (status, text) = scene.result_at(&origin.url("/round")).await.error();
+    let (status, text) = fixture.result_at(&origin.url("/round")).await.error();
     assert_eq!(status, 502, "{text}");
     assert!(origin.requests().len() <= 21, "{}", origin.requests().len());
-    // A redirect to nowhere is an error of the origin's.
+    // A redirect without a location is an error of the origin.
     origin.answer("/nowhere", Answer::status(302, ""));
-    assert_eq!(scene.result_at(&origin.url("/nowhere")).await.error().0, 502);
+    assert_eq!(fixture.result_at(&origin.url("/nowhere")).await.error().0, 502);
 }
 
-// Addresses that are not fetched from
+// Addresses that are refused
 
 #[tokio::test]
 async fn addresses_that_are_not_public_are_refused_however_they_are_written() {
-    let scene = Scene::with(&[("RESULT_TIMEOUT", "20")]).await;
+    let fixture = Fixture::with(&[("RESULT_TIMEOUT", "20")]).await;
     let inner = Origin::start().await;
     inner.answer("/inner", Answer::file("internal"));
     let port = inner.address.port();
-    // The same port on the other loopback address, where there is one.
+    // The same port on the IPv6 loopback address, if there is one.
     let inner_v6 = Origin::listen(&format!("[::1]:{port}")).await.ok();
     let hosts = [
         "127.0.0.1",
@@ -580,12 +582,9 @@ async fn addresses_that_are_not_public_are_refused_however_they_are_written() {
     ];
     for host in hosts {
         let url = format!("http://{host}:{port}/inner");
-        let begun = Instant::now();
-        let (status, text) = scene.result_at(&url).await.error();
+        let (status, text) = fixture.result_at(&url).await.error();
         assert_eq!(status, 502, "{url}: {text}");
-        // Refused, not tried; and whoever runs the service is told what to change if that was not meant.
-        assert!(begun.elapsed() < Duration::from_secs(10), "{url} was tried for {:?}", begun.elapsed());
-        // (Not every resolver knows this name of its own machine.)
+        // Refused without a connection, and the message says what to change. (Not every resolver knows `localhost.`.)
         assert!(host == "localhost." || text.contains("RESULT_HOSTS_ALLOWED"), "{url}: {text}");
         assert!(!text.contains(&port.to_string()) && !text.contains("inner"), "{text}");
     }
@@ -595,7 +594,7 @@ async fn addresses_that_are_not_public_are_refused_however_they_are_written() {
 
 #[tokio::test]
 async fn only_http_and_https_are_fetched() {
-    let (scene, origin) = with_origin(&[]).await;
+    let (fixture, origin) = with_origin(&[]).await;
     let address = origin.address.to_string();
     for url in [
         "file:///etc/passwd",
@@ -615,53 +614,53 @@ async fn only_http_and_https_are_fetched() {
         "not a URL",
     ] {
         let url = url.replace("{address}", &address);
-        let (status, text) = scene.result_at(&url).await.error();
+        let (status, text) = fixture.result_at(&url).await.error();
         assert_eq!(status, 502, "{url}: {text}");
     }
     assert!(origin.requests().is_empty(), "{:?}", origin.requests());
 }
 
-/// An output without a URL, or with one that is no text, is none.
+/// An output without a URL, or with one that is not a string, is ignored.
 #[tokio::test]
 async fn an_output_without_a_url_is_no_such_index() {
-    let (scene, _origin) = with_origin(&[]).await;
+    let (fixture, _origin) = with_origin(&[]).await;
     let outputs = json!([{ "filename": "a" }, { "filename": "b", "url": 7 }, null, "http://127.0.0.1/"]);
-    let job = finished(&scene.provider, &outputs).insert(&scene.database).await.job_id;
+    let job = finished(&fixture.provider, &outputs).insert(&fixture.database).await.job_id;
     for index in 0..4 {
         let text = format!("No such index {index} in this compute job");
-        scene.send(&provider(&scene.provider).result(OWNER, &job, index)).await.is_error(404, &text);
+        fixture.send(&provider(&fixture.provider).result(OWNER, &job, index)).await.is_error(404, &text);
     }
 }
 
-// Secrets on the way to the origin
+// Secrets that are sent to origins
 
 #[tokio::test]
-async fn credentials_of_a_url_are_used_and_never_shown() {
-    let (scene, origin) = with_origin(&[]).await;
+async fn credentials_in_a_url_are_used_and_never_shown() {
+    let (fixture, origin) = with_origin(&[]).await;
     let url = format!("http://user:pass%20word@{}/out.txt", origin.address);
     origin.answer("/out.txt", Answer::file("hello"));
-    let answer = scene.result_at(&url).await;
+    let answer = fixture.result_at(&url).await;
     assert_eq!(answer.text(), "hello");
     // Of "user:pass word"
     assert_eq!(origin.requests()[0].header("authorization"), Some("Basic dXNlcjpwYXNzIHdvcmQ="));
     assert!(!format!("{:?}", answer.headers).contains("pass"));
 
     origin.answer("/out.txt", Answer::status(403, ""));
-    let (_, text) = scene.result_at(&url).await.error();
+    let (_, text) = fixture.result_at(&url).await.error();
     assert!(!text.contains("user") && !text.contains("pass"), "{text}");
 
-    let job = scene.job(&url).await;
-    let status = scene.send(&provider(&scene.provider).call(Method::GET, OWNER, Some(&job), nonce())).await.ok();
+    let job = fixture.job(&url).await;
+    let status = fixture.send(&provider(&fixture.provider).call(Method::GET, OWNER, Some(&job), nonce())).await.ok();
     assert_eq!(status[0]["results"], json!([{ "filename": "out.txt", "filesize": 5, "type": "output" }]));
 }
 
 #[tokio::test]
-async fn credentials_of_a_url_stay_with_its_host() {
+async fn credentials_in_a_url_are_sent_to_its_host_only() {
     let (first, second) = (Origin::start().await, Origin::start().await);
-    let scene = Scene::with(&[("RESULT_HOSTS_ALLOWED", "127.0.0.1")]).await;
+    let fixture = Fixture::with(&[("RESULT_HOSTS_ALLOWED", "127.0.0.1")]).await;
     first.answer("/out.txt", Answer::redirect(302, second.url("/out.txt")));
     second.answer("/out.txt", Answer::file("hello"));
-    assert_eq!(scene.result_at(&format!("http://user:password@{}/out.txt", first.address)).await.text(), "hello");
+    assert_eq!(fixture.result_at(&format!("http://user:password@{}/out.txt", first.address)).await.text(), "hello");
     let request = &second.requests()[0];
     for header in ["authorization", "referer", "cookie"] {
         assert_eq!(request.header(header), None);
@@ -669,7 +668,7 @@ async fn credentials_of_a_url_stay_with_its_host() {
 }
 
 #[tokio::test]
-async fn api_keys_go_to_the_hosts_named_for_them_only() {
+async fn api_keys_are_sent_to_their_hosts_only() {
     let (keyed, other) = (Origin::start().await, Origin::start().await);
     keyed.answer("/out.txt", Answer::file("hello"));
     other.answer("/out.txt", Answer::file("hello"));
@@ -677,7 +676,7 @@ async fn api_keys_go_to_the_hosts_named_for_them_only() {
     keyed.answer("/to-other", Answer::redirect(302, other.url("/out.txt")));
     let both = hosts(&[&keyed.address.to_string(), &other.address.to_string()]);
     let only = hosts(&[&keyed.address.to_string()]);
-    let scene = Scene::with(&[
+    let fixture = Fixture::with(&[
         ("RESULT_HOSTS_ALLOWED", &both),
         ("RESULT_API_KEY_HOSTS", &only),
         ("X-API-KEY", "the-key"),
@@ -690,82 +689,83 @@ async fn api_keys_go_to_the_hosts_named_for_them_only() {
     };
     let sent = (Some("the-key".to_owned()), Some("the-client".to_owned()));
 
-    assert_eq!(scene.result_at(&keyed.url("/out.txt")).await.text(), "hello");
+    assert_eq!(fixture.result_at(&keyed.url("/out.txt")).await.text(), "hello");
     assert_eq!(last(&keyed), sent);
-    assert_eq!(scene.result_at(&other.url("/out.txt")).await.text(), "hello");
+    assert_eq!(fixture.result_at(&other.url("/out.txt")).await.text(), "hello");
     assert_eq!(last(&other), (None, None));
-    // A redirect leaves them behind, and is no way to get them either where they are not for its target.
-    assert_eq!(scene.result_at(&keyed.url("/to-other")).await.text(), "hello");
+    // Redirects do not pass them on, and do not obtain them for another host.
+    assert_eq!(fixture.result_at(&keyed.url("/to-other")).await.text(), "hello");
     assert_eq!(last(&keyed), sent);
     assert_eq!(last(&other), (None, None));
-    assert_eq!(scene.result_at(&other.url("/to-keyed")).await.text(), "hello");
+    assert_eq!(fixture.result_at(&other.url("/to-keyed")).await.text(), "hello");
     assert_eq!(last(&other), (None, None));
 }
 
 /// A Lambda function's variables cannot hold a dash.
 #[tokio::test]
-async fn api_keys_go_to_the_hosts_allowed_where_none_are_named_for_them() {
+async fn api_keys_are_sent_to_the_hosts_allowed_if_they_have_none_of_their_own() {
     let origin = Origin::start().await;
     origin.answer("/out.txt", Answer::file("hello"));
     let allowed = hosts(&[&origin.address.to_string()]);
     let variables = [("RESULT_HOSTS_ALLOWED", &*allowed), ("X_API_KEY", "the-key"), ("CLIENT_ID", "the-client")];
-    let scene = Scene::with(&variables).await;
-    assert_eq!(scene.result_at(&origin.url("/out.txt")).await.text(), "hello");
+    let fixture = Fixture::with(&variables).await;
+    assert_eq!(fixture.result_at(&origin.url("/out.txt")).await.text(), "hello");
     let request = &origin.requests()[0];
     assert_eq!(request.header("x-api-key"), Some("the-key"));
     assert_eq!(request.header("client-id"), Some("the-client"));
-    assert!(!scene.service.process.output().contains("go to no host"));
+    assert!(!fixture.service.process.output().contains("are sent to no host"));
 }
 
 #[tokio::test]
-async fn api_keys_that_go_nowhere_are_told_of_at_start() {
-    let scene = Scene::with(&[("X-API-KEY", "the-key")]).await;
-    let output = scene.service.process.output();
+async fn api_keys_that_are_sent_to_no_host_are_logged_at_start() {
+    let fixture = Fixture::with(&[("X-API-KEY", "the-key")]).await;
+    let output = fixture.service.process.output();
     let line = output.lines().find(|line| line.contains("RESULT_API_KEY_HOSTS")).unwrap_or_else(|| panic!("{output}"));
     assert!(line.contains("WARN") && !line.contains("the-key"), "{line}");
 }
 
-/// Credentials of an earlier caller, or of this service, are nobody else's.
+/// Credentials of a caller are not for origins.
 #[tokio::test]
 async fn the_callers_headers_are_not_passed_on() {
-    let (scene, origin) = with_origin(&[]).await;
+    let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::file("hello"));
-    let job = scene.job(&origin.url("/out.txt")).await;
-    let call = scene.ask(&job).header("cookie", "a=b").header("authorization", "Bearer x").header("x-api-key", "mine");
-    assert_eq!(scene.send(&call).await.text(), "hello");
+    let job = fixture.job(&origin.url("/out.txt")).await;
+    let call =
+        fixture.ask(&job).header("cookie", "a=b").header("authorization", "Bearer x").header("x-api-key", "mine");
+    assert_eq!(fixture.send(&call).await.text(), "hello");
     for header in ["cookie", "authorization", "x-api-key", "x-forwarded-for"] {
         assert_eq!(origin.requests()[0].header(header), None);
     }
 }
 
-/// What a proxy would fetch, it would fetch past the guard.
+/// A proxy would resolve names itself, without the checks on addresses.
 #[tokio::test]
 async fn proxies_of_the_environment_are_not_used() {
     let (origin, proxy) = (Origin::start().await, Origin::start().await);
     origin.answer("/out.txt", Answer::file("hello"));
     let (proxy_url, allowed) = (proxy.url(""), hosts(&[&origin.address.to_string()]));
-    let scene = Scene::with(&[
+    let fixture = Fixture::with(&[
         ("RESULT_HOSTS_ALLOWED", &allowed),
         ("http_proxy", &proxy_url),
         ("HTTP_PROXY", &proxy_url),
         ("all_proxy", &proxy_url),
     ])
     .await;
-    assert_eq!(scene.result_at(&origin.url("/out.txt")).await.text(), "hello");
+    assert_eq!(fixture.result_at(&origin.url("/out.txt")).await.text(), "hello");
     assert!(proxy.requests().is_empty());
 }
 
-/// Without SIGNATURE_REQUIRED the signer is whoever signed, and still has to be the job's.
+/// Without SIGNATURE_REQUIRED every signer is accepted, but it still has to be the job's provider.
 #[tokio::test]
-async fn the_provider_counts_also_where_signatures_are_not_required() {
+async fn the_provider_is_checked_even_if_signatures_are_not_required() {
     let (database, key, env) = parts().await;
     let origin = Origin::start().await;
     origin.answer("/out.txt", Answer::file("hello"));
     let env = env.with("SIGNATURE_REQUIRED", "0").with("RESULT_HOSTS_ALLOWED", hosts(&["127.0.0.1"]));
-    let scene = Scene { service: Service::start(&env).await, provider: key, database, client: client() };
-    let job = scene.job(&origin.url("/out.txt")).await;
-    assert_eq!(scene.send(&scene.ask(&job)).await.text(), "hello");
+    let fixture = Fixture { service: Service::start(&env).await, provider: key, database, client: client() };
+    let job = fixture.job(&origin.url("/out.txt")).await;
+    assert_eq!(fixture.send(&fixture.ask(&job)).await.text(), "hello");
     let stranger = Key::new();
     let text = format!("Provider {} mismatch for job {job}", stranger.address);
-    scene.send(&provider(&stranger).result(OWNER, &job, 0)).await.is_error(404, &text);
+    fixture.send(&provider(&stranger).result(OWNER, &job, 0)).await.is_error(404, &text);
 }

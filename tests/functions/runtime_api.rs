@@ -1,5 +1,5 @@
-//! The Lambda runtime API (2018-06-01) with API Gateway in front of it: hands a function the events of a REST API
-//! (payload format 1.0), and takes its answers, streamed ones too.
+//! The Lambda runtime API (2018-06-01) behind an API Gateway: sends a function the events of a REST API (payload format
+//! 1.0), and receives its responses, buffered or streamed.
 //!
 //! <https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html>,
 //! <https://docs.aws.amazon.com/lambda/latest/dg/runtimes-custom.html>,
@@ -30,12 +30,12 @@ use crate::LIMIT;
 use crate::child::{Env, Process};
 use crate::support::{Answer, Call, client};
 
-/// How long an invocation may take, unless the test says otherwise: the gateway's limit.
+/// The default timeout of an invocation: the gateway's.
 const TIMEOUT: Duration = Duration::from_secs(29);
-/// The most that a buffered answer may hold, in bytes.
+/// The maximum length of a buffered response, in bytes.
 pub const BUFFERED_LIMIT: usize = 6 * 1024 * 1024;
 
-/// A Lambda binary, behind a runtime API of its own.
+/// A Lambda binary and its runtime API.
 pub struct Function {
     pub process: Process,
     events: mpsc::UnboundedSender<(String, Value)>,
@@ -45,19 +45,19 @@ pub struct Function {
 
 struct Shared {
     events: tokio::sync::Mutex<mpsc::UnboundedReceiver<(String, Value)>>,
-    /// Where the answers to invocations go that have none yet, by the request's id.
+    /// The receivers of responses that have not arrived yet, by request id.
     waiting: Mutex<HashMap<String, mpsc::UnboundedSender<Part>>>,
     timeout: Duration,
 }
 
-/// What a function sends, as it comes.
+/// A part of what a function sends.
 #[derive(Debug)]
 pub enum Part {
-    /// The beginning: `response` or `error`, and the headers of that request.
+    /// The beginning: `response` or `error`, and the request's headers.
     Head(&'static str, HeaderMap),
     Data(Bytes),
     Trailers(HeaderMap),
-    /// It broke off.
+    /// The connection broke.
     Broken,
 }
 
@@ -66,7 +66,7 @@ impl Function {
         Self::start_with(binary, &[], env, TIMEOUT).await
     }
 
-    /// With arguments, which functions have none, and another timeout.
+    /// With arguments, which deployed functions do not have, and another timeout.
     pub async fn start_with(binary: impl AsRef<OsStr>, arguments: &[&str], env: &Env, timeout: Duration) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -82,7 +82,7 @@ impl Function {
         Self { process: Process::start(binary, arguments, &lambda(env, address)), events, shared, server }
     }
 
-    /// Invokes it and hands out what it sends, as it comes.
+    /// Invokes it. The reply gives what it sends part by part.
     pub fn invoke(&self, event: Value) -> Reply {
         let id = uuid::Uuid::new_v4().to_string();
         let (sender, parts) = mpsc::unbounded_channel();
@@ -91,7 +91,7 @@ impl Function {
         Reply { parts }
     }
 
-    /// What a caller of the REST API gets.
+    /// Invokes it, and returns what a caller of the REST API receives.
     pub async fn send(&self, event: Event) -> Answer {
         match self.invoke(event.0).whole().await {
             Outcome::Answer(answer) => answer,
@@ -99,14 +99,13 @@ impl Function {
         }
     }
 
-    /// As `send`, of a request with the stage `Prod` before its path.
+    /// As `send`, for a request with the stage `Prod` before its path.
     pub async fn call(&self, call: &Call) -> Answer {
         self.send(Event::of(call)).await
     }
 }
 
-/// The binary of that name in the directory that FUNCTIONS_DIR names, if it is set and there is one: those that are built
-/// as they are deployed.
+/// The binary of this name in the directory FUNCTIONS_DIR, if there is one: built with the profile that is deployed.
 fn as_deployed(binary: &OsStr) -> PathBuf {
     let deployed = std::env::var_os("FUNCTIONS_DIR").map(PathBuf::from);
     let deployed = deployed.and_then(|directory| Some(directory.join(std::path::Path::new(binary).file_name()?)));
@@ -129,7 +128,7 @@ pub fn lambda(env: &Env, runtime_api: SocketAddr) -> Env {
         .with("AWS_LAMBDA_LOG_GROUP_NAME", "/aws/lambda/function")
         .with("AWS_LAMBDA_LOG_STREAM_NAME", "stream")
         .with("AWS_REGION", "eu-central-1")
-        // The tests' server does not speak TLS, which a function demands by default.
+        // The tests' server does not support TLS, which functions require by default.
         .with("POSTGRES_SSLMODE", "prefer")
 }
 
@@ -165,7 +164,7 @@ async fn take(
     let Some(caller) = shared.waiting.lock().unwrap().remove(&id) else {
         return StatusCode::BAD_REQUEST;
     };
-    // The caller may have gone; the function has to be heard to its end all the same.
+    // Read to its end even if the caller is gone.
     let (head, mut body): (_, Body) = request.into_parts();
     caller.send(Part::Head(endpoint, head.headers)).ok();
     while let Some(frame) = body.frame().await {
@@ -180,19 +179,19 @@ async fn take(
     StatusCode::ACCEPTED
 }
 
-/// What a function answers an invocation with.
+/// A function's reply to an invocation.
 pub struct Reply {
     parts: mpsc::UnboundedReceiver<Part>,
 }
 
-/// What becomes of an invocation.
+/// How an invocation ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// A caller of the REST API gets this.
+    /// A caller of the REST API receives this.
     Answer(Answer),
     /// A caller's connection breaks after this.
-    BrokenOff(Answer),
-    /// The function failed, and says why: a caller gets a 502 of API Gateway's making.
+    Incomplete(Answer),
+    /// The function failed with this error: API Gateway answers its caller with a 502.
     Failed(Value),
 }
 
@@ -202,7 +201,7 @@ impl Reply {
         tokio::time::timeout(LIMIT, self.parts.recv()).await.expect("the function does not answer")
     }
 
-    /// Takes all parts: where they were sent, the headers, the content, and whether it broke off.
+    /// Receives all parts. Returns the endpoint, the headers, the content, and whether the connection broke.
     async fn parts(mut self) -> (&'static str, HeaderMap, Vec<u8>, bool) {
         let Some(Part::Head(endpoint, headers)) = self.part().await else { panic!("no answer") };
         let (mut body, mut broken) = (Vec::new(), false);
@@ -217,15 +216,15 @@ impl Reply {
         (endpoint, headers, body, broken)
     }
 
-    /// What whoever invoked it gets: JSON, or as an error why it failed.
+    /// Returns the JSON that the invoker receives, or the function's error.
     pub async fn json(self) -> Result<Value, Value> {
         let (endpoint, _, body, broken) = self.parts().await;
-        assert!(!broken, "it broke off");
+        assert!(!broken, "the connection broke");
         let body = serde_json::from_slice(&body).unwrap();
         if endpoint == "error" { Err(body) } else { Ok(body) }
     }
 
-    /// Takes all parts, and reads them as API Gateway does.
+    /// Receives all parts, and reads them as API Gateway does.
     pub async fn whole(self) -> Outcome {
         let (endpoint, headers, body, broken) = self.parts().await;
         if endpoint == "error" {
@@ -235,9 +234,9 @@ impl Reply {
         if mode.is_some_and(|mode| mode == "streaming") {
             assert_eq!(headers["content-type"], "application/vnd.awslambda.http-integration-response");
             let answer = streamed(&body);
-            return if broken { Outcome::BrokenOff(answer) } else { Outcome::Answer(answer) };
+            return if broken { Outcome::Incomplete(answer) } else { Outcome::Answer(answer) };
         }
-        assert!(!broken, "a buffered answer broke off");
+        assert!(!broken, "the connection broke during a buffered response");
         assert!(body.len() <= BUFFERED_LIMIT, "{} bytes are more than a buffered answer may have", body.len());
         Outcome::Answer(buffered(&serde_json::from_slice(&body).unwrap()))
     }
@@ -246,7 +245,7 @@ impl Reply {
 /// A JSON prelude, eight zero bytes, and the body.
 fn streamed(sent: &[u8]) -> Answer {
     let end = sent.windows(8).position(|window| window == [0; 8]).expect("no end of the prelude");
-    let prelude: Value = serde_json::from_slice(&sent[..end]).expect("a prelude that is no JSON");
+    let prelude: Value = serde_json::from_slice(&sent[..end]).expect("the prelude is not JSON");
     let headers = header_map(prelude.get("headers"));
     Answer { status: status(&prelude), headers, body: Bytes::copy_from_slice(&sent[end + 8..]) }
 }
@@ -276,12 +275,12 @@ fn header_map(headers: Option<&Value>) -> HeaderMap {
     map
 }
 
-/// An event of a REST API. The path lacks the stage.
+/// An event of a REST API. Its path does not have the stage.
 #[derive(Debug, Clone)]
 pub struct Event(pub Value);
 
 impl Event {
-    /// As API Gateway makes it of a request to its own host, stage `Prod`.
+    /// What API Gateway sends for a request to its own host, stage `Prod`.
     pub fn of(call: &Call) -> Self {
         let request = call.request(&client(), "http://gateway").build().unwrap();
         let url = request.url();
@@ -347,7 +346,7 @@ impl Event {
         self
     }
 
-    /// Through a custom domain name: no stage in the URL, and a context that still knows it.
+    /// Through a custom domain name: the URL has no stage, the context has.
     pub fn through_custom_domain(mut self) -> Self {
         self.0["requestContext"]["path"] = self.0["path"].clone();
         self.0["requestContext"]["domainName"] = json!("compute.example.org");
@@ -356,7 +355,7 @@ impl Event {
         self
     }
 
-    /// With something else before or instead of what the path was.
+    /// With another path.
     pub fn path(mut self, path: &str) -> Self {
         self.0["path"] = json!(path);
         self
@@ -367,14 +366,14 @@ impl Event {
         self
     }
 
-    /// Without the maps that hold all values of a name.
+    /// Without the maps that hold all values of each name.
     pub fn with_single_values_only(mut self) -> Self {
         self.0["multiValueHeaders"] = Value::Null;
         self.0["multiValueQueryStringParameters"] = Value::Null;
         self
     }
 
-    /// Without the maps that hold one value of a name.
+    /// Without the maps that hold one value of each name.
     pub fn with_multiple_values_only(mut self) -> Self {
         self.0["headers"] = Value::Null;
         self.0["queryStringParameters"] = Value::Null;

@@ -1,23 +1,23 @@
-//! Secrets, signatures, data URLs and raw code never reach a log at any level: one whole run, and a search of all
-//! that was logged.
+//! Secrets, signatures, data URLs and raw code are not logged at any level: a run through all routes, and a search through
+//! everything that was logged.
 
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::child::{Directory, Env, Service};
+use crate::fixture::{OWNER, finished, hosts, output, parts};
 use crate::origin::{Answer as File, Origin};
-use crate::scene::{OWNER, finished, hosts, output, parts};
 use crate::support::caller::{brizo, ocean_node, provider};
 use crate::support::{Answer, Call, Cluster, Key, TestDatabase, agreement_id, client, nonce, workflow};
 
-/// The secrets of a run, each with where it came from.
+/// The secrets of a run, each with its origin.
 #[derive(Default)]
 struct Secrets(Vec<(String, String)>);
 
 impl Secrets {
-    /// A new one, to be handed to the service.
-    fn plant(&mut self, what: &str) -> String {
+    /// Generates a secret that is then passed to the service.
+    fn generate(&mut self, what: &str) -> String {
         let secret = format!("s3cret{}", &uuid::Uuid::new_v4().simple().to_string()[..16]);
         self.add(what, &secret);
         secret
@@ -28,7 +28,7 @@ impl Secrets {
         self.0.push((what.to_owned(), secret.to_owned()));
     }
 
-    /// A call's signature, in whatever form it might be shown.
+    /// Adds a call's signature, without the prefix that a log might drop.
     fn sign(&mut self, call: &Call) {
         let signature = call.text("providerSignature");
         self.add("a signature", signature.trim_start_matches("0x"));
@@ -44,12 +44,12 @@ impl Secrets {
 
 #[tokio::test]
 async fn at_level_trace() {
-    a_whole_run("trace").await;
+    run_all_routes("trace").await;
 }
 
 #[tokio::test]
 async fn with_a_filter_that_names_the_libraries() {
-    a_whole_run(
+    run_all_routes(
         "off,hyper=trace,hyper_util=trace,reqwest=trace,sqlx=trace,sqlx_core=trace,sqlx_postgres=trace,kube=trace,\
          kube_client=trace,tower=trace,tower_http=trace,rustls=trace,axum=trace,axum_server=trace,\
          operator_service=trace",
@@ -57,7 +57,7 @@ async fn with_a_filter_that_names_the_libraries() {
     .await;
 }
 
-async fn a_whole_run(level: &str) {
+async fn run_all_routes(level: &str) {
     let mut secrets = Secrets::default();
     let (database, key, env) = parts().await;
     let cluster = Cluster::start().await;
@@ -66,7 +66,7 @@ async fn a_whole_run(level: &str) {
     std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
     let file = directory.file("service.log");
     let origin = Origin::start().await;
-    let admin = secrets.plant("an administrator's secret");
+    let admin = secrets.generate("an administrator's secret");
     let env = env
         .with("LOG_LEVEL", level)
         .with("LOG_CFG", file.to_str().unwrap())
@@ -75,17 +75,17 @@ async fn a_whole_run(level: &str) {
         .with("RESULT_HOSTS_ALLOWED", hosts(&[&origin.address.to_string()]))
         .with("RESULT_TIMEOUT", "1")
         .with("RESULT_IDLE_TIMEOUT", "1")
-        .with("X-API-KEY", secrets.plant("X-API-KEY"))
-        .with("CLIENT-ID", secrets.plant("CLIENT-ID"))
+        .with("X-API-KEY", secrets.generate("X-API-KEY"))
+        .with("CLIENT-ID", secrets.generate("CLIENT-ID"))
         .with("ALLOWED_ADMINS", json!([admin]).to_string());
-    // A password that the server may not ask for; the one it does ask for stays.
+    // A generated password, unless the server requires one.
     let own = database.variables().into_iter().find(|(name, _)| name == "POSTGRES_PASSWORD").map(|(_, value)| value);
     let env = match own {
         Some(password) => {
             secrets.add("the database's password", &password);
             env
         }
-        None => env.with("POSTGRES_PASSWORD", secrets.plant("the database's password")),
+        None => env.with("POSTGRES_PASSWORD", secrets.generate("the database's password")),
     };
     database.announce(&cluster.namespace, "{}").await;
 
@@ -98,7 +98,7 @@ async fn a_whole_run(level: &str) {
 
     let output = service.process.output();
     let logged = std::fs::read_to_string(&file).unwrap();
-    // It was not silence that kept the secrets.
+    // The log is not just empty.
     for expected in ["listening", "accepted", "answered"] {
         assert!(output.contains(expected) && logged.contains(expected), "{expected} is not in {output}");
     }
@@ -125,16 +125,16 @@ impl Run<'_> {
 fn secret_workflow(secrets: &mut Secrets) -> Value {
     let mut workflow = workflow::sample();
     let stage = &mut workflow["stages"][0];
-    let host = secrets.plant("a data URL's host");
-    let path = secrets.plant("a data URL's path");
-    let token = secrets.plant("a data URL's token");
-    let password = secrets.plant("a data URL's password");
+    let host = secrets.generate("a data URL's host");
+    let path = secrets.generate("a data URL's path");
+    let token = secrets.generate("a data URL's token");
+    let password = secrets.generate("a data URL's password");
     stage["input"][0]["url"] = json!([format!("https://user:{password}@{host}.example.org/{path}?token={token}")]);
-    stage["algorithm"]["url"] = json!(format!("https://example.org/{}", secrets.plant("an algorithm's URL")));
-    stage["algorithm"]["rawcode"] = json!(format!("print('{}')", secrets.plant("raw code")));
-    stage["algorithm"]["envs"] = json!({ "TOKEN": secrets.plant("an environment secret") });
-    stage["algorithm"]["container"]["entrypoint"] = json!(format!("sh {} $ALGO", secrets.plant("an entrypoint")));
-    stage["output"]["secretStoreUri"] = json!(format!("https://{}.example.org", secrets.plant("an output's URI")));
+    stage["algorithm"]["url"] = json!(format!("https://example.org/{}", secrets.generate("an algorithm's URL")));
+    stage["algorithm"]["rawcode"] = json!(format!("print('{}')", secrets.generate("raw code")));
+    stage["algorithm"]["envs"] = json!({ "TOKEN": secrets.generate("an environment secret") });
+    stage["algorithm"]["container"]["entrypoint"] = json!(format!("sh {} $ALGO", secrets.generate("an entrypoint")));
+    stage["output"]["secretStoreUri"] = json!(format!("https://{}.example.org", secrets.generate("an output's URI")));
     workflow
 }
 
@@ -152,7 +152,7 @@ async fn jobs(run: &Run<'_>, secrets: &mut Secrets) {
         let row = run.database.job(job_id).await.unwrap();
         let document: Value = serde_json::from_str(row["workflow"].as_str().unwrap()).unwrap();
         secrets.add("a stored job's metadata.secret", document["metadata"]["secret"].as_str().unwrap());
-        // The same again, and with its nonce used.
+        // The same request again, with its nonce used.
         run.send(&call).await.error();
         for call in [
             provider(run.key).status(OWNER, Some(job_id)),
@@ -168,11 +168,11 @@ async fn jobs(run: &Run<'_>, secrets: &mut Secrets) {
     run.send(&Call::get("runningjobs")).await.ok();
     run.send(&Call::get("environments")).await.ok();
 
-    // What is in the books already: damaged, and not.
-    let damaged = format!("{{\"spec\": \"{}\"", secrets.plant("a damaged workflow"));
+    // Rows that are invalid already.
+    let damaged = format!("{{\"spec\": \"{}\"", secrets.generate("a damaged workflow"));
     let row = crate::support::Stored { workflow: Some(damaged), ..Default::default() };
     let owner = row.insert(run.database).await.owner.unwrap();
-    let damaged = format!("[{{\"url\": \"{}\"", secrets.plant("damaged outputs"));
+    let damaged = format!("[{{\"url\": \"{}\"", secrets.generate("damaged outputs"));
     let row = crate::support::Stored { outputs: Some(damaged), owner: Some(owner.clone()), ..Default::default() };
     row.insert(run.database).await;
     assert_eq!(run.send(&Call::get("compute").with("owner", owner)).await.ok().as_array().unwrap().len(), 2);
@@ -180,18 +180,18 @@ async fn jobs(run: &Run<'_>, secrets: &mut Secrets) {
 
 async fn results(run: &Run<'_>, origin: &Origin, secrets: &mut Secrets) {
     let nowhere = devstack::local::free_port().unwrap();
-    let path = secrets.plant("a result's path");
-    let token = secrets.plant("a result's token");
-    let user = secrets.plant("a result's user");
-    let password = secrets.plant("a result's password");
-    let elsewhere = secrets.plant("where a redirect goes");
-    let host = secrets.plant("a result's host");
+    let path = secrets.generate("a result's path");
+    let token = secrets.generate("a result's token");
+    let user = secrets.generate("a result's user");
+    let password = secrets.generate("a result's password");
+    let elsewhere = secrets.generate("where a redirect goes");
+    let host = secrets.generate("a result's host");
     let of = |address: &str, kind: &str| format!("http://{user}:{password}@{address}/{path}/{kind}?token={token}");
     let address = origin.address.to_string();
     let at = |kind: &str| format!("/{path}/{kind}");
     let moved = |location: String| File::redirect(302, location);
-    let cookie = secrets.plant("an origin's cookie");
-    let words = secrets.plant("an origin's own words");
+    let cookie = secrets.generate("an origin's cookie");
+    let words = secrets.generate("an origin's message");
     origin
         .answer(&at("whole"), File::file("hello").header("set-cookie", cookie))
         .answer(&at("refused"), File::status(403, words))
@@ -237,7 +237,7 @@ async fn results(run: &Run<'_>, origin: &Origin, secrets: &mut Secrets) {
     }
     calls.iter().for_each(|call| secrets.sign(call));
     let fetch = async |call: &Call| {
-        // It may break off, which is what it is to do.
+        // Some responses are incomplete on purpose.
         if let Ok(response) = call.request(&client(), &run.service.url("")).send().await {
             response.bytes().await.ok();
         }
@@ -247,7 +247,7 @@ async fn results(run: &Run<'_>, origin: &Origin, secrets: &mut Secrets) {
 }
 
 async fn administration(run: &Run<'_>, admin: &str, secrets: &mut Secrets) {
-    let wrong = secrets.plant("a wrong administrator's secret");
+    let wrong = secrets.generate("a wrong administrator's secret");
     let job_id = "9f9178dcffd34130a3158ce9ca3d15ff";
     run.cluster.make_workflow(&run.cluster.namespace, job_id).await;
     for (method, operation) in
@@ -269,11 +269,11 @@ async fn refusals(run: &Run<'_>, secrets: &mut Secrets) {
     let call = provider(&stranger).stop(OWNER, None);
     secrets.sign(&call);
     assert_eq!(run.send(&call).await.status, 401);
-    let garbage = secrets.plant("a signature that is none");
+    let garbage = secrets.generate("an invalid signature");
     let call = call.with("providerSignature", garbage).with("nonce", nonce());
     assert_eq!(run.send(&call).await.status, 400);
 
-    let marker = secrets.plant("a malformed body");
+    let marker = secrets.generate("a malformed body");
     for body in [
         format!("{{\"workflow\": \"{marker}\""),
         format!("{{\"{marker}\": {{}}}}"),
@@ -289,23 +289,24 @@ async fn refusals(run: &Run<'_>, secrets: &mut Secrets) {
     let not_utf8 = [marker.as_bytes(), b"\xff\xfe"].concat();
     assert_eq!(run.send(&Call::new(Method::POST, "compute").body(not_utf8)).await.status, 400);
 
-    // Where nothing is looked for.
-    let lost = secrets.plant("a parameter of no route");
-    let header = secrets.plant("a header");
+    // Unknown routes and headers.
+    let lost = secrets.generate("an unknown parameter");
+    let header = secrets.generate("a header");
     for path in [format!("/nothing?token={lost}"), format!("/{lost}"), format!("/api/v1/docs/{lost}")] {
         let call = Call::to_path(Method::GET, &path).header("authorization", format!("Bearer {header}"));
         assert_eq!(run.send(&call).await.status, 404);
     }
-    // What is no HTTP.
+    // Not HTTP.
     let mut raw = tokio::net::TcpStream::connect(run.service.address).await.unwrap();
-    let text = format!("{} nonsense {}\r\n\r\n", secrets.plant("a request line"), secrets.plant("a request line"));
+    let text =
+        format!("{} nonsense {}\r\n\r\n", secrets.generate("a request line"), secrets.generate("a request line"));
     tokio::io::AsyncWriteExt::write_all(&mut raw, text.as_bytes()).await.unwrap();
     tokio::io::AsyncReadExt::read_to_end(&mut raw, &mut Vec::new()).await.ok();
 }
 
-/// The database is down, and then refuses.
+/// With a database that is down, and with one that refuses the login.
 async fn without_a_database(env: &Env, secrets: &mut Secrets) {
-    let password = secrets.plant("the password for a database that is down");
+    let password = secrets.generate("the password for a database that is down");
     let directory = Directory::new();
     let file = directory.file("service.log");
     let env = env.clone().with("POSTGRES_PASSWORD", password).with("LOG_CFG", file.to_str().unwrap());

@@ -1,16 +1,15 @@
-//! Finished jobs, and where book and cluster meet: leftovers, expiry, registration, mirrors, strays, nonces.
+//! Finished jobs: cleanup, expiry, deletion; used nonces; dry runs.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
-use operator_service::kubernetes::WorkFlow;
-use operator_service::reaper::Kind;
+use kube::api::{Patch, PatchParams};
+use operator_service::reaper::Duty;
 use serde_json::{Value, json};
 
-use crate::scene::{Scene, count, of_job};
-use crate::support::{App, Key, Stored, TestDatabase, agreement_id, caller, owner, workflow};
+use crate::fixture::{Fixture, count, of_job};
+use crate::jobs::{OUTPUTS, finished, kept_for, now};
+use crate::support::{App, Key, Stored, TestDatabase, caller};
 
 const EVERYTHING: [&str; 7] = [
     "ConfigMap",
@@ -22,325 +21,187 @@ const EVERYTHING: [&str; 7] = [
     "WorkFlow",
 ];
 
-/// A job that finished so many seconds ago, with this status, and all that its engine made.
-pub async fn finished(scene: &Scene, status: i32, seconds: f64, job: Stored) -> Stored {
-    let job = Stored { status: Some(status), finished: Some(now() - seconds), ..job };
-    let job = scene.job(job).await;
-    scene.app.cluster.engine_objects(&scene.app.namespace, &job.job_id).await;
-    job
-}
-
-pub fn now() -> f64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
-}
-
-/// A stored workflow whose outputs are kept for so many seconds.
-pub fn kept_for(expiry: Value) -> Option<String> {
-    let mut document = workflow::document("0123", "ocean-compute");
-    document["spec"]["metadata"]["stages"][0]["compute"]["storageExpiry"] = expiry;
-    Some(document.to_string())
-}
-
-pub const OUTPUTS: &str =
-    r#"[{"filename": "out.txt", "filesize": 5, "type": "output", "url": "https://example.org/out.txt"}]"#;
-
 #[tokio::test]
-async fn what_the_engine_should_have_removed_is_removed_once_it_is_done_with_it() {
-    let scene = Scene::start().await;
-    let done = finished(&scene, 70, 1.0, Stored::finished()).await;
-    let no_data = finished(&scene, 31, 1.0, Stored::finished()).await;
-    let publishing = finished(&scene, 60, 3500.0, Stored::finished()).await;
-    let crashed = finished(&scene, 20, 3700.0, Stored::finished()).await;
-    let report = scene.sweep().await;
-    assert_eq!(count(&report, "leftovers")[2..], [0, 0], "{report:#}");
+async fn what_an_engine_left_is_deleted_once_the_job_is_settled() {
+    let fixture = Fixture::start().await;
+    let done = finished(&fixture, 70, 1.0, Stored::finished()).await;
+    let no_data = finished(&fixture, 31, 1.0, Stored::finished()).await;
+    let publishing = finished(&fixture, 60, 3500.0, Stored::finished()).await;
+    let crashed = finished(&fixture, 20, 3700.0, Stored::finished()).await;
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "cleanups")[2..], [0, 0], "{report:#}");
     for job in [&done, &no_data, &crashed] {
-        assert_eq!(scene.objects(job).await, ["WorkFlow"]);
-        assert_eq!(scene.status(job).await["removed"], 0, "its results are still there");
+        assert_eq!(fixture.objects(job).await, ["WorkFlow"]);
+        assert_eq!(fixture.status(job).await["removed"], 0, "its results are still there");
     }
-    assert_eq!(scene.objects(&publishing).await, EVERYTHING);
-    // When its hour is over.
-    scene.passed(&publishing.job_id, "datefinished", 101).await;
-    scene.passed(&publishing.job_id, "reapat", 101).await;
-    scene.sweep().await;
-    assert_eq!(scene.objects(&publishing).await, ["WorkFlow"]);
-    let again = scene.sweep().await;
-    assert_eq!(count(&again, "leftovers"), [0; 4], "{again:#}");
+    assert_eq!(fixture.objects(&publishing).await, EVERYTHING);
+    // After an hour.
+    fixture.passed(&publishing.job_id, "datefinished", 101).await;
+    fixture.passed(&publishing.job_id, "reapat", 101).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.objects(&publishing).await, ["WorkFlow"]);
+    let again = fixture.sweep().await;
+    assert_eq!(count(&again, "cleanups"), [0; 4], "{again:#}");
 }
 
 #[tokio::test]
-async fn an_engine_that_leaves_something_behind_later_is_cleaned_up_after_again() {
-    let scene = Scene::start().await;
-    let done = finished(&scene, 70, 1.0, Stored::finished()).await;
-    scene.sweep().await;
-    scene.app.cluster.engine_job(&scene.app.namespace, &done.job_id, "filter").await;
-    scene.sweep().await;
-    assert_eq!(scene.objects(&done).await, ["WorkFlow"]);
+async fn objects_that_an_engine_creates_after_the_cleanup_are_deleted_too() {
+    let fixture = Fixture::start().await;
+    let done = finished(&fixture, 70, 1.0, Stored::finished()).await;
+    fixture.sweep().await;
+    fixture.app.cluster.engine_job(&fixture.app.namespace, &done.job_id, "filter").await;
+    fixture.sweep().await;
+    assert_eq!(fixture.objects(&done).await, ["WorkFlow"]);
 }
 
 #[tokio::test]
-async fn outputs_expire_by_their_own_time_or_the_common_one() {
-    let scene = Scene::builder().var("STORAGE_EXPIRY", 1000).start().await;
+async fn outputs_expire_as_their_workflow_says_or_as_configured() {
+    let fixture = Fixture::builder().var("STORAGE_EXPIRY", 1000).start().await;
     let job =
         |expiry: Value| Stored { workflow: kept_for(expiry), outputs: Some(OUTPUTS.to_owned()), ..Stored::finished() };
     let key = Key::new();
     let own = Stored { provider: Some(key.address.clone()), ..job(json!(500)) };
-    let own = finished(&scene, 70, 600.0, own).await;
-    let own_not_yet = finished(&scene, 70, 2000.0, job(json!(2600))).await;
-    let never = finished(&scene, 70, 9e8, job(json!(0))).await;
-    let common = finished(&scene, 70, 1100.0, job(Value::Null)).await;
-    let common_not_yet = finished(&scene, 70, 900.0, job(Value::Null)).await;
+    let own = finished(&fixture, 70, 600.0, own).await;
+    let own_not_yet = finished(&fixture, 70, 2000.0, job(json!(2600))).await;
+    let never = finished(&fixture, 70, 9e8, job(json!(0))).await;
+    let common = finished(&fixture, 70, 1100.0, job(Value::Null)).await;
+    let common_not_yet = finished(&fixture, 70, 900.0, job(Value::Null)).await;
     let damaged = Stored { workflow: Some("{".into()), outputs: Some("{".into()), ..Stored::finished() };
-    let damaged = finished(&scene, 70, 1100.0, damaged).await;
-    let report = scene.sweep().await;
-    assert_eq!(count(&report, "expired"), [3, 3, 0, 0], "{report:#}");
+    let damaged = finished(&fixture, 70, 1100.0, damaged).await;
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "expiries"), [3, 3, 0, 0], "{report:#}");
     for expired in [&own, &common, &damaged] {
-        assert_eq!(scene.objects(expired).await, ["WorkFlow"]);
-        assert_eq!(scene.status(expired).await["removed"], 1);
-        assert!(!scene.row_of(expired).await.to_string().contains("https://example.org/out.txt"));
+        assert_eq!(fixture.objects(expired).await, ["WorkFlow"]);
+        assert_eq!(fixture.status(expired).await["removed"], 1);
+        assert!(!fixture.row_of(expired).await.to_string().contains("https://example.org/out.txt"));
     }
-    // What there was is still told, without where.
-    let told = json!([{ "filename": "out.txt", "filesize": 5, "type": "output" }]);
-    assert_eq!(scene.status(&own).await["results"], told);
+    // The outputs are still listed, without URLs.
+    let expected = json!([{ "filename": "out.txt", "filesize": 5, "type": "output" }]);
+    assert_eq!(fixture.status(&own).await["results"], expected);
     let fetch = caller::provider(&key).result(own.owner.as_deref().unwrap(), &own.job_id, 0);
-    let answer = scene.app.send(fetch).await;
+    let answer = fixture.app.send(fetch).await;
     answer.is_error(404, &format!("Results of job {} have expired", own.job_id));
     for kept in [&own_not_yet, &never, &common_not_yet] {
-        assert_eq!(scene.status(kept).await["removed"], 0);
-        assert_eq!(scene.row_of(kept).await["outputsurl"], OUTPUTS);
+        assert_eq!(fixture.status(kept).await["removed"], 0);
+        assert_eq!(fixture.row_of(kept).await["outputsurl"], OUTPUTS);
     }
 
-    // Time passes: the one whose own time it is, and the one whose it is not.
-    scene.passed(&own_not_yet.job_id, "datefinished", 601).await;
-    scene.passed(&own_not_yet.job_id, "reapat", 601).await;
-    scene.passed(&common_not_yet.job_id, "datefinished", 101).await;
-    let report = scene.sweep().await;
-    assert_eq!(count(&report, "expired"), [2, 2, 0, 0], "{report:#}");
-    // The common time may be set later.
-    let sooner = scene.another_reaper(&[("STORAGE_EXPIRY", "1")]).await;
-    let unset = finished(&scene, 70, 50.0, job(Value::Null)).await;
+    // Later, both are due: the one by its own expiry, the other as configured.
+    fixture.passed(&own_not_yet.job_id, "datefinished", 601).await;
+    fixture.passed(&own_not_yet.job_id, "reapat", 601).await;
+    fixture.passed(&common_not_yet.job_id, "datefinished", 101).await;
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "expiries"), [2, 2, 0, 0], "{report:#}");
+    // STORAGE_EXPIRY may be set later.
+    let sooner = fixture.another_reaper(&[("STORAGE_EXPIRY", "1")]).await;
+    let unset = finished(&fixture, 70, 50.0, job(Value::Null)).await;
     sooner.sweep(false, Duration::from_secs(60)).await.unwrap();
     sooner.sweep(false, Duration::from_secs(60)).await.unwrap();
-    assert_eq!(scene.status(&unset).await["removed"], 1);
+    assert_eq!(fixture.status(&unset).await["removed"], 1);
 }
 
 #[tokio::test]
-async fn a_deleted_job_goes_with_its_object_when_it_is_finished() {
-    let scene = Scene::builder().app(|app| app.var("SIGNATURE_REQUIRED", "0")).start().await;
-    let running = scene.running(10).await;
-    let settled = finished(&scene, 70, 1.0, Stored { outputs: Some(OUTPUTS.into()), ..Stored::finished() }).await;
-    scene.sweep().await;
+async fn a_deleted_job_loses_its_outputs_and_its_object_when_it_is_settled() {
+    let fixture = Fixture::builder().app(|app| app.var("SIGNATURE_REQUIRED", "0")).start().await;
+    let running = fixture.running(10).await;
+    let settled = finished(&fixture, 70, 1.0, Stored { outputs: Some(OUTPUTS.into()), ..Stored::finished() }).await;
+    fixture.sweep().await;
     let key = Key::new();
     for job in [&running, &settled] {
         let call = caller::provider(&key).delete(job.owner.as_deref().unwrap(), Some(&job.job_id));
-        assert_eq!(scene.app.send(call).await.ok()[0]["removed"], 1);
+        assert_eq!(fixture.app.send(call).await.ok()[0]["removed"], 1);
     }
-    let report = scene.sweep().await;
-    assert_eq!(of_job(&report, &settled), [("expired".to_owned(), "done".to_owned())], "{report:#}");
-    assert!(!scene.row_of(&settled).await.to_string().contains("example.org/out.txt"));
-    assert!(scene.objects(&running).await.contains(&"WorkFlow".to_owned()), "its engine is not done");
-    // Its engine publishes what there is, and finishes it.
+    let report = fixture.sweep().await;
+    assert_eq!(of_job(&report, &settled), [("expiries".to_owned(), "done".to_owned())], "{report:#}");
+    assert!(!fixture.row_of(&settled).await.to_string().contains("example.org/out.txt"));
+    assert!(fixture.objects(&running).await.contains(&"WorkFlow".to_owned()), "its engine is not done");
+    // Its engine publishes outputs, and finishes it.
     let finish = "UPDATE jobs SET status = 70, dateFinished = NOW(), outputsurl = $2 WHERE workflowId = $1";
-    sqlx::query(finish).bind(&running.job_id).bind(OUTPUTS).execute(&scene.app.database.pool).await.unwrap();
-    scene.sweep().await;
-    assert_eq!(scene.objects(&running).await, Vec::<String>::new());
-    let row = scene.row_of(&running).await;
+    sqlx::query(finish).bind(&running.job_id).bind(OUTPUTS).execute(&fixture.app.database.pool).await.unwrap();
+    fixture.sweep().await;
+    assert_eq!(fixture.objects(&running).await, Vec::<String>::new());
+    let row = fixture.row_of(&running).await;
     assert_eq!((&row["removed"], &row["purged"]), (&json!(1), &json!(true)));
     assert!(!row.to_string().contains("example.org/out.txt"));
-    // And if somebody publishes once more, that goes, too.
+    // Outputs that are published once more are deleted as well.
     let publish = "UPDATE jobs SET outputsurl = $2 WHERE workflowId = $1";
-    sqlx::query(publish).bind(&running.job_id).bind(OUTPUTS).execute(&scene.app.database.pool).await.unwrap();
-    scene.sweep().await;
-    assert!(!scene.row_of(&running).await.to_string().contains("example.org/out.txt"));
+    sqlx::query(publish).bind(&running.job_id).bind(OUTPUTS).execute(&fixture.app.database.pool).await.unwrap();
+    fixture.sweep().await;
+    assert!(!fixture.row_of(&running).await.to_string().contains("example.org/out.txt"));
 }
 
 #[tokio::test]
-async fn a_crash_in_the_middle_of_a_removal_leaves_it_due() {
-    let scene = Scene::builder().var("STORAGE_EXPIRY", 10).start().await;
-    if !scene.app.cluster.is_embedded() {
+async fn an_expiry_that_fails_halfway_is_due_again() {
+    let fixture = Fixture::builder().var("STORAGE_EXPIRY", 10).start().await;
+    if !fixture.app.cluster.is_embedded() {
         return crate::support::left_out("faults are for the embedded cluster");
     }
     let job = Stored { workflow: kept_for(Value::Null), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
-    let job = finished(&scene, 70, 100.0, job).await;
-    let faults = scene.app.cluster.stand_in().faults();
+    let job = finished(&fixture, 70, 100.0, job).await;
+    let faults = fixture.app.cluster.stand_in().faults();
     faults.answer(fake_kubernetes::Match::any().verb("delete").resource("configmaps"), 500);
-    let report = scene.sweep().await;
-    assert_eq!(count(&report, "expired"), [1, 0, 1, 0], "{report:#}");
-    assert_eq!(scene.objects(&job).await, ["ConfigMap", "WorkFlow"]);
-    let row = scene.row_of(&job).await;
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "expiries"), [1, 0, 1, 0], "{report:#}");
+    assert_eq!(fixture.objects(&job).await, ["ConfigMap", "WorkFlow"]);
+    let row = fixture.row_of(&job).await;
     assert_eq!((&row["removed"], &row["outputsurl"]), (&json!(0), &json!(OUTPUTS)), "nothing is forgotten");
     faults.clear();
-    // It is left alone for a while, longer each time.
-    assert_eq!(count(&scene.sweep().await, "expired"), [0; 4]);
-    scene.passed(&job.job_id, "reapat", 11).await;
-    let report = scene.sweep().await;
-    assert_eq!(count(&report, "expired"), [1, 1, 0, 0], "{report:#}");
-    assert_eq!(scene.status(&job).await["removed"], 1);
+    // It is tried again after a pause that grows.
+    assert_eq!(count(&fixture.sweep().await, "expiries"), [0; 4]);
+    fixture.passed(&job.job_id, "reapat", 11).await;
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "expiries"), [1, 1, 0, 0], "{report:#}");
+    assert_eq!(fixture.status(&job).await["removed"], 1);
 }
 
 #[tokio::test]
-async fn a_removal_takes_at_most_twelve_requests_each_for_one_object() {
-    let scene = Scene::builder().var("STORAGE_EXPIRY", 10).start().await;
-    if !scene.app.cluster.is_embedded() {
+async fn a_deletion_takes_at_most_twelve_requests_each_for_one_object() {
+    let fixture = Fixture::builder().var("STORAGE_EXPIRY", 10).start().await;
+    if !fixture.app.cluster.is_embedded() {
         return crate::support::left_out("requests are counted by the embedded cluster");
     }
     let job = Stored { removed: Some(1), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
-    let job = scene.job(Stored { finished: Some(now() - 100.0), ..job }).await;
-    scene.app.cluster.stand_in().clear_requests();
-    scene.sweep().await;
-    let requests = scene.app.cluster.stand_in().requests();
+    let job = fixture.job(Stored { finished: Some(now() - 100.0), ..job }).await;
+    fixture.app.cluster.stand_in().clear_requests();
+    fixture.sweep().await;
+    let requests = fixture.app.cluster.stand_in().requests();
     let removals = requests.iter().filter(|request| request.name.starts_with(&job.job_id) && request.verb == "delete");
     assert_eq!(removals.count(), 10);
-    // No list of a whole namespace.
+    // No list without a label selector.
     for list in requests.iter().filter(|request| request.verb == "list") {
         assert!(list.label_selector.contains("workflow"), "{list:?}");
     }
-    // With nothing due, three requests look at an environment, whatever has finished there.
+    // With nothing due, one request reads an environment, however many jobs have finished there.
     for _ in 0..30 {
-        scene.row(Stored { finished: Some(now() - 100.0), workflow: kept_for(json!(0)), ..Stored::finished() }).await;
+        fixture.row(Stored { finished: Some(now() - 100.0), workflow: kept_for(json!(0)), ..Stored::finished() }).await;
     }
-    scene.sweep().await;
-    scene.app.cluster.stand_in().clear_requests();
-    scene.sweep().await;
-    let verbs: Vec<_> = scene.app.cluster.stand_in().requests().iter().map(|it| it.resource.clone()).collect();
+    fixture.sweep().await;
+    fixture.app.cluster.stand_in().clear_requests();
+    fixture.sweep().await;
+    let verbs: Vec<_> = fixture.app.cluster.stand_in().requests().iter().map(|it| it.resource.clone()).collect();
     assert_eq!(verbs, ["jobs"]);
 }
 
 #[tokio::test]
-async fn a_job_that_could_not_be_registered_is() {
-    let scene = Scene::start().await;
-    let down = App::builder()
-        .database(scene.app.database.clone())
-        .cluster(scene.app.cluster.clone())
-        .kubeconfig(&scene.app.cluster.kubeconfig().replace("server: http", "server: http://127.0.0.1:9/#"))
-        .start()
-        .await;
-    let (owner, agreement) = (owner(), agreement_id());
-    let key = Key::new();
-    let start = caller::provider(&key).start(&scene.app.namespace, &agreement, &owner, workflow::sample());
-    let job_id = down.send(start).await.ok()[0]["jobId"].as_str().unwrap().to_owned();
-    assert!(scene.app.cluster.workflow(&scene.app.namespace, &job_id).await.is_none());
-
-    let damaged = scene.row(Stored { workflow: Some("[]".into()), ..Stored::default() }).await;
-    scene.app.database.execute("UPDATE jobs SET registered = false").await;
-    let report = scene.sweep().await;
-    assert_eq!(count(&report, "registrations"), [2, 1, 1, 0], "{report:#}");
-    assert_eq!(of_job(&report, &damaged), [("registrations".to_owned(), "failed".to_owned())]);
-    let object = scene.app.cluster.workflow(&scene.app.namespace, &job_id).await.unwrap();
-    assert_eq!((&object["spec"]["owner"], &object["spec"]["agreementId"]), (&json!(owner), &json!(agreement)));
-    let document = scene.app.database.job(&job_id).await.unwrap()["workflow"].as_str().unwrap().to_owned();
-    let document: Value = serde_json::from_str(&document).unwrap();
-    assert_eq!(object["spec"]["metadata"], document["spec"]["metadata"]);
-    assert_eq!(object["status"]["statusText"], "Warming up");
-    let again = scene.sweep().await;
-    assert_eq!(count(&again, "registrations"), [0; 4], "the damaged one is left alone for a while: {again:#}");
-}
-
-#[tokio::test]
-async fn each_object_says_what_the_book_says() {
-    let scene = Scene::start().await;
-    let job = scene.job(Stored::default()).await;
-    let status = async || scene.app.cluster.workflow(&scene.app.namespace, &job.job_id).await.unwrap()["status"].take();
-    scene.sweep().await;
-    assert_eq!(status().await, json!({ "status": 1, "statusText": "Warming up" }));
-    scene.step(&job.job_id, "algorithm", 1).await;
-    let update = "UPDATE jobs SET status = 40, statusText = 'Running algorithm' WHERE workflowId = $1";
-    sqlx::query(update).bind(&job.job_id).execute(&scene.app.database.pool).await.unwrap();
-    scene.sweep().await;
-    assert_eq!(status().await, json!({ "status": 40, "statusText": "Running algorithm" }));
-    let update = "UPDATE jobs SET status = 70, statusText = 'Job finished', reason = 'why', \
-                  dateFinished = '2026-11-22T00:00:00.5' WHERE workflowId = $1";
-    sqlx::query(update).bind(&job.job_id).execute(&scene.app.database.pool).await.unwrap();
-    scene.sweep().await;
-    let expected = json!({
-        "status": 70, "statusText": "Job finished", "reason": "why", "dateFinished": "1795305600.500000"
-    });
-    assert_eq!(status().await, expected);
-    assert_eq!(count(&scene.sweep().await, "mirrors"), [0; 4]);
-    // Without an object there is nothing to say.
-    let none = scene.row(Stored::default()).await;
-    assert_eq!(count(&scene.sweep().await, "mirrors"), [1, 1, 0, 0]);
-    assert_eq!(scene.objects(&none).await, Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn an_object_says_so_too_if_the_job_was_finished_before_it_counted_as_registered() {
-    let scene = Scene::start().await;
-    // Whoever registered it died before it could say so.
-    let job = scene.job(Stored { stopreq: Some(1), ..Stored::default() }).await;
-    scene.app.database.execute("UPDATE jobs SET registered = false").await;
-    scene.sweep().await;
-    let object = scene.app.cluster.workflow(&scene.app.namespace, &job.job_id).await.unwrap();
-    assert_eq!(object["status"]["status"], 70);
-    assert_eq!(object["status"]["reason"], "The job was stopped before it was started.");
-}
-
-#[tokio::test]
-async fn objects_in_no_book_and_those_of_old_jobs_go() {
-    let scene = Scene::builder().var("REAP_STRAY_GRACE", 0).var("WORKFLOW_TTL", 1000).start().await;
-    let (namespace, cluster) = (scene.app.namespace.as_str(), &scene.app.cluster);
-    let waiting = scene.job(Stored::default()).await;
-    let fresh = scene.job(Stored { finished: Some(now() - 900.0), ..Stored::finished() }).await;
-    let old = scene.job(Stored { finished: Some(now() - 1100.0), ..Stored::finished() }).await;
-    let others = "00000000000000000000000000000001";
-    cluster.make_workflow(namespace, others).await;
-    let stray = "00000000000000000000000000000002";
-    let held = "00000000000000000000000000000003";
-    for (name, finalizers) in [(stray, json!([])), (held, json!(["example.org/hold"]))] {
-        let object: WorkFlow = serde_json::from_value(json!({
-            "apiVersion": "oceanprotocol.com/v1alpha", "kind": "WorkFlow",
-            "metadata": { "name": name, "finalizers": finalizers, "labels": BTreeMap::from([
-                ("workflow", name), ("app.kubernetes.io/managed-by", "operator-service")
-            ]) },
-            "spec": { "metadata": { "stages": [] } }
-        }))
-        .unwrap();
-        Api::namespaced(cluster.client.clone(), namespace).create(&PostParams::default(), &object).await.unwrap();
-    }
-    let later = scene.another_reaper(&[]).await;
-    let report = later.sweep(false, Duration::from_secs(60)).await.unwrap();
-    assert_eq!(serde_json::to_value(&report).unwrap()["kinds"]["strays"], Value::Null, "each has its grace");
-
-    // The cluster tells its time in whole seconds.
-    let made = tokio::time::Instant::now();
-    let report = crate::support::eventually("strays", Duration::from_secs(10), async || {
-        let report = scene.sweep().await;
-        (count(&report, "strays")[0] > 0).then_some(report)
-    })
-    .await;
-    assert!(made.elapsed() < Duration::from_secs(10));
-    assert_eq!(count(&report, "strays"), [2, 2, 0, 0], "{report:#}");
-    let entries = report["jobs"].as_array().unwrap();
-    let of_held = entries.iter().find(|entry| entry["job"] == held).unwrap();
-    assert_eq!(of_held["reason"], format!("held by others' finalizers: WorkFlow {held} (example.org/hold)"));
-    let exists = async |name: &str| cluster.workflow(namespace, name).await.is_some();
-    assert!(!exists(stray).await && !exists(&old.job_id).await);
-    assert!(exists(others).await && exists(&fresh.job_id).await && exists(&waiting.job_id).await);
-    let patch = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
-    let api: Api<WorkFlow> = Api::namespaced(cluster.client.clone(), namespace);
-    api.patch(held, &PatchParams::default(), &patch).await.unwrap();
-    assert!(!exists(held).await);
-}
-
-#[tokio::test]
-async fn what_others_hold_is_told_of_and_not_waited_for() {
-    let scene = Scene::builder().var("STORAGE_EXPIRY", 10).start().await;
-    let job = finished(&scene, 70, 100.0, Stored { workflow: kept_for(Value::Null), ..Stored::finished() }).await;
+async fn objects_held_by_finalizers_are_reported_and_not_waited_for() {
+    let fixture = Fixture::builder().var("STORAGE_EXPIRY", 10).start().await;
+    let job = finished(&fixture, 70, 100.0, Stored { workflow: kept_for(Value::Null), ..Stored::finished() }).await;
     let maps: Api<k8s_openapi::api::core::v1::ConfigMap> =
-        Api::namespaced(scene.app.cluster.client.clone(), &scene.app.namespace);
+        Api::namespaced(fixture.app.cluster.client.clone(), &fixture.app.namespace);
     let hold = |finalizers: Value| Patch::Merge(json!({ "metadata": { "finalizers": finalizers } }));
     maps.patch(&job.job_id, &PatchParams::default(), &hold(json!(["example.org/hold"]))).await.unwrap();
-    let report = scene.sweep().await;
-    assert_eq!(count(&report, "expired"), [1, 1, 0, 0], "{report:#}");
-    let entry = report["jobs"].as_array().unwrap().iter().find(|entry| entry["kind"] == "expired").unwrap();
-    let told = format!("held by others' finalizers: ConfigMap {} (example.org/hold)", job.job_id);
-    assert_eq!(entry["reason"], told);
-    assert_eq!(scene.status(&job).await["removed"], 1);
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "expiries"), [1, 1, 0, 0], "{report:#}");
+    let entry = report["jobs"].as_array().unwrap().iter().find(|entry| entry["kind"] == "expiries").unwrap();
+    let expected = format!("held by others' finalizers: ConfigMap {} (example.org/hold)", job.job_id);
+    assert_eq!(entry["reason"], expected);
+    assert_eq!(fixture.status(&job).await["removed"], 1);
     maps.patch(&job.job_id, &PatchParams::default(), &hold(Value::Null)).await.unwrap();
 }
 
 #[tokio::test]
-async fn nonces_that_cannot_pass_again_are_forgotten() {
-    let scene = Scene::builder().var("NONCE_WINDOW", 300).start().await;
+async fn nonces_that_cannot_pass_again_are_deleted() {
+    let fixture = Fixture::builder().var("NONCE_WINDOW", 300).start().await;
     let day = 86_400.0;
     let highest = now();
     let file = async |signer: &str, seconds: f64| {
@@ -348,7 +209,7 @@ async fn nonces_that_cannot_pass_again_are_forgotten() {
         sqlx::query("INSERT INTO usednonces (signer, ns, nonce) VALUES ($1, nonce_ns($2), $2)")
             .bind(signer)
             .bind(&nonce)
-            .execute(&scene.app.database.pool)
+            .execute(&fixture.app.database.pool)
             .await
             .unwrap();
     };
@@ -358,45 +219,45 @@ async fn nonces_that_cannot_pass_again_are_forgotten() {
         }
     }
     file("0xc", highest - 900.0 * day).await;
-    let report = scene.sweep().await;
+    let report = fixture.sweep().await;
     assert_eq!(count(&report, "nonces"), [4, 4, 0, 0], "{report:#}");
-    assert_eq!(scene.app.database.used_nonces("0xa").await.len(), 4);
-    assert_eq!(scene.app.database.used_nonces("0xc").await.len(), 1, "a signer's highest stays");
-    // Not again within the hour.
+    assert_eq!(fixture.app.database.used_nonces("0xa").await.len(), 4);
+    assert_eq!(fixture.app.database.used_nonces("0xc").await.len(), 1, "a signer's highest stays");
+    // Pruned once an hour.
     file("0xa", highest - 2.0 * day).await;
-    assert_eq!(count(&scene.sweep().await, "nonces"), [0; 4]);
+    assert_eq!(count(&fixture.sweep().await, "nonces"), [0; 4]);
 }
 
 #[tokio::test]
-async fn a_dry_run_says_what_a_run_would_do_and_changes_nothing() {
-    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 60).var("STORAGE_EXPIRY", 10).start().await;
-    let over = scene.running(100).await;
+async fn a_dry_run_reports_what_is_planned_and_changes_nothing() {
+    let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 60).var("STORAGE_EXPIRY", 10).start().await;
+    let over = fixture.running(100).await;
     let expired = Stored { workflow: kept_for(Value::Null), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
-    let expired = finished(&scene, 70, 100.0, expired).await;
-    let called_off = scene.job(Stored { stopreq: Some(1), ..Stored::default() }).await;
+    let expired = finished(&fixture, 70, 100.0, expired).await;
+    let called_off = fixture.job(Stored { stopreq: Some(1), ..Stored::default() }).await;
     let rows = async || {
         let mut rows = Vec::new();
         for job in [&over, &expired, &called_off] {
-            rows.push((scene.row_of(job).await, scene.objects(job).await));
+            rows.push((fixture.row_of(job).await, fixture.objects(job).await));
         }
         rows
     };
     let before = rows().await;
-    let report = scene.dry_run().await;
+    let report = fixture.dry_run().await;
     assert_eq!(report["dryRun"], true);
-    for kind in ["timeLimits", "expired", "neverStarted"] {
+    for kind in ["timeLimits", "expiries", "neverStarted"] {
         assert_eq!(count(&report, kind), [1, 0, 0, 1], "{kind} {report:#}");
     }
-    assert_eq!(of_job(&report, &over), [("timeLimits".to_owned(), "would".to_owned())]);
+    assert_eq!(of_job(&report, &over), [("timeLimits".to_owned(), "planned".to_owned())]);
     assert_eq!(rows().await, before);
-    let report = scene.sweep().await;
-    for kind in ["timeLimits", "expired", "neverStarted"] {
+    let report = fixture.sweep().await;
+    for kind in ["timeLimits", "expiries", "neverStarted"] {
         assert_eq!(count(&report, kind), [1, 1, 0, 0], "{kind} {report:#}");
     }
 }
 
 #[tokio::test]
-async fn a_book_of_the_old_service_loses_nothing_that_has_not_expired() {
+async fn a_database_of_the_old_service_loses_nothing_that_has_not_expired() {
     let database = TestDatabase::of_the_old_service(10).await;
     database.store().migrate().await.unwrap();
     let unfinished = async |database: &TestDatabase| database.count("jobs WHERE datefinished IS NULL").await;
@@ -405,44 +266,21 @@ async fn a_book_of_the_old_service_loses_nothing_that_has_not_expired() {
                     '[]') FROM jobs WHERE datefinished IS NOT NULL AND workflowid <> $1";
         app.database.row(rows, "").await.unwrap()
     };
-    let scene = Scene::builder().app(|app| app.database(database).unannounced()).start().await;
-    let before = (unfinished(&scene.app.database).await, finished(&scene.app).await);
-    let report = scene.sweep().await;
-    assert_eq!(count(&report, "expired"), [0; 4], "{report:#}");
-    assert_eq!((unfinished(&scene.app.database).await, finished(&scene.app).await), before);
-    // Those that ran when the old engine died are given up.
+    let fixture = Fixture::builder().app(|app| app.database(database).unannounced()).start().await;
+    let before = (unfinished(&fixture.app.database).await, finished(&fixture.app).await);
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "expiries"), [0; 4], "{report:#}");
+    assert_eq!((unfinished(&fixture.app.database).await, finished(&fixture.app).await), before);
+    // Jobs that ran when the old engine died are finished.
     let update = "UPDATE jobs SET absentsince = absentsince - interval '61 s' WHERE absentsince IS NOT NULL";
-    scene.app.database.execute(update).await;
-    scene.sweep().await;
-    let begun = scene.app.database.count("jobs WHERE datefinished IS NULL AND status >= 20").await;
+    fixture.app.database.execute(update).await;
+    fixture.sweep().await;
+    let begun = fixture.app.database.count("jobs WHERE datefinished IS NULL AND status >= 20").await;
     assert_eq!(begun, 0);
-    // If everything is to expire, as much of it does as there is time for.
-    let all = scene.another_reaper(&[("STORAGE_EXPIRY", "1")]).await;
+    // If everything expires, as much is deleted as there is time for.
+    let all = fixture.another_reaper(&[("STORAGE_EXPIRY", "1")]).await;
     let report = all.sweep(false, Duration::from_secs(5)).await.unwrap();
-    let expired = scene.app.database.count("jobs WHERE purged AND removed = 1").await;
+    let expired = fixture.app.database.count("jobs WHERE purged AND removed = 1").await;
     assert!(expired > 0);
-    assert_eq!(report.kinds[&Kind::Expired].done, expired as u64);
-}
-
-#[tokio::test]
-async fn kubectl_shows_the_state_and_the_reason() {
-    let scene = Scene::start().await;
-    let job = scene.job(Stored { reason: Some("It ran out of memory.".into()), ..Stored::running() }).await;
-    scene.step(&job.job_id, "publish", 1).await;
-    scene.sweep().await;
-    if !scene.app.cluster.is_embedded() {
-        return crate::support::left_out("the table is asked for at the embedded cluster's own address");
-    }
-    let url = format!(
-        "{}/apis/oceanprotocol.com/v1alpha/namespaces/{}/workflows",
-        scene.app.cluster.stand_in().url(),
-        scene.app.namespace
-    );
-    let accept = "application/json;as=Table;v=v1;g=meta.k8s.io";
-    let answer = scene.app.client.get(url).header("accept", accept).send().await.unwrap();
-    let table: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
-    let names: Vec<_> = table["columnDefinitions"].as_array().unwrap().iter().map(|it| it["name"].clone()).collect();
-    assert_eq!(names, ["Name", "Status", "Reason", "Owner", "Agreement", "Age"]);
-    let cells = table["rows"][0]["cells"].as_array().unwrap();
-    assert_eq!(cells[..3], [json!(job.job_id), json!("Running algorithm"), json!("It ran out of memory.")]);
+    assert_eq!(report.kinds[&Duty::Expiries].done, expired as u64);
 }

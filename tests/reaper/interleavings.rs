@@ -1,12 +1,13 @@
 //! Random interleavings of requests, engine steps, crashes and sweeps, with the invariants of docs/reaper.md checked
 //! after each.
 //!
-//! Time is told by the database: each test's own has a clock that can be put forward. What pods and Jobs say of their
-//! times is put back by as much.
+//! The database of the test has a clock that can be set forward. The timestamps of pods and Jobs are set back by as much.
 //!
-//! PROPTEST_CASES=1000 runs more cases. A case that fails is made as short as possible, printed, and kept in
-//! interleavings.regressions, from which it is run first from then on.
+//! PROPTEST_CASES=1000 runs more cases. A case that fails is shortened, printed and written to
+//! interleavings.regressions; the cases in that file are run first.
 
+mod engine;
+mod invariants;
 mod model;
 
 use proptest::prelude::*;
@@ -15,7 +16,7 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestError, TestRunne
 
 use model::World;
 
-/// As many cases are run if PROPTEST_CASES does not say otherwise.
+/// The number of cases, unless PROPTEST_CASES is set.
 const CASES: u32 = 24;
 /// The jobs' agreements.
 const AGREEMENTS: usize = 3;
@@ -25,36 +26,35 @@ const AGREEMENTS: usize = 3;
 pub enum Event {
     /// Something that may also happen in the middle of a sweep.
     Act(Act),
-    /// So many minutes pass.
+    /// A number of minutes passes.
     Time(i64),
-    /// A sweep. Before its request of that number, or after so many of its steps, these things happen; then it goes
-    /// on, or is killed.
+    /// A sweep. At a point of it, these acts happen; then it continues, or is killed.
     Sweep { broken: Option<(Break, Vec<Act>)>, killed: bool },
-    /// A sweep that only says what it would do.
+    /// A dry run.
     DryRun,
-    /// The cluster is gone.
+    /// The cluster goes down.
     Down,
-    /// The cluster is there.
+    /// The cluster is up again.
     Up,
-    /// The next so many requests are too many.
+    /// A number of requests is answered with 429.
     Throttle(usize),
-    /// The answers to the next so many requests are lost.
+    /// The answers to a number of requests are lost.
     LoseAnswers(usize),
 }
 
-/// Where a sweep is broken off.
+/// Where a sweep is interrupted.
 #[derive(Debug, Clone, Copy)]
 pub enum Break {
-    /// After so many requests to the cluster.
+    /// After this number of requests to the cluster.
     Requests(usize),
-    /// After it was polled so many times: anywhere, the database's statements included.
+    /// After it was polled this number of times: anywhere, including the database's statements.
     Polls(usize),
 }
 
-/// What others than the reaper do.
+/// What callers, engines and administrators do.
 #[derive(Debug, Clone)]
 pub enum Act {
-    /// A request; with `killed`, its handler is killed once the cluster was asked so often.
+    /// A request. With `killed`, its handler is killed after this number of requests to the cluster.
     Start {
         agreement: usize,
         environment: usize,
@@ -69,17 +69,17 @@ pub enum Act {
         job: Index,
         killed: Option<usize>,
     },
-    /// The engine of an environment asks for so many jobs.
+    /// The engine of an environment asks for jobs.
     Announce {
         environment: usize,
         slots: i32,
     },
-    /// The engine goes on with a job, so many steps if it can.
+    /// The engine continues with a job, by this number of steps if it can.
     Engine {
         job: Index,
         steps: usize,
     },
-    /// An engine does all it can with a job, and its pods what they should: so many steps of it.
+    /// The engine continues with a job, and this number of its steps succeed.
     Run {
         job: Index,
         steps: usize,
@@ -88,27 +88,27 @@ pub enum Act {
     Crash {
         environment: usize,
     },
-    /// The pods of a job do something.
+    /// The pod of a job changes.
     Pods {
         job: Index,
         fate: Fate,
     },
-    /// Somebody deletes one of a job's objects.
-    ByHand {
+    /// An administrator deletes one of a job's objects.
+    DeleteObject {
         job: Index,
         object: Index,
     },
 }
 
-/// What a pod does.
+/// What happens to a pod.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fate {
     Runs,
-    /// It is done; that of configure says so in the book, that of publish writes where the outputs are.
+    /// It succeeds; that of configure writes the status, that of publish writes the URLs of the outputs.
     Succeeds,
-    /// Like that, but configure could not fetch the data.
+    /// The same, but configure could not fetch the data.
     FindsNoData,
-    /// It has failed for good.
+    /// It fails, and its Job with it.
     Fails,
     RunsOutOfMemory,
     HasNoImage,
@@ -140,7 +140,7 @@ fn act() -> impl Strategy<Value = Act> {
         6 => (job(), 0..4_usize).prop_map(|(job, steps)| Act::Run { job, steps }),
         1 => environment.prop_map(|environment| Act::Crash { environment }),
         6 => (job(), fate).prop_map(|(job, fate)| Act::Pods { job, fate }),
-        1 => (job(), any::<Index>()).prop_map(|(job, object)| Act::ByHand { job, object }),
+        1 => (job(), any::<Index>()).prop_map(|(job, object)| Act::DeleteObject { job, object }),
     ]
 }
 
@@ -165,7 +165,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 #[test]
-fn whatever_happens_nothing_is_lost_and_nothing_stays_behind() {
+fn whatever_happens_nothing_is_lost_and_nothing_is_left_behind() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut config = Config::with_cases(CASES);
     if let Some(cases) = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()) {
@@ -175,7 +175,7 @@ fn whatever_happens_nothing_is_lost_and_nothing_stays_behind() {
     config.failure_persistence =
         Some(Box::new(FileFailurePersistence::Direct("tests/reaper/interleavings.regressions")));
     let world = runtime.block_on(World::new());
-    // One to begin with, so that there is something to do.
+    // Starts with one job, so that there is work.
     let events = (act_of_start(), proptest::collection::vec(event(), 20..60)).prop_map(|(start, mut events)| {
         events.insert(0, Event::Act(start));
         events

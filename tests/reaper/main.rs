@@ -1,14 +1,20 @@
-//! The reaper: sweeps over real books and a cluster's API, told apart from what callers see over HTTP.
+//! The reaper: sweeps over a real database and a cluster's API, checked by what callers see over HTTP.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
-mod scene;
+mod fixture;
+mod jobs;
 
-mod bad_days;
 mod engine;
+mod faults;
 mod finished;
 mod interleavings;
+mod lease;
+mod races;
+mod rules;
+mod time_budget;
 mod unfinished;
+mod workflow_objects;

@@ -1,8 +1,9 @@
-//! Jobs that are not finished: time limits, steps that cannot finish, stops, engines that are gone.
+//! Jobs that are not finished: time limits, steps that cannot finish, stops, orphans.
 
 use serde_json::{Value, json};
 
-use crate::scene::{Scene, ago, container, count, of_job};
+use crate::fixture::{Fixture, ago, container, count, of_job};
+use crate::jobs::terminated;
 use crate::support::{Call, Key, Stored, caller, left_out, workflow};
 
 fn entry(kind: &str, outcome: &str) -> Vec<(String, String)> {
@@ -11,59 +12,59 @@ fn entry(kind: &str, outcome: &str) -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn an_algorithm_over_its_limit_is_ended_and_nothing_else() {
-    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
-    let over = scene.running(3700).await;
-    let under = scene.running(3500).await;
-    let report = scene.sweep().await;
+    let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
+    let over = fixture.running(3700).await;
+    let under = fixture.running(3500).await;
+    let report = fixture.sweep().await;
     assert_eq!(count(&report, "timeLimits"), [1, 1, 0, 0], "{report:#}");
     assert_eq!(of_job(&report, &over), entry("timeLimits", "done"));
     assert_eq!(of_job(&report, &under), []);
 
-    let status = scene.status(&over).await;
+    let status = fixture.status(&over).await;
     assert_eq!((&status["status"], &status["stopreq"]), (&json!(40), &json!(2)));
     assert_eq!(status["reason"], "The algorithm was stopped at its time limit of 3600 seconds.");
     assert_eq!(status["dateFinished"], Value::Null);
-    // The engine still needs the volumes for publishing.
+    // The engine needs the volumes for publishing.
     let left = ["ConfigMap", "PersistentVolumeClaim/adminlogs", "PersistentVolumeClaim/data", "WorkFlow"];
-    assert_eq!(scene.objects(&over).await, left);
-    assert!(scene.objects(&under).await.contains(&"Job/algorithm-job".to_owned()));
-    assert_eq!(scene.status(&under).await.get("reason"), None);
+    assert_eq!(fixture.objects(&over).await, left);
+    assert!(fixture.objects(&under).await.contains(&"Job/algorithm-job".to_owned()));
+    assert_eq!(fixture.status(&under).await.get("reason"), None);
 
-    let again = scene.sweep().await;
+    let again = fixture.sweep().await;
     assert_eq!(count(&again, "timeLimits"), [0; 4], "{again:#}");
 }
 
 #[tokio::test]
 async fn the_least_limit_counts_and_maxtime_only_if_there_is_no_other() {
-    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 5000).start().await;
-    let namespace = scene.app.namespace.clone();
-    let long = scene.running(4500).await;
+    let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 5000).start().await;
+    let namespace = fixture.app.namespace.clone();
+    let long = fixture.running(4500).await;
     // All callers hard-code a maxtime of 3600, which the environment may well exceed.
-    scene.sweep().await;
-    assert_eq!(scene.status(&long).await["stopreq"], 0);
-    scene.app.database.announce(&namespace, r#"{"maxJobDuration": "4000"}"#).await;
-    scene.sweep().await;
-    assert_eq!(scene.status(&long).await["reason"], "The algorithm was stopped at its time limit of 4000 seconds.");
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&long).await["stopreq"], 0);
+    fixture.app.database.announce(&namespace, r#"{"maxJobDuration": "4000"}"#).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&long).await["reason"], "The algorithm was stopped at its time limit of 4000 seconds.");
 
-    let scene = Scene::start().await;
-    let long = scene.running(3700).await;
-    scene.sweep().await;
-    assert_eq!(scene.status(&long).await["reason"], "The algorithm was stopped at its time limit of 3600 seconds.");
+    let fixture = Fixture::start().await;
+    let long = fixture.running(3700).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&long).await["reason"], "The algorithm was stopped at its time limit of 3600 seconds.");
 
-    let scene = Scene::start().await;
-    let valid = scene.running(99_999).await;
+    let fixture = Fixture::start().await;
+    let valid = fixture.running(99_999).await;
     let later = Stored { valid_until: Some(now() + 500), ..Stored::running() };
-    let later = scene.job(later).await;
-    scene.step(&later.job_id, "algorithm", 99_999).await;
+    let later = fixture.job(later).await;
+    fixture.step(&later.job_id, "algorithm", 99_999).await;
     let passed = Stored { valid_until: Some(now() - 5), ..Stored::running() };
-    let passed = scene.job(passed).await;
-    scene.step(&passed.job_id, "algorithm", 10).await;
-    scene.sweep().await;
-    assert_eq!(scene.status(&valid).await["stopreq"], 2);
-    // Its maxtime does not count, since it has another limit.
-    assert_eq!(scene.status(&later).await["stopreq"], 0);
+    let passed = fixture.job(passed).await;
+    fixture.step(&passed.job_id, "algorithm", 10).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&valid).await["stopreq"], 2);
+    // Its maxtime does not apply, because it has another limit.
+    assert_eq!(fixture.status(&later).await["stopreq"], 0);
     assert_eq!(
-        scene.status(&passed).await["reason"],
+        fixture.status(&passed).await["reason"],
         "The algorithm was stopped because the job's validUntil has passed."
     );
 }
@@ -73,33 +74,33 @@ fn now() -> i64 {
 }
 
 #[tokio::test]
-async fn a_stop_that_was_not_carried_out_is_and_stays_a_stop() {
-    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 60).start().await;
-    let stopped = scene.job(Stored { stopreq: Some(1), ..Stored::running() }).await;
-    scene.step(&stopped.job_id, "algorithm", 100).await;
-    let deleted = scene.job(Stored { removed: Some(1), stopreq: Some(1), ..Stored::running() }).await;
-    scene.step(&deleted.job_id, "algorithm", 1).await;
+async fn a_stop_that_was_not_carried_out_is_carried_out_and_stays_a_stop() {
+    let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 60).start().await;
+    let stopped = fixture.job(Stored { stopreq: Some(1), ..Stored::running() }).await;
+    fixture.step(&stopped.job_id, "algorithm", 100).await;
+    let deleted = fixture.job(Stored { removed: Some(1), stopreq: Some(1), ..Stored::running() }).await;
+    fixture.step(&deleted.job_id, "algorithm", 1).await;
     let configuring = Stored { status: Some(20), stopreq: Some(1), ..Stored::default() };
-    let configuring = scene.job(configuring).await;
-    scene.step(&configuring.job_id, "configure", 1).await;
-    let report = scene.sweep().await;
+    let configuring = fixture.job(configuring).await;
+    fixture.step(&configuring.job_id, "configure", 1).await;
+    let report = fixture.sweep().await;
     assert_eq!(count(&report, "stops"), [2, 2, 0, 0], "{report:#}");
     for job in [&stopped, &deleted] {
-        assert_eq!(scene.objects(job).await, ["WorkFlow"]);
-        let status = scene.status(job).await;
+        assert_eq!(fixture.objects(job).await, ["WorkFlow"]);
+        let status = fixture.status(job).await;
         assert_eq!((&status["stopreq"], status.get("reason")), (&json!(1), None));
     }
-    // A living engine looks for stops itself once the algorithm is to run.
-    assert_eq!(scene.objects(&configuring).await, ["Job/configure-job", "WorkFlow"]);
+    // The engine checks for stops itself before it starts the algorithm.
+    assert_eq!(fixture.objects(&configuring).await, ["Job/configure-job", "WorkFlow"]);
 }
 
-/// A step that is stuck in some way, and what its owner is told.
+/// A step that is stuck, and the reason for its owner.
 struct Stuck {
     component: &'static str,
     pod: Value,
-    /// Whether the Job has failed for good.
+    /// Whether its Job has failed.
     failed: bool,
-    /// For how many seconds it may last.
+    /// The grace in seconds.
     grace: i64,
     reason: &'static str,
 }
@@ -112,15 +113,6 @@ fn waiting(component: &'static str, why: &str, seconds: i64) -> Value {
             { "type": "ContainersReady", "status": "False", "lastTransitionTime": ago(seconds) },
         ],
         "containerStatuses": [container(component, json!({ "waiting": { "reason": why, "message": "…" } }))]
-    })
-}
-
-pub fn terminated(component: &'static str, why: &str, code: i32, seconds: i64) -> Value {
-    json!({
-        "phase": "Failed", "startTime": ago(seconds + 10),
-        "containerStatuses": [container(component, json!({ "terminated": {
-            "reason": why, "exitCode": code, "startedAt": ago(seconds + 10), "finishedAt": ago(seconds)
-        }}))]
     })
 }
 
@@ -177,193 +169,193 @@ fn stuck(seconds: i64) -> Vec<Stuck> {
             pod: evicted,
             failed: true,
             grace: 0,
-            reason: "Fetching the job's data was thrown out by a node that ran short of resources.",
+            reason: "Fetching the job's data was evicted by a node that ran short of resources.",
         },
     ]
 }
 
-async fn set(scene: &Scene, stuck: &Stuck) -> Stored {
+async fn stuck_job(fixture: &Fixture, stuck: &Stuck) -> Stored {
     let status = match stuck.component {
         "configure" => 20,
         "algorithm" => 40,
         _ => 60,
     };
-    let job = scene.job(Stored { status: Some(status), ..Stored::running() }).await;
-    scene.volumes(&job.job_id).await;
-    scene.app.cluster.engine_job(&scene.app.namespace, &job.job_id, stuck.component).await;
-    let pod = scene.pod(&job.job_id, stuck.component).await;
-    scene.pod_status(&pod, stuck.pod.clone()).await;
+    let job = fixture.job(Stored { status: Some(status), ..Stored::running() }).await;
+    fixture.volumes(&job.job_id).await;
+    fixture.app.cluster.engine_job(&fixture.app.namespace, &job.job_id, stuck.component).await;
+    let pod = fixture.pod(&job.job_id, stuck.component).await;
+    fixture.pod_status(&pod, stuck.pod.clone()).await;
     if stuck.failed {
-        scene.job_failed(&job.job_id, stuck.component).await;
+        fixture.job_failed(&job.job_id, stuck.component).await;
     }
     job
 }
 
 #[tokio::test]
-async fn a_step_that_can_never_finish_is_ended_alone_and_its_owner_told_why() {
-    let scene = Scene::start().await;
+async fn a_step_that_cannot_finish_is_ended_alone_with_a_reason_for_its_owner() {
+    let fixture = Fixture::start().await;
     let mut jobs = Vec::new();
     for stuck in stuck(1000) {
-        jobs.push((set(&scene, &stuck).await, stuck));
+        jobs.push((stuck_job(&fixture, &stuck).await, stuck));
     }
-    let report = scene.sweep().await;
+    let report = fixture.sweep().await;
     assert_eq!(count(&report, "stuckSteps"), [6, 6, 0, 0], "{report:#}");
     let left = ["ConfigMap", "PersistentVolumeClaim/adminlogs", "PersistentVolumeClaim/data", "WorkFlow"];
     for (job, stuck) in &jobs {
-        assert_eq!(scene.status(job).await["reason"], stuck.reason);
-        assert_eq!(scene.objects(job).await, left, "{}", stuck.reason);
-        let object = scene.app.cluster.workflow(&scene.app.namespace, &job.job_id).await.unwrap();
+        assert_eq!(fixture.status(job).await["reason"], stuck.reason);
+        assert_eq!(fixture.objects(job).await, left, "{}", stuck.reason);
+        let object = fixture.app.cluster.workflow(&fixture.app.namespace, &job.job_id).await.unwrap();
         assert_eq!(object["status"]["reason"], stuck.reason);
-        assert_eq!(scene.status(job).await["dateFinished"], Value::Null, "the engine lives, and finishes it");
+        assert_eq!(fixture.status(job).await["dateFinished"], Value::Null, "the engine lives, and finishes it");
     }
 }
 
 #[tokio::test]
-async fn what_may_recover_has_time_to() {
-    let scene = Scene::start().await;
+async fn a_problem_that_may_end_by_itself_has_its_grace() {
+    let fixture = Fixture::start().await;
     for stuck in stuck(100).into_iter().filter(|stuck| stuck.grace > 100) {
-        let job = set(&scene, &stuck).await;
-        scene.sweep().await;
-        assert_eq!(scene.status(&job).await.get("reason"), None, "{}", stuck.reason);
-        assert!(scene.objects(&job).await.contains(&"Job/algorithm-job".to_owned()), "{}", stuck.reason);
+        let job = stuck_job(&fixture, &stuck).await;
+        fixture.sweep().await;
+        assert_eq!(fixture.status(&job).await.get("reason"), None, "{}", stuck.reason);
+        assert!(fixture.objects(&job).await.contains(&"Job/algorithm-job".to_owned()), "{}", stuck.reason);
     }
-    let quick = scene.another_reaper(&[("REAP_RETRY_GRACE", "50"), ("REAP_SCHEDULE_GRACE", "50")]).await;
+    let quick = fixture.another_reaper(&[("REAP_RETRY_GRACE", "50"), ("REAP_SCHEDULE_GRACE", "50")]).await;
     let report = quick.sweep(false, std::time::Duration::from_secs(60)).await.unwrap();
     assert_eq!(report.total().done, 2 + 2, "two steps, and their objects that say so: {report:#?}");
 }
 
 #[tokio::test]
 async fn the_end_of_a_log_outlives_its_pod() {
-    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
-    if !scene.app.cluster.is_embedded() {
+    let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
+    if !fixture.app.cluster.is_embedded() {
         return left_out("there is no kubelet that would have a log");
     }
-    let job = scene.running(4000).await;
-    let pod = scene.pod(&job.job_id, "algorithm").await;
+    let job = fixture.running(4000).await;
+    let pod = fixture.pod(&job.job_id, "algorithm").await;
     let lines: String = (0..20_000).map(|line| format!("line {line:08}\n")).collect();
-    scene.app.cluster.write_log(&scene.app.namespace, &pod, lines.as_bytes()).await;
-    scene.sweep().await;
-    assert_eq!(scene.app.cluster.pods_of(&scene.app.namespace, &job.job_id, "algorithm").await.len(), 0);
-    let (status, log) = scene.log(&job, "algorithm").await;
+    fixture.app.cluster.write_log(&fixture.app.namespace, &pod, lines.as_bytes()).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.app.cluster.pods_of(&fixture.app.namespace, &job.job_id, "algorithm").await.len(), 0);
+    let (status, log) = fixture.log(&job, "algorithm").await;
     assert_eq!((status, log.len()), (200, 64 * 1024));
     assert!(log.ends_with("line 00019999\n"));
-    assert_eq!(scene.log(&job, "publish").await.0, 404);
+    assert_eq!(fixture.log(&job, "publish").await.0, 404);
 }
 
 #[tokio::test]
-async fn a_job_that_was_handed_out_and_not_begun_is_offered_again() {
-    let scene = Scene::start().await;
-    let namespace = scene.app.namespace.clone();
-    let job = scene.job(Stored::default()).await;
-    assert_eq!(scene.app.database.engine(&namespace, "{}", 5).await, [job.job_id.as_str()]);
-    scene.sweep().await;
-    assert_eq!(scene.status(&job).await["status"], 10, "the engine has time to begin it");
+async fn a_job_that_was_dispatched_and_not_begun_is_requeued() {
+    let fixture = Fixture::start().await;
+    let namespace = fixture.app.namespace.clone();
+    let job = fixture.job(Stored::default()).await;
+    assert_eq!(fixture.app.database.engine(&namespace, "{}", 5).await, [job.job_id.as_str()]);
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&job).await["status"], 10, "the engine has time to begin it");
     for time in 1..=5 {
-        scene.passed(&job.job_id, "handedout", 301).await;
-        let report = scene.sweep().await;
-        assert_eq!(count(&report, "handBacks"), [1, 1, 0, 0], "{report:#}");
-        assert_eq!(scene.status(&job).await["statusText"], "Warming up");
-        assert_eq!(scene.app.database.engine(&namespace, "{}", 5).await, [job.job_id.as_str()], "{time}");
+        fixture.passed(&job.job_id, "handedout", 301).await;
+        let report = fixture.sweep().await;
+        assert_eq!(count(&report, "requeues"), [1, 1, 0, 0], "{report:#}");
+        assert_eq!(fixture.status(&job).await["statusText"], "Warming up");
+        assert_eq!(fixture.app.database.engine(&namespace, "{}", 5).await, [job.job_id.as_str()], "{time}");
     }
-    // Nobody can begin it: it would cost one slot after the other.
-    scene.passed(&job.job_id, "handedout", 301).await;
-    scene.sweep().await;
-    let status = scene.status(&job).await;
+    // It is not requeued for ever: each dispatch may cost the engine a slot.
+    fixture.passed(&job.job_id, "handedout", 301).await;
+    fixture.sweep().await;
+    let status = fixture.status(&job).await;
     assert_eq!(status["status"], 41);
     assert_eq!(status["reason"], "The job could not be started: its environment did not begin it.");
     assert_ne!(status["dateFinished"], Value::Null);
 
     let damaged = Stored { workflow: Some("{".to_owned()), status: Some(10), ..Stored::default() };
-    let damaged = scene.row(damaged).await;
-    scene.passed(&damaged.job_id, "statussince", 301).await;
-    scene.sweep().await;
-    assert_eq!(scene.status(&damaged).await["status"], 41);
+    let damaged = fixture.row(damaged).await;
+    fixture.passed(&damaged.job_id, "statussince", 301).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&damaged).await["status"], 41);
 }
 
 #[tokio::test]
-async fn what_waits_is_left_alone_but_what_was_called_off_is_finished_at_once() {
-    let scene = Scene::start().await;
-    let waits = scene.job(Stored::default()).await;
-    let stopped = scene.job(Stored { stopreq: Some(1), ..Stored::default() }).await;
-    let deleted = scene.job(Stored { stopreq: Some(1), removed: Some(1), ..Stored::default() }).await;
-    let late = scene.job(Stored { valid_until: Some(now() - 1), ..Stored::default() }).await;
-    let in_time = scene.job(Stored { valid_until: Some(now() + 1000), ..Stored::default() }).await;
+async fn a_waiting_job_is_left_alone_unless_it_may_not_be_dispatched_any_more() {
+    let fixture = Fixture::start().await;
+    let waits = fixture.job(Stored::default()).await;
+    let stopped = fixture.job(Stored { stopreq: Some(1), ..Stored::default() }).await;
+    let deleted = fixture.job(Stored { stopreq: Some(1), removed: Some(1), ..Stored::default() }).await;
+    let late = fixture.job(Stored { valid_until: Some(now() - 1), ..Stored::default() }).await;
+    let in_time = fixture.job(Stored { valid_until: Some(now() + 1000), ..Stored::default() }).await;
     for job in [&waits, &in_time] {
-        scene.passed(&job.job_id, "statussince", 9_999_999).await;
+        fixture.passed(&job.job_id, "statussince", 9_999_999).await;
     }
-    let report = scene.sweep().await;
+    let report = fixture.sweep().await;
     assert_eq!(count(&report, "neverStarted"), [3, 3, 0, 0], "{report:#}");
     for (job, status, reason) in [
         (&stopped, 70, "The job was stopped before it was started."),
         (&deleted, 70, "The job was stopped before it was started."),
         (&late, 41, "No environment had room for the job before its validUntil."),
     ] {
-        let found = scene.status(job).await;
+        let found = fixture.status(job).await;
         assert_eq!((&found["status"], &found["reason"]), (&json!(status), &json!(reason)));
         assert_ne!(found["dateFinished"], Value::Null);
     }
-    assert_eq!(scene.objects(&deleted).await, Vec::<String>::new());
+    assert_eq!(fixture.objects(&deleted).await, Vec::<String>::new());
     for job in [&waits, &in_time] {
-        assert_eq!(scene.status(job).await["status"], 1);
+        assert_eq!(fixture.status(job).await["status"], 1);
     }
-    let mut handed_out = scene.app.database.engine(&scene.app.namespace, "{}", 9).await;
-    handed_out.sort();
+    let mut dispatched = fixture.app.database.engine(&fixture.app.namespace, "{}", 9).await;
+    dispatched.sort();
     let mut expected = [waits.job_id.clone(), in_time.job_id.clone()];
     expected.sort();
-    assert_eq!(handed_out, expected);
+    assert_eq!(dispatched, expected);
 }
 
 #[tokio::test]
-async fn a_job_of_which_nothing_is_left_is_finished_after_two_sweeps() {
-    let scene = Scene::start().await;
-    let orphan = scene.job(Stored::running()).await;
-    scene.volumes(&orphan.job_id).await;
+async fn a_job_without_steps_is_finished_after_two_sweeps() {
+    let fixture = Fixture::start().await;
+    let orphan = fixture.job(Stored::running()).await;
+    fixture.volumes(&orphan.job_id).await;
     let published = Stored { outputs: Some(r#"[{"filename": "a", "url": "https://a/"}]"#.into()), ..Stored::running() };
-    let published = scene.job(published).await;
-    let not_provisioned = scene.job(Stored { status: Some(31), ..Stored::running() }).await;
+    let published = fixture.job(published).await;
+    let not_provisioned = fixture.job(Stored { status: Some(31), ..Stored::running() }).await;
     let jobs = [&orphan, &published, &not_provisioned];
-    scene.sweep().await;
-    scene.sweep().await;
+    fixture.sweep().await;
+    fixture.sweep().await;
     for job in jobs {
-        assert_eq!(scene.status(job).await["dateFinished"], Value::Null, "the second sweep came too soon");
-        scene.passed(&job.job_id, "absentsince", 61).await;
+        assert_eq!(fixture.status(job).await["dateFinished"], Value::Null, "the second sweep came too soon");
+        fixture.passed(&job.job_id, "absentsince", 61).await;
     }
-    // Between two steps there is nothing for a moment.
-    let alive = scene.job(Stored::running()).await;
-    scene.sweep().await;
-    scene.passed(&alive.job_id, "absentsince", 61).await;
-    scene.step(&alive.job_id, "publish", 1).await;
-    scene.sweep().await;
-    assert_eq!(scene.row_of(&alive).await["absentsince"], Value::Null);
+    // Between two steps there is no Job for a moment.
+    let alive = fixture.job(Stored::running()).await;
+    fixture.sweep().await;
+    fixture.passed(&alive.job_id, "absentsince", 61).await;
+    fixture.step(&alive.job_id, "publish", 1).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.row_of(&alive).await["absentsince"], Value::Null);
 
     for (job, status, reason) in [
         (&orphan, 41, "The environment lost the job while it ran."),
         (&published, 70, "The environment lost the job while it ran. Its results had been published."),
         (&not_provisioned, 31, "The environment lost the job while it ran."),
     ] {
-        let found = scene.status(job).await;
+        let found = fixture.status(job).await;
         assert_eq!((&found["status"], &found["reason"]), (&json!(status), &json!(reason)));
         assert_ne!(found["dateFinished"], Value::Null);
     }
-    // The agreement is free again.
+    // The agreement may have another job.
     let key = Key::new();
     let start = caller::provider(&key).start(
-        &scene.app.namespace,
+        &fixture.app.namespace,
         &orphan.agreement_id,
         orphan.owner.as_deref().unwrap(),
         workflow::sample(),
     );
-    assert_eq!(scene.app.send(start).await.ok()[0]["status"], 1);
+    assert_eq!(fixture.app.send(start).await.ok()[0]["status"], 1);
 }
 
 #[tokio::test]
-async fn an_engine_that_comes_back_to_a_finished_job_changes_nothing() {
-    let scene = Scene::start().await;
-    let orphan = scene.job(Stored::running()).await;
-    scene.sweep().await;
-    scene.passed(&orphan.job_id, "absentsince", 61).await;
-    scene.sweep().await;
-    let finished = scene.status(&orphan).await;
+async fn an_engine_that_returns_to_a_job_finished_by_the_reaper_changes_nothing() {
+    let fixture = Fixture::start().await;
+    let orphan = fixture.job(Stored::running()).await;
+    fixture.sweep().await;
+    fixture.passed(&orphan.job_id, "absentsince", 61).await;
+    fixture.sweep().await;
+    let finished = fixture.status(&orphan).await;
     assert_eq!(finished["status"], 41);
     for statement in [
         "UPDATE jobs SET status = 60, statusText = 'Publishing results' WHERE workflowId = $1",
@@ -371,12 +363,12 @@ async fn an_engine_that_comes_back_to_a_finished_job_changes_nothing() {
         "UPDATE jobs SET dateFinished = NOW() + interval '1 day' WHERE workflowId = $1",
         "UPDATE jobs SET dateFinished = NULL WHERE workflowId = $1",
     ] {
-        sqlx::query(statement).bind(&orphan.job_id).execute(&scene.app.database.pool).await.unwrap();
+        sqlx::query(statement).bind(&orphan.job_id).execute(&fixture.app.database.pool).await.unwrap();
     }
-    assert_eq!(scene.status(&orphan).await, finished);
+    assert_eq!(fixture.status(&orphan).await, finished);
 }
 
-/// What a controller says of a Job that is done.
+/// The status of a Job that has succeeded.
 fn succeeded() -> Value {
     let condition = |kind: &str| {
         json!({
@@ -391,48 +383,48 @@ fn succeeded() -> Value {
 }
 
 #[tokio::test]
-async fn a_job_that_stands_still_beyond_every_limit_is_finished() {
-    let scene = Scene::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
-    let publishing = scene.job(Stored { status: Some(60), ..Stored::running() }).await;
-    scene.step(&publishing.job_id, "publish", 10_000).await;
-    // What is seen at work has a day, whatever the algorithm has.
+async fn a_job_whose_status_does_not_change_beyond_its_limit_is_finished() {
+    let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
+    let publishing = fixture.job(Stored { status: Some(60), ..Stored::running() }).await;
+    fixture.step(&publishing.job_id, "publish", 10_000).await;
+    // A job with a running step has a day.
     let day = 24 * 3600;
-    scene.passed(&publishing.job_id, "statussince", 3600 + day - 100).await;
-    let idle = scene.job(Stored { status: Some(60), ..Stored::running() }).await;
-    scene.step(&idle.job_id, "algorithm", 10_000).await;
-    scene.job_status(&idle.job_id, "algorithm", succeeded()).await;
-    scene.passed(&idle.job_id, "statussince", 7201).await;
-    scene.sweep().await;
-    assert_eq!(scene.status(&publishing).await["dateFinished"], Value::Null);
-    assert_eq!(scene.status(&idle).await["status"], 41);
-    scene.passed(&publishing.job_id, "statussince", 101).await;
-    scene.sweep().await;
-    let status = scene.status(&publishing).await;
+    fixture.passed(&publishing.job_id, "statussince", 3600 + day - 100).await;
+    let idle = fixture.job(Stored { status: Some(60), ..Stored::running() }).await;
+    fixture.step(&idle.job_id, "algorithm", 10_000).await;
+    fixture.job_status(&idle.job_id, "algorithm", succeeded()).await;
+    fixture.passed(&idle.job_id, "statussince", 7201).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&publishing).await["dateFinished"], Value::Null);
+    assert_eq!(fixture.status(&idle).await["status"], 41);
+    fixture.passed(&publishing.job_id, "statussince", 101).await;
+    fixture.sweep().await;
+    let status = fixture.status(&publishing).await;
     assert_eq!((&status["status"], &status["stopreq"]), (&json!(41), &json!(0)));
     assert_eq!(status["reason"], "The environment did not go on with the job.");
-    // Whoever publishes after all has an hour for that.
-    assert_eq!(scene.objects(&publishing).await, ["Job/publish-job", "WorkFlow"]);
-    scene.passed(&publishing.job_id, "datefinished", 3601).await;
-    scene.passed(&publishing.job_id, "reapat", 3601).await;
-    scene.sweep().await;
-    assert_eq!(scene.objects(&publishing).await, ["WorkFlow"]);
+    // Its outputs may still be published for an hour.
+    assert_eq!(fixture.objects(&publishing).await, ["Job/publish-job", "WorkFlow"]);
+    fixture.passed(&publishing.job_id, "datefinished", 3601).await;
+    fixture.passed(&publishing.job_id, "reapat", 3601).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.objects(&publishing).await, ["WorkFlow"]);
 }
 
 #[tokio::test]
 async fn a_stop_over_http_while_the_cluster_is_down_is_carried_out_later() {
-    let scene = Scene::builder().app(|app| app.kubeconfig(NOBODY)).start().await;
-    let job = scene.running(10).await;
+    let fixture = Fixture::builder().app(|app| app.kubeconfig(NOBODY)).start().await;
+    let job = fixture.running(10).await;
     let key = Key::new();
     let call = caller::provider(&key).stop(job.owner.as_deref().unwrap(), Some(&job.job_id));
-    assert_eq!(scene.app.send(call).await.ok()[0]["stopreq"], 1);
-    assert!(scene.objects(&job).await.contains(&"Job/algorithm-job".to_owned()));
-    scene.sweep().await;
-    assert!(!scene.objects(&job).await.contains(&"Job/algorithm-job".to_owned()));
-    let stopped = scene.app.send(Call::get("compute").with("jobId", job.job_id.as_str())).await.ok();
+    assert_eq!(fixture.app.send(call).await.ok()[0]["stopreq"], 1);
+    assert!(fixture.objects(&job).await.contains(&"Job/algorithm-job".to_owned()));
+    fixture.sweep().await;
+    assert!(!fixture.objects(&job).await.contains(&"Job/algorithm-job".to_owned()));
+    let stopped = fixture.app.send(Call::get("compute").with("jobId", job.job_id.as_str())).await.ok();
     assert_eq!(stopped[0]["stopreq"], 1);
 }
 
-/// A cluster where nobody listens.
+/// A kubeconfig of a cluster where nothing listens.
 const NOBODY: &str = r#"
 apiVersion: v1
 kind: Config

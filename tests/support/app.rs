@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Once};
 
 use operator_service::api::admin::Admins;
-use operator_service::config::{Config, DatabaseConfig};
+use operator_service::config::{Config, DatabaseUse};
 use operator_service::runtime;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
@@ -129,22 +129,22 @@ impl AppBuilder {
             database.announce(&variables["DEFAULT_NAMESPACE"], "{}").await;
         }
 
-        let config = Config::read(&|name| variables.get(name).cloned(), DatabaseConfig::Required).unwrap();
+        let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
         let config = Arc::new(config);
         let store = runtime::db(&config).unwrap();
         let listens_on = self.listens_on.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let admins = if self.lambda { Admins::listed(&config) } else { Admins::of_server(&config, listens_on) };
-        let namespace = config.default_namespace.clone();
+        let namespace = config.jobs.default_namespace.clone();
         let service = match &self.kubeconfig {
             Some(yaml) => operator_service::kubernetes::Cluster::from_kubeconfig(yaml).await.unwrap(),
             None => cluster.service().await,
         };
-        let router = runtime::all_groups(config, store, service, admins).unwrap();
+        let router = runtime::server::all_routes(config, store, service, admins).unwrap();
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async move { axum::serve(listener, router.into_make_service()).await.unwrap() });
-        App { url, database, cluster, namespace, client: client(), server }
+        App { url, database, cluster, namespace: namespace.to_string(), client: client(), server }
     }
 }
 

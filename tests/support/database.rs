@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use operator_service::config::{Config, DatabaseConfig};
+use operator_service::config::{Config, DatabaseUse};
 use operator_service::db::Database;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, Row};
@@ -120,7 +120,7 @@ impl TestDatabase {
     pub fn store(&self) -> Database {
         let variables = self.variables();
         let variable = |name: &str| variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
-        Database::new(&Config::read(&variable, DatabaseConfig::Required).unwrap().postgres.unwrap())
+        Database::new(&Config::read(&variable, DatabaseUse::Required).unwrap().database.unwrap())
     }
 
     /// Ends every other connection, as a restart of the server does.

@@ -1,10 +1,11 @@
-"""Signs as the callers of the service do, with eth-account instead of the service's own code.
+"""Signs messages as the callers of the service do, with eth-account instead of the service's own code.
 
-One JSON object per line in, one out:
+Reads one JSON object per line and prints one for each:
     {"key": "0x…"}                                              -> {"address": "0x…"}
     {"key": "0x…", "message": "…", "hashing": "hashed"}         -> {"signature": "0x…"}
 
-hashing is what clients.md calls hashed, the Ocean Node's variety of it ("trimmed"), or "personal".
+hashing is one of the forms of docs/contract/callers.md, "What is signed": "hashed", Ocean Node's variant of it ("trimmed"),
+or "personal".
 """
 
 import json
@@ -28,7 +29,7 @@ for line in sys.stdin:
     request = json.loads(line)
     if "message" in request:
         signed = Account.sign_message(signable(request["message"], request["hashing"]), request["key"])
-        answer = {"signature": "0x" + bytes(signed.signature).hex()}
+        response = {"signature": "0x" + bytes(signed.signature).hex()}
     else:
-        answer = {"address": Account.from_key(request["key"]).address}
-    print(json.dumps(answer), flush=True)
+        response = {"address": Account.from_key(request["key"]).address}
+    print(json.dumps(response), flush=True)

@@ -13,13 +13,14 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use subtle::{Choice, ConstantTimeEq};
 use utoipa::IntoParams;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use super::input::{Params, required};
 use crate::api::error::{ApiError, ErrorBody, Troubles};
 use crate::config::Config;
 use crate::db::Database;
-use crate::domain::JobId;
-use crate::kubernetes::{Cluster, Component, WorkFlow};
+use crate::domain::{JobId, Namespace};
+use crate::kubernetes::{Cluster, Component, LogPart, WorkFlow};
 
 /// Who is let in.
 #[derive(Debug, Clone)]
@@ -154,9 +155,9 @@ struct InfoParams {
 
 impl Admin {
     /// Where the book says the job is, else the default.
-    async fn namespace(&self, job_id: &JobId) -> Result<String, ApiError> {
+    async fn namespace(&self, job_id: &JobId) -> Result<Namespace, ApiError> {
         let namespace = self.db.namespace(job_id.as_str()).await?;
-        Ok(namespace.unwrap_or_else(|| self.config.default_namespace.clone()))
+        Ok(Namespace::stored(namespace.unwrap_or_else(|| self.config.jobs.default_namespace.to_string())))
     }
 }
 
@@ -180,7 +181,7 @@ pub(super) async fn info(State(admin): State<Admin>, params: Params) -> Result<R
     let found: Option<WorkFlow> = match JobId::of_object(asked) {
         Some(job_id) => {
             let namespace = admin.namespace(&job_id).await?;
-            admin.cluster.workflow(&job_id, &namespace).await?
+            admin.cluster.get_workflow(&job_id, &namespace).await?
         }
         None => None,
     };
@@ -218,10 +219,10 @@ struct ListParams {
 )]
 pub(super) async fn list(State(admin): State<Admin>, params: Params) -> Result<Json<Vec<String>>, ApiError> {
     let namespaces = match params.name("environment")? {
-        Some(environment) => BTreeSet::from([environment]),
+        Some(environment) => BTreeSet::from([Namespace::stored(environment)]),
         None => {
             let announced = admin.db.environments().await?.into_iter().map(|row| row.namespace);
-            announced.chain([admin.config.default_namespace.clone()]).collect()
+            announced.chain([admin.config.jobs.default_namespace.to_string()]).map(Namespace::stored).collect()
         }
     };
     Ok(Json(admin.cluster.workflow_names(namespaces).await?))
@@ -236,7 +237,12 @@ struct LogsParams {
     #[param(example = "9f9178dcffd34130a3158ce9ca3d15ff")]
     job_id: String,
     /// The step of the job.
+    #[param(schema_with = component_schema)]
     component: Component,
+}
+
+fn component_schema() -> impl Into<utoipa::openapi::RefOr<utoipa::openapi::Schema>> {
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(Component::ALL.map(Component::as_str)))
 }
 
 /// Show the log of a job's step.
@@ -267,19 +273,16 @@ pub(super) async fn logs(State(admin): State<Admin>, params: Params) -> Result<R
     let log = match JobId::of_object(asked) {
         Some(job_id) => {
             let namespace = admin.namespace(&job_id).await?;
-            match admin.cluster.log(&job_id, component, &namespace).await? {
+            match admin.cluster.read_log(&job_id, component, &namespace, LogPart::Start).await? {
                 // The reaper keeps the end of a log whose pod it has to delete.
-                None => {
-                    let kept = admin.db.kept_log(&job_id, component.as_str()).await?;
-                    kept.map(|log| String::from_utf8_lossy(&log).into_owned())
-                }
+                None => admin.db.kept_log(&job_id, component.as_str()).await?,
                 log => log,
             }
         }
         None => None,
     };
     Ok(match log {
-        Some(log) => text(StatusCode::OK, log),
+        Some(log) => text(StatusCode::OK, String::from_utf8_lossy(&log)),
         None => {
             let message = format!("Pod with workflow={asked} and component={} not found", component.as_str());
             text(StatusCode::NOT_FOUND, message)

@@ -18,7 +18,7 @@ use crate::auth::{Address, Operation, Signed};
 use crate::config::Config;
 use crate::db::{Change, Changed, Database, NewJob, Page, RequestedBy, Started, TouchedJob, Which};
 use crate::domain::workflow::Workflow;
-use crate::domain::{Job, JobId, Status};
+use crate::domain::{Job, JobId, Namespace, Status};
 use crate::kubernetes::{Cluster, ClusterError, WorkFlowSpec};
 use crate::telemetry;
 
@@ -412,9 +412,9 @@ pub(super) async fn start(State(compute): State<Compute>, params: Params) -> Res
     let signer = config.access.policy.signer(&request.signed(), &request.signature)?;
 
     let job_id = JobId::random();
-    let namespace = request.environment.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let namespace = request.environment.clone().unwrap_or_else(|| config.jobs.default_namespace.to_string());
     let (chain_text, chain_value) = request.chain_id.take().unzip();
-    request.workflow.complete(&config.completion, &namespace, chain_value);
+    request.workflow.complete(&config.jobs.completion, &namespace, chain_value);
 
     let new_job = NewJob {
         job_id: job_id.clone(),
@@ -439,8 +439,8 @@ pub(super) async fn start(State(compute): State<Compute>, params: Params) -> Res
         }
     };
     tracing::info!(job = %job_id, environment = namespace, "accepted");
-    telemetry::about_job(job_id.as_str());
-    telemetry::started();
+    telemetry::set_job(job_id.as_str());
+    telemetry::count_start();
 
     // From here on the job is accepted whatever happens; what is not registered now, the reaper registers.
     let spec = WorkFlowSpec {
@@ -454,7 +454,7 @@ pub(super) async fn start(State(compute): State<Compute>, params: Params) -> Res
 
 async fn register(db: &Database, cluster: &Cluster, job_id: &JobId, namespace: &str, spec: WorkFlowSpec) {
     let registered = async {
-        cluster.register(job_id, namespace, spec).await.map_err(|error| {
+        cluster.create_workflow(job_id, &Namespace::stored(namespace), spec).await.map_err(|error| {
             tracing::warn!(job = %job_id, error = &error as &dyn std::error::Error, "not yet registered in the cluster");
         })?;
         db.registered(job_id).await.map_err(|error| {
@@ -641,10 +641,10 @@ async fn change(
     let nonce = request.nonce.as_ref().map(|nonce| config.access.policy.nonce_use(signer, nonce));
     let Changed { touched, jobs } = db.change(change, request.which, by, nonce, request.page).await??;
     if let [job] = touched.as_slice() {
-        telemetry::about_job(&job.job_id);
+        telemetry::set_job(&job.job_id);
     }
-    telemetry::stopped(touched.iter().filter(|job| job.unfinished).count());
-    carry_out(&cluster, &config.default_namespace, change, touched).await;
+    telemetry::count_stops(touched.iter().filter(|job| job.unfinished).count());
+    carry_out(&cluster, config.jobs.default_namespace.as_str(), change, touched).await;
     Ok(Json(jobs.into_iter().map(JobStatus::from).collect()))
 }
 
@@ -654,10 +654,14 @@ async fn carry_out(cluster: &Cluster, default_namespace: &str, change: Change, t
         let Some(job_id) = JobId::of_object(&job.job_id) else {
             return;
         };
-        let namespace = job.namespace.as_deref().unwrap_or(default_namespace);
+        let namespace = Namespace::stored(job.namespace.as_deref().unwrap_or(default_namespace));
         let result: Result<(), ClusterError> = match change {
-            _ if job.unfinished => cluster.end_algorithm(&job_id, namespace).await,
-            Change::Delete if job.settled => cluster.remove(&job_id, namespace).await,
+            _ if job.unfinished => cluster.delete_algorithm(&job_id, &namespace).await,
+            Change::Delete if job.settled => {
+                let objects = cluster.delete_engine_objects(&job_id, &namespace).await;
+                let workflow = cluster.delete_workflow(&job_id, &namespace, None).await;
+                objects.and(workflow).map(|_| ())
+            }
             _ => return,
         };
         match result {

@@ -170,7 +170,7 @@ pub(super) async fn get_result(
 ) -> Result<Response, ApiError> {
     let Results { config, db, storage } = results;
     let request = ResultRequest::read(&params)?;
-    telemetry::about_job(&request.job_id);
+    telemetry::set_job(&request.job_id);
     let signer = config.access.policy.signer(&request.signed(), &request.signature)?;
     let nonce = config.access.policy.nonce_use(signer, &request.nonce);
 
@@ -183,7 +183,7 @@ pub(super) async fn get_result(
             let range = headers.get(RANGE);
             let opened = storage.open(&url, range).await;
             let origin = opened.map_err(|error| origin_failed(&request, &error))?;
-            match config.results.stream_limit.zip(length(&origin)) {
+            match config.storage.stream_limit.zip(length(&origin)) {
                 Some((limit, length)) if length > limit => {
                     let instead = elsewhere(&storage, &origin, &url).await;
                     let instead = instead.map_err(|error| origin_failed(&request, &error))?;

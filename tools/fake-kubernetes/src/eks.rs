@@ -1,29 +1,30 @@
-//! How an EKS cluster finds out who its callers are, for the embedded one: the rules of aws-iam-authenticator
+//! Authentication as an EKS cluster does it: the rules of aws-iam-authenticator
 //! (<https://github.com/kubernetes-sigs/aws-iam-authenticator/blob/master/pkg/token/token.go>), then STS, then the
 //! access entries.
 //!
-//! One rule is left out: whether the signature is right, and so whether a token is for this cluster or another. That
-//! only STS knows, and its stand-ins do not look.
+//! The signature, and with it the cluster that a token is for, is not checked: only STS can do that, and its stand-ins
+//! do not.
 
 use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use k8s_openapi::jiff::{civil::DateTime, tz::TimeZone};
+use k8s_openapi::jiff::civil::DateTime;
+use k8s_openapi::jiff::tz::TimeZone;
 use reqwest::Url;
 
 use crate::{Authenticate, Authentication, User};
 
-/// What a token begins with.
+/// The prefix of a token.
 const PREFIX: &str = "k8s-aws-v1.";
 /// The most bytes of a token.
 const MAX_TOKEN: usize = 4096;
 /// The header that names the cluster.
 const CLUSTER_HEADER: &str = "x-k8s-aws-id";
-/// How old a signature may be, whatever it says of its end.
+/// The longest age of a signature, whatever validity it claims.
 const MAX_AGE: Duration = Duration::from_secs(15 * 60);
-/// What a URL may hold, each once.
+/// The parameters that a URL may have, each once.
 const PARAMETERS: [&str; 9] = [
     "action",
     "version",
@@ -36,16 +37,16 @@ const PARAMETERS: [&str; 9] = [
     "x-amz-signedheaders",
 ];
 
-/// Lets in those whose tokens STS vouches for and whom an access entry names.
+/// Accepts tokens that STS accepts, of callers that an access entry names.
 #[derive(Clone, Debug)]
 pub struct Authenticator {
     /// The cluster's name.
     pub cluster: String,
-    /// Where STS is: a stand-in such as moto.
+    /// The URL of STS: a stand-in such as moto.
     pub sts: Url,
-    /// The access entries: ARNs of roles and users, and what the cluster calls them.
+    /// The access entries: ARNs of roles and users, and their user names in the cluster.
     pub entries: Vec<(String, String)>,
-    /// What STS is asked with.
+    /// The client for STS.
     pub client: reqwest::Client,
 }
 
@@ -62,7 +63,7 @@ impl Authenticate for Authenticator {
 }
 
 impl Authenticator {
-    /// Asks STS who signed; of a session, the role.
+    /// Asks STS for the ARN of the caller; of a session, the ARN of its role.
     async fn caller(&self, url: &Url) -> Result<String, String> {
         let mut ask = self.sts.clone();
         ask.set_query(url.query());
@@ -71,7 +72,7 @@ impl Authenticator {
             .client
             .get(ask)
             .header(CLUSTER_HEADER, &self.cluster)
-            // moto looks here to learn who asks; STS itself looks into the query.
+            // moto reads the caller from here; STS itself reads the query.
             .header(
                 "authorization",
                 format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature=0"),
@@ -82,12 +83,12 @@ impl Authenticator {
         }
         let text = response.text().await.map_err(|error| error.to_string())?;
         let arn = text.split_once("<Arn>").and_then(|(_, rest)| rest.split_once("</Arn>"));
-        let (arn, _) = arn.ok_or_else(|| format!("STS does not say who it is: {text}"))?;
+        let (arn, _) = arn.ok_or_else(|| format!("STS returned no ARN: {text}"))?;
         Ok(of_role(arn))
     }
 }
 
-/// A session's ARN is that of its role with a name at its end, under another service.
+/// The ARN of a session's role. A session's ARN has another service, and the session's name at its end.
 fn of_role(arn: &str) -> String {
     let Some((before, session)) = arn.split_once(":assumed-role/") else {
         return arn.to_owned();
@@ -100,11 +101,8 @@ fn parameter(url: &Url, name: &str) -> Option<String> {
     url.query_pairs().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.into_owned())
 }
 
-/// Checks a token by the verifier's rules, and takes out the URL that is in it.
-///
-/// # Errors
-/// Which rule it breaks.
-pub fn check(token: &str, now: SystemTime) -> Result<Url, String> {
+/// Checks a token by the verifier's rules. Returns the URL in it, or the rule that it violates.
+fn check(token: &str, now: SystemTime) -> Result<Url, String> {
     if token.len() > MAX_TOKEN {
         return Err("the token is too long".to_owned());
     }
@@ -117,7 +115,7 @@ pub fn check(token: &str, now: SystemTime) -> Result<Url, String> {
     }
     let host = url.host_str().unwrap_or_default();
     if !is_sts(host) || url.port().is_some() {
-        return Err(format!("{host} is no host of STS"));
+        return Err(format!("{host} is not a host of STS"));
     }
     if url.path() != "/" {
         return Err("the path is not /".to_owned());
@@ -129,7 +127,7 @@ pub fn check(token: &str, now: SystemTime) -> Result<Url, String> {
             return Err(format!("the parameter {name} is not allowed"));
         }
         if !seen.insert(name.clone()) {
-            return Err(format!("the parameter {name} stands there twice"));
+            return Err(format!("the parameter {name} is repeated"));
         }
     }
     let of = |name: &str| parameter(&url, name).ok_or_else(|| format!("the parameter {name} is missing"));
@@ -139,7 +137,7 @@ pub fn check(token: &str, now: SystemTime) -> Result<Url, String> {
     if !of("x-amz-signedheaders")?.split(';').any(|name| name.eq_ignore_ascii_case(CLUSTER_HEADER)) {
         return Err(format!("{CLUSTER_HEADER} is not signed"));
     }
-    let expires: i64 = of("x-amz-expires")?.parse().map_err(|_| "x-amz-expires is no number")?;
+    let expires: i64 = of("x-amz-expires")?.parse().map_err(|_| "x-amz-expires is not a number")?;
     if !(0..=900).contains(&expires) {
         return Err("x-amz-expires is not between 0 and 900".to_owned());
     }
@@ -151,7 +149,7 @@ pub fn check(token: &str, now: SystemTime) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Whether a name is STS's: the global one or a region's.
+/// Whether a host is STS's: the global one or a region's.
 fn is_sts(host: &str) -> bool {
     let Some(rest) = host.strip_prefix("sts.") else {
         return false;
@@ -183,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_token_passes() {
+    fn a_valid_token_is_accepted() {
         assert_eq!(verdict(&url(), 0), Ok(()));
         assert_eq!(verdict(&url(), 900), Ok(()));
         let china = url().replace("eu-west-1.amazonaws.com", "cn-north-1.amazonaws.com.cn");
@@ -192,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rule_is_kept() {
+    fn a_token_that_violates_a_rule_is_refused() {
         for (from, to) in [
             ("https://", "http://"),
             ("sts.eu-west-1.amazonaws.com", "sts.eu-west-1.amazonaws.com.evil.net"),
@@ -218,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_are_those_of_their_role() {
+    fn a_session_has_the_arn_of_its_role() {
         let arn = "arn:aws:sts::123456789012:assumed-role/operator/i-1";
         assert_eq!(of_role(arn), "arn:aws:iam::123456789012:role/operator");
         assert_eq!(of_role("arn:aws:iam::123456789012:user/me"), "arn:aws:iam::123456789012:user/me");

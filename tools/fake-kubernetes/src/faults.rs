@@ -1,16 +1,14 @@
-//! Bad days on order, for tests of whoever talks to the cluster.
+//! Failures that tests order.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use tokio::sync::watch;
 
-use super::call::Request;
+use crate::http::Request;
 
-/// Which requests a fault is for. [`Match::any`] takes all; each further condition narrows it down.
+/// The requests that a fault applies to. [`Match::any`] matches all; each further condition excludes some.
 #[derive(Clone, Debug, Default)]
 pub struct Match {
     verb: Option<String>,
@@ -28,7 +26,7 @@ impl Match {
         Self::default()
     }
 
-    /// Only this Kubernetes verb: get, list, watch, create, update, patch, delete, deletecollection.
+    /// Only this Kubernetes verb: get, list, create, update, patch, delete.
     #[must_use]
     pub fn verb(mut self, verb: &str) -> Self {
         self.verb = Some(verb.to_owned());
@@ -63,21 +61,21 @@ impl Match {
         self
     }
 
-    /// Only the next so many requests that fit.
+    /// Only the next `times` requests that match.
     #[must_use]
     pub fn times(mut self, times: usize) -> Self {
         self.times = Some(times);
         self
     }
 
-    fn fits(&self, request: &Request) -> bool {
-        let fits = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
+    fn matches(&self, request: &Request) -> bool {
+        let matches = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
         self.times != Some(0)
-            && fits(&self.verb, &request.verb)
-            && fits(&self.resource, &request.resource)
-            && fits(&self.subresource, &request.subresource)
-            && fits(&self.namespace, &request.namespace)
-            && fits(&self.name, &request.name)
+            && matches(&self.verb, &request.verb)
+            && matches(&self.resource, &request.resource)
+            && matches(&self.subresource, &request.subresource)
+            && matches(&self.namespace, &request.namespace)
+            && matches(&self.name, &request.name)
     }
 }
 
@@ -89,7 +87,7 @@ enum Fault {
     LoseAnswer,
 }
 
-/// What is to happen to one request.
+/// What happens to one request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) delay: Duration,
@@ -98,7 +96,7 @@ pub(crate) struct Plan {
     pub(crate) lose_answer: bool,
 }
 
-/// The faults of one cluster. They stay until [`Faults::clear`], or until their [`Match::times`] are used up.
+/// The faults of one cluster. A fault applies until [`Faults::clear`], or until its [`Match::times`] are used up.
 #[derive(Debug)]
 pub struct Faults {
     rules: Mutex<Vec<(Match, Fault)>>,
@@ -110,39 +108,39 @@ impl Faults {
         Self { rules: Mutex::default(), refusing: watch::Sender::new(false) }
     }
 
-    /// Lets requests wait before anything is done with them. Delays of several rules add up.
+    /// Delays requests before anything else is done. The delays of several faults add up.
     pub fn delay(&self, which: Match, by: Duration) {
         self.add(which, Fault::Delay(by));
     }
 
-    /// Answers with that HTTP status, and does nothing. A code that is none becomes 500.
+    /// Answers with that HTTP status and changes nothing. An invalid code becomes 500.
     pub fn answer(&self, which: Match, status: u16) {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         self.add(which, Fault::Answer(status, None));
     }
 
-    /// Answers 429 with `Retry-After`, and does nothing.
+    /// Answers 429 with `Retry-After` and changes nothing.
     pub fn throttle(&self, which: Match, retry_after: Duration) {
         let status = StatusCode::TOO_MANY_REQUESTS;
         self.add(which, Fault::Answer(status, Some(retry_after)));
     }
 
-    /// Closes the connection without an answer, and does nothing.
+    /// Closes the connection without an answer and changes nothing.
     pub fn drop_connection(&self, which: Match) {
         self.add(which, Fault::Drop);
     }
 
-    /// Does what was asked for, then closes the connection without an answer.
+    /// Carries out the request, then closes the connection without an answer.
     pub fn lose_answer(&self, which: Match) {
         self.add(which, Fault::LoseAnswer);
     }
 
-    /// Refuses connections, as if nothing were listening, and drops those that are open with their next request.
+    /// Refuses connections, as if nothing listened, and closes open ones at their next request.
     pub fn refuse_connections(&self) {
         self.refusing.send_replace(true);
     }
 
-    /// Everything is well again.
+    /// Removes all faults.
     pub fn clear(&self) {
         self.lock().clear();
         self.refusing.send_replace(false);
@@ -152,20 +150,20 @@ impl Faults {
         self.lock().push((which, fault));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Match, Fault)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(Match, Fault)>> {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether connections are refused, and how to hear of it when that changes.
+    /// Whether connections are refused.
     pub(crate) fn refusing(&self) -> watch::Receiver<bool> {
         self.refusing.subscribe()
     }
 
-    /// What is to happen to this request; uses up one of each fitting rule's times.
+    /// What happens to this request. Counts as one of the times of each fault that matches.
     pub(crate) fn plan(&self, request: &Request) -> Plan {
         let mut plan = Plan { drop: *self.refusing.borrow(), ..Plan::default() };
         let mut rules = self.lock();
-        for (which, fault) in rules.iter_mut().filter(|(which, _)| which.fits(request)) {
+        for (which, fault) in rules.iter_mut().filter(|(which, _)| which.matches(request)) {
             which.times = which.times.map(|times| times - 1);
             match *fault {
                 Fault::Delay(by) => plan.delay += by,

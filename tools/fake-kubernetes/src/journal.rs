@@ -1,52 +1,44 @@
-//! The state on disk: one JSON line per change, so that what was answered survives a kill, and what it
-//! costs follows the change and not the number of objects.
+//! The state on disk: one JSON line per change, so that every answered change survives a kill.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, BufWriter, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::store::Key;
-
-/// A journal this much larger than the snapshot it began with is written anew.
-const SLACK: u64 = 32 * 1024 * 1024;
-
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", tag = "what")]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Entry {
-    /// An object was created or changed.
-    Put { revision: u64, resource: String, object: Arc<Value> },
-    /// An object went away.
-    Delete { revision: u64, resource: String, namespace: String, name: String },
-    /// A pod's container wrote something.
-    Log { uid: String, container: String, hex: String, append: bool },
-    /// How far the counter was.
-    Revision { revision: u64 },
+    /// The resourceVersion at the start of the file.
+    Revision(u64),
+    /// An object of that resource was created or changed.
+    Put(String, Arc<Value>),
+    /// An object was removed: resource, namespace, name.
+    Delete(String, String, String),
+    /// Output of a pod.
+    Log {
+        /// The pod's.
+        uid: String,
+        /// The output in base64.
+        text: String,
+        /// Whether it follows earlier output.
+        append: bool,
+    },
 }
 
 impl Entry {
-    pub(crate) fn put(revision: u64, key: &Key, object: &Arc<Value>) -> Self {
-        Self::Put { revision, resource: key.resource.to_string(), object: Arc::clone(object) }
+    pub(crate) fn log(uid: &str, bytes: &[u8], append: bool) -> Self {
+        Self::Log { uid: uid.to_owned(), text: STANDARD.encode(bytes), append }
     }
 
-    pub(crate) fn delete(revision: u64, key: &Key) -> Self {
-        Self::Delete {
-            revision,
-            resource: key.resource.to_string(),
-            namespace: key.namespace.clone(),
-            name: key.name.clone(),
-        }
-    }
-
-    pub(crate) fn log(uid: &str, container: &str, bytes: &[u8], append: bool) -> Self {
-        Self::Log { uid: uid.to_owned(), container: container.to_owned(), hex: hex::encode(bytes), append }
+    pub(crate) fn decode(text: &str) -> Vec<u8> {
+        STANDARD.decode(text).unwrap_or_default()
     }
 }
 
@@ -57,17 +49,14 @@ pub(crate) struct Journal {
     file: File,
     /// Lines not yet written.
     pending: Vec<u8>,
-    /// Bytes written since the snapshot, and the snapshot's own.
-    written: u64,
-    snapshot: u64,
 }
 
 impl Journal {
-    /// Reads what an earlier run left, if anything.
+    /// Reads the entries of an earlier run, if there is one.
     ///
     /// # Errors
-    /// If the file is there and can't be read, or is not ours. A last line that was cut off by a crash is
-    /// left out: nobody was told that it was done.
+    /// If the file exists and can't be read, or is no journal. A last line that a crash cut off is skipped: its change
+    /// was not answered.
     pub(crate) fn replay(path: &Path, mut each: impl FnMut(Entry)) -> io::Result<()> {
         let file = match File::open(path) {
             Ok(file) => file,
@@ -77,13 +66,12 @@ impl Journal {
         let mut reader = BufReader::new(file);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line)? > 0 {
-            let complete = line.last() == Some(&b'\n');
             match serde_json::from_slice(&line) {
                 Ok(entry) => each(entry),
-                Err(_) if !complete => break,
+                Err(_) if !line.ends_with(b"\n") => break,
                 Err(error) => {
-                    let why = format!("{} is no state of an embedded cluster: {error}", path.display());
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                    let message = format!("{} is no state of a fake cluster: {error}", path.display());
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, message));
                 }
             }
             line.clear();
@@ -91,66 +79,37 @@ impl Journal {
         Ok(())
     }
 
-    /// Starts a file with the state as it is.
+    /// Replaces the file by one with these entries.
     pub(crate) fn create(path: &Path, entries: impl Iterator<Item = Entry>) -> io::Result<Self> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
-        let (file, snapshot) = write_snapshot(path, entries)?;
-        Ok(Self { path: path.to_owned(), file, pending: Vec::new(), written: 0, snapshot })
+        let new = path.with_added_extension("new");
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut writer = BufWriter::new(file);
+        for entry in entries {
+            serde_json::to_writer(&mut writer, &entry)?;
+            writer.write_all(b"\n")?;
+        }
+        let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        Ok(Self { path: path.to_owned(), file, pending: Vec::new() })
     }
 
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Notes a change, to be written with the next flush.
+    /// Adds an entry, which the next flush writes.
     pub(crate) fn append(&mut self, entry: &Entry) {
         match serde_json::to_writer(&mut self.pending, entry) {
             Ok(()) => self.pending.push(b'\n'),
-            Err(error) => tracing::error!(%error, "a change can't be written down"),
+            Err(error) => tracing::error!(%error, "a change of the embedded cluster can't be serialized"),
         }
     }
 
-    /// Writes what was noted.
-    pub(crate) fn flush(&mut self) -> io::Result<()> {
-        if !self.pending.is_empty() {
-            self.written += self.pending.len() as u64;
-            let written = self.file.write_all(&self.pending);
-            self.pending.clear();
-            written?;
+    /// Writes the entries added since the last flush.
+    pub(crate) fn flush(&mut self) {
+        if let Err(error) = self.file.write_all(&self.pending) {
+            tracing::error!(path = %self.path.display(), %error, "the embedded cluster's state can't be written");
         }
-        Ok(())
-    }
-
-    /// Whether most of it is history.
-    pub(crate) fn is_long(&self) -> bool {
-        self.written > SLACK + 4 * self.snapshot
-    }
-
-    /// Replaces the file by one that holds just the state as it is.
-    pub(crate) fn rewrite(&mut self, entries: impl Iterator<Item = Entry>) -> io::Result<()> {
         self.pending.clear();
-        (self.file, self.snapshot) = write_snapshot(&self.path, entries)?;
-        self.written = 0;
-        Ok(())
     }
-}
-
-/// Writes beside the file, then takes its place, so that there is always a whole one.
-fn write_snapshot(path: &Path, entries: impl Iterator<Item = Entry>) -> io::Result<(File, u64)> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    let mut writer = BufWriter::new(file);
-    for entry in entries {
-        serde_json::to_writer(&mut writer, &entry)?;
-        writer.write_all(b"\n")?;
-    }
-    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    let size = file.metadata()?.len();
-    Ok((file, size))
 }

@@ -1,101 +1,79 @@
-//! An embedded stand-in for the Kubernetes API: enough of it that `kube` and `kubectl` can't tell the
-//! difference in what operator-service, the engine and their operators do.
+//! An embedded stand-in for the Kubernetes API: what operator-service, the engine, `kubectl get` and `kubectl logs` ask
+//! of an API server, and the controllers that they rely on. README.md lists what it does not do.
 //!
-//! ```text
-//! server       from the socket to the verb: faults, authentication, dispatch
-//! call         a request taken apart             answer, table   what it is answered with
-//! discovery    what is served                    status          refusals, in the real server's words
-//! verbs/       create, read, update, delete, watch, log: none of them knows a kind
-//! registry     the resources that are served     builtin/        those that need no definition
-//! object       an object on its way in           schema/         the rules of custom ones
-//! patch, apply the formats of a change           selectors       what a list is narrowed down to
-//! store        the objects and their history     journal         the same on disk
-//! controllers/ pods of Jobs, garbage collection, namespaces
-//! faults       bad days on order                 eks             how an EKS cluster knows its callers
-//! quantity     amounts of processor and memory
-//! ```
-//!
-//! Beyond the real API there is one door, for whoever plays the kubelet: `PUT
-//! /api/v1/namespaces/{namespace}/pods/{name}/log` (with `append=true` to add to it) stores what `GET` on
-//! the same path returns.
+//! - [`http`]: connections and requests; faults, authentication, routing
+//! - [`verbs`]: create, get, list, patch and delete; [`logs`]: the logs of pods
+//! - [`resources`]: which resources there are; [`objects`]: reading, writing and checking an object
+//! - [`store`]: the objects; [`journal`]: the same on disk
+//! - [`controllers`]: garbage collection, the pods of Jobs, claims, namespaces
+//! - [`status`]: refusals; [`table`]: what `kubectl get` prints; [`discovery`]: what is served
+//! - [`faults`]: failures that tests order; [`eks`]: authentication as an EKS cluster does it
 
-mod answer;
-mod apply;
-mod builtin;
-mod call;
 mod controllers;
 mod discovery;
 pub mod eks;
 mod faults;
+mod http;
 mod journal;
-mod json_path;
+mod labels;
 mod logs;
-mod meta;
-mod object;
-mod patch;
+mod objects;
 pub mod quantity;
-mod registry;
-mod schema;
-mod selectors;
-mod server;
+mod resources;
 mod status;
 mod store;
 mod table;
 mod verbs;
 
-use std::{
-    collections::VecDeque,
-    fmt, io,
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use std::{fmt, io};
 
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
-pub use self::{
-    call::Request,
-    faults::{Faults, Match},
-};
-use self::{
-    registry::Registry,
-    store::{Key, Store},
-};
+pub use self::faults::{Faults, Match};
+pub use self::http::Request;
+use self::store::{Key, State, Store};
 
-/// As many requests are remembered.
+/// The number of requests that are remembered.
 const REQUESTS: usize = 100_000;
-/// As long may the answers under way take when the cluster is shut down.
+/// How long a shutdown waits for requests in progress.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
-/// Whom a caller was found to be.
+/// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// The user's name, as the cluster's access rules would see it.
+    /// The user name, as the cluster's access rules see it.
     pub name: String,
 }
 
-/// What [`Authenticate::authenticate`] returns.
+/// The future that [`Authenticate::authenticate`] returns.
 pub type Authentication<'a> = Pin<Box<dyn Future<Output = Result<User, String>> + Send + 'a>>;
 
-/// Finds out who a caller is.
+/// Authenticates callers.
 pub trait Authenticate: Send + Sync {
-    /// Checks a bearer token; there may be none. An error is the reason, for the log: the caller only hears 401.
+    /// Checks the bearer token, if the request has one. The error is the reason, for the log; the caller gets a 401.
     fn authenticate<'a>(&'a self, token: Option<&'a str>) -> Authentication<'a>;
 }
 
-/// How a cluster starts.
+/// The settings of a cluster.
 #[derive(Clone)]
 pub struct Options {
-    /// Where it listens; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free port.
     pub addr: SocketAddr,
-    /// The file that keeps the objects and logs from one start to the next; without one they are gone at the end.
+    /// The file that keeps objects and logs across restarts; without one they are kept in memory only.
     pub state: Option<PathBuf>,
-    /// Namespaces that are there from the start, besides `default`.
+    /// Namespaces to create at the start, besides `default`.
     pub namespaces: Vec<String>,
-    /// Lets in only those whom it knows; without one everybody is let in.
+    /// Authenticates every request; without one all requests are accepted.
     pub authenticator: Option<Arc<dyn Authenticate>>,
 }
 
@@ -110,92 +88,36 @@ impl Default for Options {
     }
 }
 
-impl fmt::Debug for Options {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Options")
-            .field("addr", &self.addr)
-            .field("state", &self.state)
-            .field("namespaces", &self.namespaces)
-            .field("authenticator", &self.authenticator.is_some())
-            .finish()
-    }
-}
-
 /// What all requests share.
-struct Api {
+struct Server {
     store: Store,
-    registry: Registry,
     faults: Faults,
-    requests: Mutex<Requests>,
+    requests: Mutex<VecDeque<Request>>,
     authenticator: Option<Arc<dyn Authenticate>>,
-    /// Turns true when the cluster stops.
+    /// Becomes true when the cluster stops.
     stop: watch::Receiver<bool>,
 }
 
-/// The requests of late.
-#[derive(Debug, Default)]
-struct Requests {
-    /// How many came before those that are remembered.
-    forgotten: usize,
-    list: VecDeque<Request>,
-}
-
-impl Requests {
-    /// Remembers a request; the number is for [`Requests::set_user`].
-    fn add(&mut self, request: Request) -> usize {
-        if self.list.len() == REQUESTS {
-            self.list.pop_front();
-            self.forgotten += 1;
-        }
-        self.list.push_back(request);
-        self.forgotten + self.list.len() - 1
-    }
-
-    /// Notes who it was that sent the request, which is known only later.
-    fn set_user(&mut self, number: usize, user: &str) {
-        let index = number.checked_sub(self.forgotten);
-        if let Some(request) = index.and_then(|index| self.list.get_mut(index)) {
-            user.clone_into(&mut request.user);
-        }
-    }
-
-    fn clear(&mut self) {
-        self.forgotten += self.list.len();
-        self.list.clear();
-    }
-}
-
-impl Api {
-    fn requests(&self) -> MutexGuard<'_, Requests> {
+impl Server {
+    fn requests(&self) -> MutexGuard<'_, VecDeque<Request>> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn key(&self, resource: &str, namespace: &str, name: &str) -> Key {
-        Key::new(&resource.into(), namespace, name)
-    }
-
-    /// Makes a namespace unless it is there.
-    fn ensure_namespace(&self, name: &str) -> Result<(), status::ApiError> {
-        self.store.write(|state| {
-            if state.namespace(name).is_some() {
-                return Ok(());
-            }
-            let Some(namespaces) = self.registry.by_id(state, "namespaces") else {
-                return Ok(());
-            };
-            let object = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
-            verbs::create::insert(state, &namespaces, "", object, false).map(drop)
-        })
+    fn record(&self, request: Request) {
+        let mut requests = self.requests();
+        if requests.len() == REQUESTS {
+            requests.pop_front();
+        }
+        requests.push_back(request);
     }
 }
 
 /// A running cluster. It stops when it is dropped; [`EmbeddedCluster::shutdown`] also waits for that.
 pub struct EmbeddedCluster {
-    api: Arc<Api>,
+    server: Arc<Server>,
     addr: SocketAddr,
     stop: watch::Sender<bool>,
-    server: JoinHandle<io::Result<()>>,
+    task: JoinHandle<()>,
 }
 
 impl fmt::Debug for EmbeddedCluster {
@@ -205,47 +127,43 @@ impl fmt::Debug for EmbeddedCluster {
 }
 
 impl EmbeddedCluster {
-    /// Starts a cluster. It answers as soon as this returns.
+    /// Starts a cluster. It accepts connections as soon as this returns.
     ///
     /// # Errors
-    /// If the address is taken, the state can't be read or written, or a namespace's name is none.
+    /// If the address is in use, the state file can't be read or written, or a namespace's name is not valid.
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.addr).await?;
         let addr = listener.local_addr()?;
+        let store = Store::open(options.state.as_deref())?;
+        for name in std::iter::once("default").chain(options.namespaces.iter().map(String::as_str)) {
+            store.write(|state| ensure_namespace(state, name))?;
+        }
         let (stop, stopped) = watch::channel(false);
-        let api = Arc::new(Api {
-            store: Store::open(options.state.as_deref())?,
-            registry: Registry::new(),
+        let server = Arc::new(Server {
+            store,
             faults: Faults::new(),
             requests: Mutex::default(),
             authenticator: options.authenticator,
             stop: stopped,
         });
-        let namespaces = options.namespaces.iter().map(String::as_str);
-        for name in std::iter::once("default").chain(namespaces) {
-            api.ensure_namespace(name).map_err(|error| {
-                let why = format!("namespace {name}: {}", error.status()["message"]);
-                io::Error::new(io::ErrorKind::InvalidInput, why)
-            })?;
-        }
-        tokio::spawn(controllers::run(Arc::clone(&api)));
-        let server = tokio::spawn(server::serve(Arc::clone(&api), listener, addr));
-        Ok(Self { api, addr, stop, server })
+        tokio::spawn(controllers::run(Arc::clone(&server)));
+        let task = tokio::spawn(http::serve(Arc::clone(&server), listener, addr));
+        Ok(Self { server, addr, stop, task })
     }
 
-    /// Where it listens, as a URL.
+    /// The URL of the API.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// A kubeconfig file (YAML) that leads here.
+    /// A kubeconfig file (YAML) for this cluster.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
         format!(
@@ -269,52 +187,47 @@ impl EmbeddedCluster {
         )
     }
 
-    /// Bad days on order.
+    /// The failures that tests order.
     #[must_use]
     pub fn faults(&self) -> &Faults {
-        &self.api.faults
+        &self.server.faults
     }
 
-    /// The requests so far, in the order in which they came; the oldest are forgotten after 100,000.
+    /// The requests received, in order; of more than 100,000 the latest.
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
-        self.api.requests().list.iter().cloned().collect()
+        self.server.requests().iter().cloned().collect()
     }
 
-    /// Forgets the requests so far.
+    /// Forgets the requests received.
     pub fn clear_requests(&self) {
-        self.api.requests().clear();
+        self.server.requests().clear();
     }
 
-    /// Forgets the history of changes, as a compaction of etcd does: watches and paged lists that began
-    /// before get a 410.
+    /// Forgets earlier states, as a compaction of etcd does: the continue tokens of paged lists expire (410).
     pub fn forget_history(&self) {
-        self.api.store.write(store::State::forget_history);
+        self.server.store.write(State::forget_history);
     }
 
-    /// The resourceVersion of the latest change, and how to hear of the next.
+    /// The resourceVersion of the latest change; the receiver is notified of each change.
     #[must_use]
     pub fn revision(&self) -> watch::Receiver<u64> {
-        self.api.store.subscribe()
+        self.server.store.subscribe()
     }
 
     /// An object as it is stored. `resource` is the plural with its group: `pods`, `jobs.batch`.
     #[must_use]
     pub fn object(&self, resource: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        let key = self.api.key(resource, namespace, name);
-        self.api.store.read(|state| state.get(&key).cloned())
+        self.server.store.read(|state| state.get(&Key::new(resource, namespace, name)).cloned())
     }
 
-    /// All objects of a resource, in the order of namespaces and names. `resource` as for [`Self::object`].
+    /// All objects of a resource, ordered by namespace and name. `resource` as for [`Self::object`].
     #[must_use]
     pub fn objects(&self, resource: &str) -> Vec<Arc<Value>> {
-        self.api
-            .store
-            .read(|state| state.list(&resource.into(), None, None).map(|(_, object)| Arc::clone(object)).collect())
+        self.server.store.read(|state| state.list(resource, None).map(|(_, object)| Arc::clone(object)).collect())
     }
 
-    /// Waits until `look` finds what it looks for. It looks now, and again after each change, for at most
-    /// `limit`; then the answer is `None`.
+    /// Waits until `look` returns something, for at most `limit`. It is called at once and after each change.
     pub async fn wait_for<T>(&self, limit: Duration, mut look: impl FnMut(&Self) -> Option<T>) -> Option<T> {
         let mut changed = self.revision();
         let found = async {
@@ -329,17 +242,12 @@ impl EmbeddedCluster {
         timeout(limit, found).await.ok().flatten()
     }
 
-    /// Stops, and waits until the answers under way are given, for at most five seconds.
+    /// Stops, and waits for requests in progress, for at most five seconds.
     pub async fn shutdown(mut self) {
         self.stop.send_replace(true);
-        match timeout(SHUTDOWN_LIMIT, &mut self.server).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::warn!(%error, "the embedded cluster ended badly"),
-            Ok(Err(error)) => tracing::warn!(%error, "the embedded cluster ended badly"),
-            Err(_) => {
-                tracing::warn!("the embedded cluster had to be cut off");
-                self.server.abort();
-            }
+        if timeout(SHUTDOWN_LIMIT, &mut self.task).await.is_err() {
+            tracing::warn!("requests to the embedded cluster were still in progress at its end");
+            self.task.abort();
         }
     }
 }
@@ -347,5 +255,17 @@ impl EmbeddedCluster {
 impl Drop for EmbeddedCluster {
     fn drop(&mut self) {
         self.stop.send_replace(true);
+    }
+}
+
+/// Creates a namespace unless it exists.
+fn ensure_namespace(state: &mut State, name: &str) -> io::Result<()> {
+    if state.get(&Key::namespace_object(name)).is_some() {
+        return Ok(());
+    }
+    let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+    match verbs::create(state, &resources::namespaces(), "", namespace) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidInput, error.to_string())),
     }
 }

@@ -1,90 +1,117 @@
-//! What a container wrote.
+//! The logs of pods: reading them is the API's, writing them is an addition for the engine's stand-in, which has no
+//! kubelet.
 
-/// As much of a log is kept, from its end.
-pub(crate) const LOG_LIMIT: usize = 1024 * 1024;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
 
-/// The end of what a container wrote, and how much came before.
+use crate::http::Call;
+use crate::objects;
+use crate::status::ApiError;
+use crate::store::State;
+
+/// How much of a log is kept, in bytes from its end.
+const LOG_LIMIT: usize = 1024 * 1024;
+
+/// The end of a pod's output.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Log {
-    /// Bytes that were written and are no longer kept.
-    dropped: u64,
-    bytes: Vec<u8>,
-}
+pub(crate) struct Log(Vec<u8>);
 
 impl Log {
     /// What is kept.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.0
     }
 
-    /// Adds to it, or starts over.
+    /// Appends to it, or replaces it.
     pub(crate) fn write(&mut self, bytes: &[u8], append: bool) {
         if !append {
-            self.dropped += self.bytes.len() as u64;
-            self.bytes.clear();
+            self.0.clear();
         }
-        self.bytes.extend_from_slice(bytes);
-        let excess = self.bytes.len().saturating_sub(LOG_LIMIT);
-        self.bytes.drain(..excess);
-        self.dropped += excess as u64;
+        self.0.extend_from_slice(bytes);
+        self.0.drain(..self.0.len().saturating_sub(LOG_LIMIT));
     }
 
-    /// Where the next byte will be, counted from the first that was ever written.
-    pub(crate) fn end(&self) -> u64 {
-        self.dropped + self.bytes.len() as u64
+    /// The last `lines` lines.
+    fn tail(&self, lines: usize) -> &[u8] {
+        let body = self.0.strip_suffix(b"\n").unwrap_or(&self.0);
+        let mut ends = (0..body.len()).rev().filter(|at| body[*at] == b'\n');
+        match lines.checked_sub(1) {
+            Some(before) => &self.0[ends.nth(before).map_or(0, |end| end + 1)..],
+            None => &[],
+        }
     }
+}
 
-    /// What was written from `position` on and is still kept.
-    pub(crate) fn since(&self, position: u64) -> &[u8] {
-        let start = position.saturating_sub(self.dropped);
-        let start = usize::try_from(start).unwrap_or(usize::MAX);
-        &self.bytes[start.min(self.bytes.len())..]
+/// `GET …/pods/{name}/log`, with `tailLines` and `limitBytes`.
+pub(crate) fn read(state: &State, call: &Call, pod: &Value) -> Result<Response, ApiError> {
+    for unknown in ["follow", "previous"] {
+        if call.is_set(unknown) {
+            return Err(ApiError::not_implemented(&format!("logs with {unknown}=true")));
+        }
     }
+    check_container(call, pod)?;
+    let log = match (state.log(objects::uid(pod)), waiting(pod)) {
+        (Some(log), _) => log,
+        (None, None) => &Log::default(),
+        (None, Some(reason)) => {
+            let name = objects::name(pod);
+            return Err(ApiError::bad_request(format!("container in pod \"{name}\" is waiting to start: {reason}")));
+        }
+    };
+    let bytes = call.number("tailLines")?.map_or(log.bytes(), |lines| log.tail(lines));
+    let limit = call.number("limitBytes")?.unwrap_or(usize::MAX);
+    let bytes = bytes[..bytes.len().min(limit)].to_vec();
+    Ok(([(CONTENT_TYPE, "text/plain")], bytes).into_response())
+}
 
-    /// Where the last `lines` lines begin.
-    pub(crate) fn tail(&self, lines: usize) -> u64 {
-        let body = self.bytes.strip_suffix(b"\n").unwrap_or(&self.bytes);
-        let start = if lines == 0 {
-            self.bytes.len()
-        } else {
-            body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').nth(lines - 1).map_or(0, |(at, _)| at + 1)
-        };
-        self.dropped + start as u64
-    }
+/// `PUT …/pods/{name}/log`: replaces the log by the body, or with `append=true` adds to it.
+pub(crate) fn write(state: &mut State, call: &Call, pod: &Value, body: &[u8]) -> Response {
+    state.write_log(objects::uid(pod), body, call.is_set("append"));
+    "".into_response()
+}
 
-    /// Where what is kept begins.
-    pub(crate) fn start(&self) -> u64 {
-        self.dropped
+/// A pod's containers share one log; a name has to be one of theirs.
+fn check_container(call: &Call, pod: &Value) -> Result<(), ApiError> {
+    let Some(wanted) = call.query("container") else {
+        return Ok(());
+    };
+    if objects::list(&pod["spec"]["containers"]).iter().any(|container| container["name"] == wanted) {
+        return Ok(());
     }
+    Err(ApiError::bad_request(format!("container {wanted} is not valid for pod {}", objects::name(pod))))
+}
+
+/// Why a pod's container has not started, if the pod has a node.
+fn waiting(pod: &Value) -> Option<&str> {
+    objects::list(&pod["status"]["containerStatuses"])
+        .iter()
+        .find_map(|status| status["state"]["waiting"]["reason"].as_str())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tail(text: &str, lines: usize) -> String {
-        let mut log = Log::default();
-        log.write(text.as_bytes(), true);
-        String::from_utf8_lossy(log.since(log.tail(lines))).into_owned()
-    }
-
     #[test]
     fn the_tail_counts_lines_with_and_without_an_end() {
-        assert_eq!(tail("a\nb\nc\n", 2), "b\nc\n");
-        assert_eq!(tail("a\nb\nc", 2), "b\nc");
-        assert_eq!(tail("a\nb\nc", 9), "a\nb\nc");
-        assert_eq!(tail("a\nb", 0), "");
-        assert_eq!(tail("", 3), "");
+        for (text, lines, tail) in [
+            ("a\nb\nc\n", 2, "b\nc\n"),
+            ("a\nb\nc", 2, "b\nc"),
+            ("a\nb\nc", 9, "a\nb\nc"),
+            ("a\nb", 0, ""),
+            ("", 3, ""),
+        ] {
+            assert_eq!(Log(text.into()).tail(lines), tail.as_bytes(), "{text:?} {lines}");
+        }
     }
 
     #[test]
-    fn the_end_is_kept_and_positions_stay_true() {
+    fn of_a_long_log_the_end_is_kept() {
         let mut log = Log::default();
         log.write(&vec![b'x'; LOG_LIMIT], true);
         log.write(b"the end", true);
         assert_eq!(log.bytes().len(), LOG_LIMIT);
-        assert_eq!(log.start(), 7);
-        assert_eq!(log.since(log.end() - 7), b"the end");
-        assert_eq!(log.since(0).len(), LOG_LIMIT);
+        assert!(log.bytes().ends_with(b"xthe end"));
     }
 }

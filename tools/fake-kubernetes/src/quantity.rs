@@ -2,7 +2,7 @@
 //!
 //! Source: Kubernetes API reference, "Quantity".
 
-/// The amount as a plain number (cores, bytes), or nothing where the text is no quantity.
+/// The amount as a number (cores, bytes); `None` if the text is not a quantity.
 #[must_use]
 pub fn parse(text: &str) -> Option<f64> {
     const SUFFIXES: [(&str, f64); 15] = [
@@ -37,7 +37,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn quantities() {
+    fn quantities_are_parsed() {
         for (text, amount) in [
             ("0", 0.0),
             ("1", 1.0),

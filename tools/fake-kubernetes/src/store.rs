@@ -1,75 +1,57 @@
-//! Where the objects are: one ordered map, one counter, and the changes of late for those who watch.
+//! The objects: an ordered map and a counter, which is the API's `resourceVersion`.
 //!
-//! Everything that reads and then writes does so inside one [`Store::write`], so that no request sees
-//! another's halfway. The counter is the `resourceVersion` of the API.
+//! A request reads and writes within one [`Store::write`], so that no other sees a part of its changes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    io,
-    ops::Bound,
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::{
-    journal::{Entry, Journal},
-    logs::Log,
-    meta,
-};
+use crate::journal::{Entry, Journal};
+use crate::logs::Log;
+use crate::objects;
 
-/// How many changes are remembered. Whoever is further behind gets a 410 and lists again, as after a
-/// compaction of etcd.
-const HISTORY: usize = 10_000;
+/// How many states are kept for paged lists.
+const SNAPSHOTS: usize = 64;
 
 /// What an object is found by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
-    /// The resource with its group: `jobs.batch`, `pods`.
-    pub(crate) resource: Arc<str>,
-    /// Empty for what lives in no namespace.
+    /// The plural with its group: `jobs.batch`, `pods`.
+    pub(crate) resource: String,
+    /// Empty for objects outside namespaces.
     pub(crate) namespace: String,
     /// The object's name.
     pub(crate) name: String,
 }
 
 impl Key {
-    /// The key of an object of that resource.
-    pub(crate) fn new(resource: &Arc<str>, namespace: &str, name: &str) -> Self {
-        Self { resource: Arc::clone(resource), namespace: namespace.to_owned(), name: name.to_owned() }
+    pub(crate) fn new(resource: &str, namespace: &str, name: &str) -> Self {
+        Self { resource: resource.to_owned(), namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    /// The key of a Namespace.
+    pub(crate) fn namespace_object(name: &str) -> Self {
+        Self::new("namespaces", "", name)
     }
 }
 
-/// What happened to an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    Added,
-    Modified,
-    Deleted,
-}
-
-/// One change, as watchers and controllers see it.
+/// A change, for the controllers.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
-    pub(crate) revision: u64,
-    pub(crate) event: Event,
     pub(crate) key: Key,
-    /// The object after the change; for a deletion as it last was, with the deletion's resourceVersion.
+    /// The object after the change; if deleted, its last state.
     pub(crate) object: Arc<Value>,
-    /// The object before the change.
-    pub(crate) previous: Option<Arc<Value>>,
+    pub(crate) deleted: bool,
 }
 
-/// The changes since then are no longer known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Forgotten;
+/// A state of all objects.
+pub(crate) type Objects = BTreeMap<Key, Arc<Value>>;
 
-/// Objects with their keys, in order.
-pub(crate) type Objects<'a> = Box<dyn Iterator<Item = (&'a Key, &'a Arc<Value>)> + 'a>;
-
-/// The objects, and whoever wants to know when they change.
+/// The state, and notifications of its changes.
 #[derive(Debug)]
 pub(crate) struct Store {
     state: Mutex<State>,
@@ -77,13 +59,18 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// A store that lives in memory, or in the file at `path` as well.
+    /// Opens a store in memory, or in the file at `path` as well.
     pub(crate) fn open(path: Option<&Path>) -> io::Result<Self> {
         let mut state = State::default();
         if let Some(path) = path {
             Journal::replay(path, |entry| state.apply(entry))?;
+            // The controllers continue where they were.
+            state.changes = state
+                .objects
+                .iter()
+                .map(|(key, object)| Change { key: key.clone(), object: Arc::clone(object), deleted: false })
+                .collect();
             state.journal = Some(Journal::create(path, state.snapshot())?);
-            state.compacted = state.revision;
         }
         let (changed, _) = watch::channel(state.revision);
         Ok(Self { state: Mutex::new(state), changed })
@@ -93,42 +80,43 @@ impl Store {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at the objects.
-    pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(&self.lock())
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&self.lock())
     }
 
-    /// Changes the objects; nobody sees anything of it before `change` returns.
+    /// Changes the state, writes the changes to disk, and notifies subscribers.
     pub(crate) fn write<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
-        let before = (state.revision, state.log_writes);
+        let before = state.revision;
         let result = change(&mut state);
-        state.save();
-        if before != (state.revision, state.log_writes) {
+        if let Some(journal) = &mut state.journal {
+            journal.flush();
+        }
+        if before != state.revision {
             self.changed.send_replace(state.revision);
         }
         result
     }
 
-    /// Wakes up after each change; its value is the latest resourceVersion.
+    /// Notifies of each change; the value is the latest resourceVersion.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 }
 
-/// The objects themselves. Reached through [`Store::read`] and [`Store::write`].
+/// The objects, with indexes by uid and by owner.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    objects: BTreeMap<Key, Arc<Value>>,
+    objects: Objects,
     by_uid: HashMap<String, Key>,
     dependents: HashMap<String, BTreeSet<Key>>,
     revision: u64,
-    history: VecDeque<Change>,
-    /// Changes up to this one are forgotten.
-    compacted: u64,
-    /// By the pod's uid, then by container.
-    logs: HashMap<String, BTreeMap<String, Log>>,
-    log_writes: u64,
+    /// Changes that the controllers have not seen.
+    changes: VecDeque<Change>,
+    /// States that paged lists continue with, by resourceVersion.
+    snapshots: BTreeMap<u64, Objects>,
+    /// By the pod's uid.
+    logs: HashMap<String, Log>,
     journal: Option<Journal>,
 }
 
@@ -138,17 +126,11 @@ impl State {
         self.revision
     }
 
-    /// The object, if there is one.
     pub(crate) fn get(&self, key: &Key) -> Option<&Arc<Value>> {
         self.objects.get(key)
     }
 
-    /// Whether there is such a namespace, and if so whether it is on its way out.
-    pub(crate) fn namespace(&self, name: &str) -> Option<&Arc<Value>> {
-        self.objects.get(&Key { resource: "namespaces".into(), namespace: String::new(), name: name.to_owned() })
-    }
-
-    /// Whether an object of that uid exists.
+    /// The key of the object with that uid.
     pub(crate) fn by_uid(&self, uid: &str) -> Option<&Key> {
         self.by_uid.get(uid)
     }
@@ -158,136 +140,88 @@ impl State {
         self.dependents.get(uid).map(|keys| keys.iter().cloned().collect()).unwrap_or_default()
     }
 
-    /// The resources that have objects.
-    pub(crate) fn resources(&self) -> Vec<Arc<str>> {
-        let mut found: Vec<Arc<str>> = Vec::new();
-        loop {
-            // The first key behind all those of the resource found last.
-            let start = match found.last() {
-                Some(last) => Key::new(&Arc::from(format!("{last}\0")), "", ""),
-                None => Key::new(&Arc::from(""), "", ""),
-            };
-            match self.objects.range(start..).next() {
-                Some((key, _)) => found.push(Arc::clone(&key.resource)),
-                None => return found,
-            }
-        }
-    }
-
-    /// The objects of a resource in order, in one namespace or in all, those behind `after` only.
+    /// The objects of a resource in order, in one namespace or in all.
     pub(crate) fn list<'a>(
         &'a self,
-        resource: &'a Arc<str>,
+        resource: &'a str,
         namespace: Option<&'a str>,
-        after: Option<&Key>,
     ) -> impl Iterator<Item = (&'a Key, &'a Arc<Value>)> {
-        let start = match after {
-            Some(key) => Bound::Excluded(key.clone()),
-            None => Bound::Included(Key::new(resource, namespace.unwrap_or_default(), "")),
-        };
-        self.objects.range((start, Bound::Unbounded)).take_while(move |(key, _)| within(key, resource, namespace))
+        within(&self.objects, resource, namespace)
     }
 
-    /// Like [`State::list`], but as it was at `revision`.
-    pub(crate) fn list_at<'a>(
-        &'a self,
-        revision: u64,
-        resource: &'a Arc<str>,
-        namespace: Option<&'a str>,
-        after: Option<&'a Key>,
-    ) -> Result<Objects<'a>, Forgotten> {
-        let mut then: BTreeMap<&Key, Option<&Arc<Value>>> = BTreeMap::new();
-        for change in self.since(revision)? {
-            if within(&change.key, resource, namespace) && after.is_none_or(|key| change.key > *key) {
-                then.entry(&change.key).or_insert(change.previous.as_ref());
-            }
-        }
-        let now = self.list(resource, namespace, after);
-        if then.is_empty() {
-            return Ok(Box::new(now));
-        }
-        let mut all: BTreeMap<&Key, &Arc<Value>> = now.filter(|(key, _)| !then.contains_key(key)).collect();
-        all.extend(then.iter().filter_map(|(key, was)| Some((*key, (*was)?))));
-        Ok(Box::new(all.into_iter()))
+    /// Everything in a namespace.
+    pub(crate) fn content(&self, namespace: &str) -> Vec<Key> {
+        self.objects.keys().filter(|key| key.namespace == namespace).cloned().collect()
     }
 
-    /// The changes after `revision`, oldest first.
-    pub(crate) fn since(&self, revision: u64) -> Result<impl Iterator<Item = &Change>, Forgotten> {
-        if revision < self.compacted {
-            return Err(Forgotten);
-        }
-        let start = self.history.partition_point(|change| change.revision <= revision);
-        Ok(self.history.range(start..))
+    /// The objects as they were at `revision`; `None` if that is forgotten.
+    pub(crate) fn at(&self, revision: u64) -> Option<&Objects> {
+        if revision == self.revision { Some(&self.objects) } else { self.snapshots.get(&revision) }
     }
 
-    /// Forgets all changes up to now, as a compaction of etcd does.
+    /// Keeps the present state for the next pages of a list.
+    pub(crate) fn remember(&mut self) {
+        self.snapshots.entry(self.revision).or_insert_with(|| self.objects.clone());
+        if self.snapshots.len() > SNAPSHOTS {
+            self.snapshots.pop_first();
+        }
+    }
+
+    /// Forgets all states but the present one.
     pub(crate) fn forget_history(&mut self) {
-        self.history.clear();
-        self.compacted = self.revision;
+        self.snapshots.clear();
     }
 
-    /// Stores an object under its key and gives it the next resourceVersion.
+    /// The oldest change that the controllers have not seen.
+    pub(crate) fn next_change(&mut self) -> Option<Change> {
+        self.changes.pop_front()
+    }
+
+    /// Stores an object, with the next resourceVersion.
     pub(crate) fn put(&mut self, key: &Key, mut object: Value) -> Arc<Value> {
         self.revision += 1;
-        meta::set(&mut object, "resourceVersion", Some(self.revision.to_string().into()));
+        objects::set(&mut object, "resourceVersion", Some(self.revision.to_string().into()));
         let object = Arc::new(object);
-        let previous = self.insert(key, &object);
+        self.insert(key, &object);
         if let Some(journal) = &mut self.journal {
-            journal.append(&Entry::put(self.revision, key, &object));
+            journal.append(&Entry::Put(key.resource.clone(), Arc::clone(&object)));
         }
-        let event = if previous.is_some() { Event::Modified } else { Event::Added };
-        self.remember(event, key, Arc::clone(&object), previous);
+        self.changes.push_back(Change { key: key.clone(), object: Arc::clone(&object), deleted: false });
         object
     }
 
-    /// Takes an object out.
+    /// Removes an object. Returns its last state.
     pub(crate) fn remove(&mut self, key: &Key) -> Option<Arc<Value>> {
-        let previous = self.take(key)?;
+        let object = self.take(key)?;
         self.revision += 1;
         if let Some(journal) = &mut self.journal {
-            journal.append(&Entry::delete(self.revision, key));
+            journal.append(&Entry::Delete(key.resource.clone(), key.namespace.clone(), key.name.clone()));
         }
-        let mut last = Value::clone(&previous);
-        meta::set(&mut last, "resourceVersion", Some(self.revision.to_string().into()));
-        let last = Arc::new(last);
-        self.remember(Event::Deleted, key, Arc::clone(&last), Some(previous));
-        Some(last)
+        self.changes.push_back(Change { key: key.clone(), object: Arc::clone(&object), deleted: true });
+        Some(object)
     }
 
-    fn remember(&mut self, event: Event, key: &Key, object: Arc<Value>, previous: Option<Arc<Value>>) {
-        self.history.push_back(Change { revision: self.revision, event, key: key.clone(), object, previous });
-        while self.history.len() > HISTORY {
-            if let Some(oldest) = self.history.pop_front() {
-                self.compacted = oldest.revision;
-            }
+    fn insert(&mut self, key: &Key, object: &Arc<Value>) {
+        if let Some(previous) = self.objects.insert(key.clone(), Arc::clone(object)) {
+            self.unlink(key, &previous);
         }
-    }
-
-    /// Puts the object into the map and its indexes.
-    fn insert(&mut self, key: &Key, object: &Arc<Value>) -> Option<Arc<Value>> {
-        let previous = self.objects.insert(key.clone(), Arc::clone(object));
-        if let Some(previous) = &previous {
-            self.unlink(key, previous);
-        }
-        self.by_uid.insert(meta::uid(object).to_owned(), key.clone());
-        for owner in meta::owners(object) {
+        self.by_uid.insert(objects::uid(object).to_owned(), key.clone());
+        for owner in objects::owners(object) {
             let owner = owner["uid"].as_str().unwrap_or_default().to_owned();
             self.dependents.entry(owner).or_default().insert(key.clone());
         }
-        previous
     }
 
-    /// Takes the object out of the map and its indexes, and its logs with it.
     fn take(&mut self, key: &Key) -> Option<Arc<Value>> {
-        let previous = self.objects.remove(key)?;
-        self.unlink(key, &previous);
-        self.logs.remove(meta::uid(&previous));
-        Some(previous)
+        let object = self.objects.remove(key)?;
+        self.unlink(key, &object);
+        self.logs.remove(objects::uid(&object));
+        Some(object)
     }
 
     fn unlink(&mut self, key: &Key, object: &Value) {
-        self.by_uid.remove(meta::uid(object));
-        for owner in meta::owners(object) {
+        self.by_uid.remove(objects::uid(object));
+        for owner in objects::owners(object) {
             let owner = owner["uid"].as_str().unwrap_or_default();
             if let Some(keys) = self.dependents.get_mut(owner) {
                 keys.remove(key);
@@ -298,65 +232,54 @@ impl State {
         }
     }
 
-    /// The log of a pod's container.
-    pub(crate) fn log(&self, uid: &str, container: &str) -> Option<&Log> {
-        self.logs.get(uid)?.get(container)
+    /// The log of the pod with that uid.
+    pub(crate) fn log(&self, uid: &str) -> Option<&Log> {
+        self.logs.get(uid)
     }
 
-    /// Appends to the log of a pod's container, or replaces it.
-    pub(crate) fn write_log(&mut self, uid: &str, container: &str, bytes: &[u8], append: bool) {
-        let log = self.logs.entry(uid.to_owned()).or_default().entry(container.to_owned()).or_default();
-        log.write(bytes, append);
-        self.log_writes += 1;
+    /// Appends to the log of a pod, or replaces it.
+    pub(crate) fn write_log(&mut self, uid: &str, bytes: &[u8], append: bool) {
+        self.logs.entry(uid.to_owned()).or_default().write(bytes, append);
         if let Some(journal) = &mut self.journal {
-            journal.append(&Entry::log(uid, container, bytes, append));
+            journal.append(&Entry::log(uid, bytes, append));
         }
     }
 
-    /// Repeats what the journal says.
+    /// Repeats an entry of the journal.
     fn apply(&mut self, entry: Entry) {
         match entry {
-            Entry::Put { revision, resource, object } => {
-                let key = Key::new(&Arc::from(resource), meta::namespace(&object), meta::name(&object));
+            Entry::Revision(revision) => self.revision = revision,
+            Entry::Put(resource, object) => {
+                let key = Key::new(&resource, objects::namespace(&object), objects::name(&object));
                 self.insert(&key, &object);
+                let revision = objects::text(&object, "resourceVersion").parse().unwrap_or_default();
                 self.revision = self.revision.max(revision);
             }
-            Entry::Delete { revision, resource, namespace, name } => {
-                self.take(&Key::new(&Arc::from(resource), &namespace, &name));
-                self.revision = self.revision.max(revision);
+            Entry::Delete(resource, namespace, name) => {
+                self.take(&Key::new(&resource, &namespace, &name));
+                self.revision += 1;
             }
-            Entry::Log { uid, container, hex, append } => {
-                let bytes = hex::decode(hex).unwrap_or_default();
-                let logs = self.logs.entry(uid).or_default();
-                logs.entry(container).or_default().write(&bytes, append);
+            Entry::Log { uid, text, append } => {
+                self.logs.entry(uid).or_default().write(&Entry::decode(&text), append);
             }
-            Entry::Revision { revision } => self.revision = self.revision.max(revision),
         }
     }
 
-    /// The entries that make this state out of nothing.
+    /// The entries that make up this state.
     fn snapshot(&self) -> impl Iterator<Item = Entry> {
-        let revision = std::iter::once(Entry::Revision { revision: self.revision });
-        let objects = self.objects.iter().map(|(key, object)| Entry::put(self.revision, key, object));
-        let logs = self.logs.iter().flat_map(|(uid, containers)| {
-            containers.iter().map(|(container, log)| Entry::log(uid, container, log.bytes(), false))
-        });
-        revision.chain(objects).chain(logs)
-    }
-
-    /// Writes down what happened since the last time.
-    fn save(&mut self) {
-        let Some(mut journal) = self.journal.take() else {
-            return;
-        };
-        let saved = if journal.is_long() { journal.rewrite(self.snapshot()) } else { journal.flush() };
-        if let Err(error) = saved {
-            tracing::error!(path = %journal.path().display(), %error, "the embedded cluster's state can't be written");
-        }
-        self.journal = Some(journal);
+        let objects = self.objects.iter().map(|(key, object)| Entry::Put(key.resource.clone(), Arc::clone(object)));
+        let logs = self.logs.iter().map(|(uid, log)| Entry::log(uid, log.bytes(), false));
+        std::iter::once(Entry::Revision(self.revision)).chain(objects).chain(logs)
     }
 }
 
-fn within(key: &Key, resource: &str, namespace: Option<&str>) -> bool {
-    *key.resource == *resource && namespace.is_none_or(|namespace| key.namespace == namespace)
+/// The objects of a resource in order, in one namespace or in all.
+pub(crate) fn within<'a>(
+    objects: &'a Objects,
+    resource: &'a str,
+    namespace: Option<&'a str>,
+) -> impl Iterator<Item = (&'a Key, &'a Arc<Value>)> {
+    objects.range(Key::new(resource, namespace.unwrap_or_default(), "")..).take_while(move |(key, _)| {
+        key.resource == resource && namespace.is_none_or(|namespace| key.namespace == namespace)
+    })
 }

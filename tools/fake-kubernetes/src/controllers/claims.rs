@@ -1,73 +1,57 @@
 //! A claim is bound by the first pod that runs with it, and stays as long as a pod uses it.
 //!
-//! Source: Kubernetes documentation, "Storage Classes", "Volume Binding Mode", and "Persistent Volumes", "Storage
-//! Object in Use Protection". The volumes themselves are no objects here.
+//! Source: Kubernetes documentation, "Volume Binding Mode" and "Storage Object in Use Protection". The volumes
+//! themselves are not objects here.
 
 use serde_json::{Value, json};
 
 use super::garbage::release;
-use crate::{
-    builtin::claims::PROTECTION,
-    meta,
-    store::{Change, Event, Key, State},
-};
-
-const CLAIMS: &str = "persistentvolumeclaims";
-const PODS: &str = "pods";
+use super::jobs::has_ended;
+use crate::objects;
+use crate::resources::{CLAIMS, PODS, PVC_PROTECTION};
+use crate::store::{Change, Key, State};
 
 pub(super) fn react(state: &mut State, change: &Change) {
-    match &*change.key.resource {
-        CLAIMS if change.event != Event::Deleted => release_unused(state, &change.key),
-        PODS if change.event != Event::Deleted && change.object["status"]["phase"] == "Running" => {
-            for name in claims_of(&change.object) {
-                bind(state, &Key::new(&CLAIMS.into(), &change.key.namespace, name));
+    let pod = &change.object;
+    match change.key.resource.as_str() {
+        CLAIMS if !change.deleted => release_unused(state, &change.key),
+        PODS if change.deleted || has_ended(pod) => {
+            for claim in claims_of(pod) {
+                release_unused(state, &Key::new(CLAIMS, &change.key.namespace, claim));
             }
         }
-        PODS if change.event == Event::Deleted || has_ended(&change.object) => {
-            for name in claims_of(&change.object) {
-                release_unused(state, &Key::new(&CLAIMS.into(), &change.key.namespace, name));
+        PODS if pod["status"]["phase"] == "Running" => {
+            for claim in claims_of(pod) {
+                bind(state, &Key::new(CLAIMS, &change.key.namespace, claim));
             }
         }
         _ => {}
     }
 }
 
-/// Binds a claim, unless it is bound.
 fn bind(state: &mut State, claim: &Key) {
-    let Some(mut object) = state.get(claim).map(|claim| Value::clone(claim)) else {
-        return;
-    };
-    if object["status"]["phase"] != "Pending" {
-        return;
+    if let Some(pending) = state.get(claim).filter(|claim| claim["status"]["phase"] == "Pending") {
+        let mut bound = Value::clone(pending);
+        bound["status"] = json!({ "phase": "Bound" });
+        state.put(claim, bound);
     }
-    object["spec"]["volumeName"] = format!("pvc-{}", meta::uid(&object)).into();
-    object["status"] = json!({
-        "phase": "Bound",
-        "accessModes": object["spec"]["accessModes"],
-        "capacity": {"storage": object["spec"]["resources"]["requests"]["storage"]},
-    });
-    state.put(claim, object);
 }
 
-/// Lets go of a claim that is to be deleted and that no pod uses.
+/// Releases a deleted claim that no pod uses.
 fn release_unused(state: &mut State, claim: &Key) {
-    if !state.get(claim).is_some_and(|claim| meta::deleting(claim)) {
+    if !state.get(claim).is_some_and(|claim| objects::deleting(claim)) {
         return;
     }
     let used = state
-        .list(&PODS.into(), Some(&claim.namespace), None)
+        .list(PODS, Some(&claim.namespace))
         .any(|(_, pod)| !has_ended(pod) && claims_of(pod).any(|name| name == claim.name));
     if !used {
-        release(state, claim, PROTECTION);
+        release(state, claim, PVC_PROTECTION);
     }
 }
 
-fn has_ended(pod: &Value) -> bool {
-    matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
-}
-
 fn claims_of(pod: &Value) -> impl Iterator<Item = &str> {
-    meta::list(&pod["spec"]["volumes"])
+    objects::list(&pod["spec"]["volumes"])
         .iter()
         .filter_map(|volume| volume["persistentVolumeClaim"]["claimName"].as_str())
 }

@@ -1,74 +1,76 @@
-//! What a cluster does by itself, as far as anybody here relies on it: pods for Jobs, garbage collection,
-//! emptying namespaces. Works off the changes one by one, like the real controllers after the fact.
+//! What a cluster does by itself, as far as its users depend on it. The controllers work through the changes one by
+//! one, after the request that made them.
 
 mod claims;
-mod definitions;
 mod garbage;
 mod jobs;
-mod namespaces;
 
 use std::sync::Arc;
 
-use super::{
-    Api,
-    registry::Registry,
-    store::{Change, Event, State},
-};
+use crate::Server;
+use crate::objects;
+use crate::resources::DEFINITIONS;
+use crate::store::{Change, Key, State};
+use crate::verbs::{self, Propagation};
 
-/// Follows the changes until the cluster stops.
-pub(crate) async fn run(api: Arc<Api>) {
-    let mut changed = api.store.subscribe();
-    let mut stop = api.stop.clone();
-    let mut position = None;
+/// Works through the changes until the cluster stops.
+pub(crate) async fn run(server: Arc<Server>) {
+    let mut changed = server.store.subscribe();
+    let mut stop = server.stop.clone();
     loop {
         changed.mark_unchanged();
-        let changes = api.store.read(|state| {
-            let since = position.map(|position| state.since(position).map(|all| all.cloned().collect()));
-            match since {
-                Some(Ok(changes)) => changes,
-                // At the start, or too far behind: everything might have changed.
-                None | Some(Err(_)) => {
-                    position = Some(state.revision());
-                    everything(state)
-                }
-            }
-        });
-        let idle = changes.is_empty();
-        for change in changes {
-            api.store.write(|state| react(state, &api.registry, &change));
-            position = position.max(Some(change.revision));
+        while server.store.write(react) {
             tokio::task::yield_now().await;
         }
-        if idle {
-            tokio::select! {
-                open = changed.changed() => if open.is_err() { return },
-                _ = stop.wait_for(|stop| *stop) => return,
-            }
+        tokio::select! {
+            open = changed.changed() => if open.is_err() { return },
+            _ = stop.wait_for(|stop| *stop) => return,
         }
     }
 }
 
-/// Every object as if it had just come.
-fn everything(state: &State) -> Vec<Change> {
-    state
-        .resources()
-        .iter()
-        .flat_map(|resource| {
-            state.list(resource, None, None).map(|(key, object)| Change {
-                revision: 0,
-                event: Event::Added,
-                key: key.clone(),
-                object: Arc::clone(object),
-                previous: None,
-            })
-        })
-        .collect()
+/// Reacts to the oldest change. Returns false if there is none.
+fn react(state: &mut State) -> bool {
+    let Some(change) = state.next_change() else {
+        return false;
+    };
+    claims::react(state, &change);
+    jobs::react(state, &change);
+    garbage::react(state, &change);
+    empty_namespace(state, &change);
+    remove_instances(state, &change);
+    true
 }
 
-fn react(state: &mut State, registry: &Registry, change: &Change) {
-    definitions::react(state, change);
-    claims::react(state, change);
-    jobs::react(state, registry, change);
-    garbage::react(state, change);
-    namespaces::react(state, change);
+/// Removes the content of a deleted namespace, and then the namespace.
+///
+/// Source: Kubernetes documentation, "Namespaces Walkthrough", "Deleting a namespace".
+fn empty_namespace(state: &mut State, change: &Change) {
+    let namespace = match change.key.resource.as_str() {
+        "namespaces" => Key::clone(&change.key),
+        _ if change.deleted => Key::namespace_object(&change.key.namespace),
+        _ => return,
+    };
+    if !state.get(&namespace).is_some_and(|namespace| objects::deleting(namespace)) {
+        return;
+    }
+    let content = state.content(&namespace.name);
+    if content.is_empty() {
+        state.remove(&namespace);
+    }
+    for key in content {
+        if !state.get(&key).is_some_and(|object| objects::deleting(object)) {
+            verbs::remove(state, &key, Propagation::Background);
+        }
+    }
+}
+
+/// Removes the objects of a deleted definition.
+fn remove_instances(state: &mut State, change: &Change) {
+    if change.key.resource == DEFINITIONS && change.deleted {
+        let instances: Vec<Key> = state.list(&change.key.name, None).map(|(key, _)| key.clone()).collect();
+        for key in instances {
+            state.remove(&key);
+        }
+    }
 }

@@ -1,0 +1,71 @@
+//! Whose requests are accepted: signers and administrators.
+
+use std::time::Duration;
+
+use super::variables::{Off, Reader, Section, Unset, Variable};
+use crate::auth::Policy;
+
+const SIGNATURE_REQUIRED: Variable<Off> = Variable {
+    name: "SIGNATURE_REQUIRED",
+    default: Off,
+    description: "1: the signer of a request has to be one of `ALLOWED_PROVIDERS`. 0: no signature is refused because \
+        of its signer.",
+};
+const SIGNATURE_STRICT: Variable<Off> = Variable {
+    name: "SIGNATURE_STRICT",
+    default: Off,
+    description: "1: only Provider's form of signature is accepted, which binds owner, job and nonce. 0: those of \
+        Ocean Node and Brizo are accepted too.",
+};
+const ALLOWED_PROVIDERS: Variable<Unset> = Variable {
+    name: "ALLOWED_PROVIDERS",
+    default: Unset("none"),
+    description: "A list of the Ethereum addresses whose signatures are accepted. Required if `SIGNATURE_REQUIRED` is \
+        1.",
+};
+const ALLOWED_ADMINS: Variable<Unset> = Variable {
+    name: "ALLOWED_ADMINS",
+    default: Unset("none"),
+    description: "A list of the values that the header `Admin` of an administrator's request may have. If unset, these \
+        routes refuse every request; a server that listens on a loopback address accepts those from this machine.",
+};
+const NONCE_WINDOW: Variable<u64> = Variable {
+    name: "NONCE_WINDOW",
+    default: 300,
+    description: "Seconds that a nonce may be below the signer's highest, or ahead of the clock.",
+};
+
+pub(super) const SECTION: Section = Section {
+    title: "Signatures and administrators",
+    variables: &[&SIGNATURE_REQUIRED, &SIGNATURE_STRICT, &ALLOWED_PROVIDERS, &ALLOWED_ADMINS, &NONCE_WINDOW],
+};
+
+/// Whose requests are accepted.
+#[derive(Debug, Clone)]
+pub struct AccessConfig {
+    /// Whose signatures are accepted.
+    pub policy: Policy,
+    /// ALLOWED_ADMINS in lower case; `None` if the variable is unset.
+    pub allowed_admins: Option<Vec<String>>,
+}
+
+impl AccessConfig {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        let signature_required = reader.flag(&SIGNATURE_REQUIRED);
+        let allowed_providers = reader.parsed_list(&ALLOWED_PROVIDERS, "a JSON list of Ethereum addresses");
+        if signature_required && allowed_providers.as_ref().is_none_or(Vec::is_empty) {
+            let expected = "a JSON list of at least one address where SIGNATURE_REQUIRED is 1";
+            reader.must_be(ALLOWED_PROVIDERS.name, expected);
+        }
+        let allowed_admins = reader.list(&ALLOWED_ADMINS);
+        Self {
+            policy: Policy {
+                signature_required,
+                signature_strict: reader.flag(&SIGNATURE_STRICT),
+                allowed_providers: allowed_providers.unwrap_or_default(),
+                nonce_window: Duration::from_secs(reader.seconds(&NONCE_WINDOW)),
+            },
+            allowed_admins: allowed_admins.map(|admins| admins.iter().map(|admin| admin.to_lowercase()).collect()),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Why an operation on the database failed, and whether the same request may succeed later.
+
+use sqlx::migrate::MigrateError;
+
+use crate::aws::AwsError;
+
+/// Why the database could not be read or written. Nothing was half done.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The database cannot be reached, is full, is restarting, or was too slow.
+    #[error("The database is not available, please try again")]
+    Unavailable(#[source] sqlx::Error),
+    /// The server's certificate was refused.
+    #[error(
+        "The database's certificate was refused: its name or its authority is not the one that POSTGRES_SSLMODE and \
+         POSTGRES_CA_FILE ask for"
+    )]
+    Untrusted(#[source] sqlx::Error),
+    /// The password could not be obtained.
+    #[error("The database cannot be logged in to, please try again: {0}")]
+    NoPassword(#[source] AwsError),
+    /// A statement took longer than its limit.
+    #[error("The database did not answer in time, please try again")]
+    TimedOut,
+    /// The schema is older than this program.
+    #[error("The database's schema is not up to date: run `operator-service migrate` or POST /pgsqlinit")]
+    NotMigrated(#[source] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("The database's schema could not be brought up to date: {0}")]
+    Migration(#[source] MigrateError),
+    /// A statement failed in a way that no fault explains.
+    #[error("An internal error occurred; it has been logged")]
+    Bug(#[source] sqlx::Error),
+}
+
+impl DatabaseError {
+    /// Returns whether the same operation may succeed a little later. Rights that were granted a moment ago may not be in
+    /// effect yet, so a refused login counts too.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::NoPassword(_) | Self::TimedOut)
+    }
+}
+
+impl From<sqlx::Error> for DatabaseError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        match &error {
+            E::Database(database) => match database.code().as_deref() {
+                Some("42P01" | "42703" | "42883") => Self::NotMigrated(error),
+                Some(code) if is_transient(code) => Self::Unavailable(error),
+                _ => Self::Bug(error),
+            },
+            E::Io(io) if is_untrusted(io) => Self::Untrusted(error),
+            E::Io(_) | E::Tls(_) | E::Protocol(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => {
+                Self::Unavailable(error)
+            }
+            _ => Self::Bug(error),
+        }
+    }
+}
+
+/// Whether a SQLSTATE says that the same request may succeed later
+/// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>): connections (08), authentication (28), an
+/// unknown database (3D), rollbacks (40), resources (53), locks and read-only replicas (55, 25006), an operator's
+/// intervention (57), the system (58).
+fn is_transient(code: &str) -> bool {
+    code == "25006" || ["08", "28", "3D", "40", "53", "55", "57", "58"].iter().any(|class| code.starts_with(class))
+}
+
+fn is_untrusted(error: &std::io::Error) -> bool {
+    let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// Returns whether the database refused the password or the user.
+pub(super) fn is_refused(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("28P01" | "28000"))
+}

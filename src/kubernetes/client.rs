@@ -1,0 +1,241 @@
+//! The connection to the cluster, and what all calls share: checked names, pages of lists, deletion, time limits.
+
+use std::fmt::{self, Debug};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::header::USER_AGENT;
+use axum::http::{HeaderValue, Request, Response};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, ListParams, ObjectList, Preconditions};
+use kube::client::{Body, ClientBuilder, DynBody};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::OnceCell;
+use tower::BoxError;
+use tower::util::{BoxService, MapResponseLayer, option_layer};
+
+use super::layers::{ClusterClock, EksAuthLayer, RateLimit};
+use super::{ClusterError, Deletion};
+use crate::aws::eks::TokenSource;
+use crate::aws::{self, Account};
+use crate::config::{Config, EksConfig};
+use crate::domain::{JobId, Namespace};
+use crate::telemetry::waiting_for_cluster;
+
+/// How long the API server may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the API server may pause within an answer.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// Objects per page of a list.
+pub(super) const LIST_PAGE_SIZE: u32 = 250;
+/// Finalizers of Kubernetes itself: it removes them without help.
+const COMMON_FINALIZERS: [&str; 4] =
+    ["kubernetes.io/pvc-protection", "foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"];
+
+/// The cluster. Cheap to clone; connects on first use.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Arc<OnceCell<Client>>,
+    location: ClusterLocation,
+    clock: ClusterClock,
+    rate_limit: Option<RateLimit>,
+}
+
+/// Where a cluster is.
+#[derive(Clone)]
+enum ClusterLocation {
+    /// As kubectl finds it: KUBECONFIG, else ~/.kube/config, else the pod's service account.
+    Inferred,
+    /// An EKS cluster, used with this account's tokens.
+    Eks(Arc<(EksConfig, Account)>),
+    /// A configuration that has been read already.
+    Known(Box<kube::Config>),
+}
+
+impl Cluster {
+    /// The cluster of the configuration: an EKS cluster, used with this account's tokens, else the one that kubectl
+    /// would use.
+    pub fn configured(config: &Config, account: Account) -> Self {
+        Self::at(match config.eks.clone() {
+            Some(eks) => ClusterLocation::Eks(Arc::new((eks, account))),
+            None => ClusterLocation::Inferred,
+        })
+    }
+
+    /// The cluster that a kubeconfig's text names.
+    pub async fn from_kubeconfig(yaml: &str) -> Result<Self, ClusterError> {
+        let kubeconfig =
+            kube::config::Kubeconfig::from_yaml(yaml).map_err(|error| ClusterError::Configuration(error.into()))?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
+            .await
+            .map_err(|error| ClusterError::Configuration(error.into()))?;
+        Ok(Self::at(ClusterLocation::Known(Box::new(config))))
+    }
+
+    fn at(location: ClusterLocation) -> Self {
+        Self { client: Arc::default(), location, clock: ClusterClock::default(), rate_limit: None }
+    }
+
+    /// The same cluster by a connection of its own, with at most this many requests per second. Each request has 10
+    /// seconds to be answered once it is sent, and is repeated if the API server answers 429.
+    pub fn rate_limited(&self, requests_per_second: NonZeroU32) -> Self {
+        let rate_limit = Some(RateLimit::new(requests_per_second));
+        Self { rate_limit, ..Self::at(self.location.clone()) }
+    }
+
+    /// The objects of a kind in a namespace. The only way to objects: names come from outside and become part of paths.
+    pub(super) async fn api<K>(&self, namespace: &Namespace) -> Result<Api<K>, ClusterError>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        if !namespace.is_valid() {
+            return Err(ClusterError::InvalidNamespace);
+        }
+        Ok(Api::namespaced(self.client().await?, namespace.as_str()))
+    }
+
+    /// As [`Cluster::api`], for objects that are named after a job.
+    pub(super) async fn job_api<K>(&self, job_id: &JobId, namespace: &Namespace) -> Result<Api<K>, ClusterError>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        if !job_id.can_name_objects() {
+            return Err(ClusterError::InvalidName);
+        }
+        self.api(namespace).await
+    }
+
+    /// The time by the cluster's clock.
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    async fn client(&self) -> Result<Client, ClusterError> {
+        self.client.get_or_try_init(|| self.connect()).await.cloned()
+    }
+
+    async fn connect(&self) -> Result<Client, ClusterError> {
+        let (config, tokens) = match &self.location {
+            ClusterLocation::Inferred => {
+                let config = kube::Config::infer().await.map_err(|error| ClusterError::Configuration(error.into()))?;
+                (config, None)
+            }
+            ClusterLocation::Known(config) => (kube::Config::clone(config), None),
+            ClusterLocation::Eks(eks) => {
+                let (eks, account) = &**eks;
+                let tokens = TokenSource::new(account.clone(), &eks.name, eks.role_arn.as_deref());
+                (eks_config(eks, account).await?, Some(tokens))
+            }
+        };
+        let clock = self.clock.clone();
+        let set_clock = MapResponseLayer::new(move |response: Response<Box<DynBody>>| {
+            clock.observe(response.headers());
+            response
+        });
+        // Where there is no rate limit with its own retries, kube retries what the API server answers with 429, 503 or
+        // 504.
+        Ok(builder(config, self.rate_limit.is_none())?
+            .with_layer(&set_clock)
+            .with_layer(&option_layer(tokens.map(EksAuthLayer)))
+            .with_layer(&option_layer(self.rate_limit.clone()))
+            .build())
+    }
+}
+
+impl Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("connected", &self.client.initialized()).finish()
+    }
+}
+
+async fn eks_config(eks: &EksConfig, account: &Account) -> Result<kube::Config, ClusterError> {
+    let endpoint = match &eks.endpoint {
+        Some(endpoint) => endpoint.clone(),
+        None => aws::eks::describe(account, &eks.name).await?,
+    };
+    let url = endpoint.url.parse().map_err(|error| ClusterError::Configuration(Box::new(error)))?;
+    let mut config = kube::Config::new(url);
+    config.root_cert = Some(endpoint.authority).filter(|authority| !authority.is_empty());
+    Ok(config)
+}
+
+/// The service that kube makes from a configuration.
+type KubeService = BoxService<Request<Body>, Response<Box<DynBody>>, BoxError>;
+
+fn builder(mut config: kube::Config, retry: bool) -> Result<ClientBuilder<KubeService>, ClusterError> {
+    config.default_retry = retry;
+    // The defaults, 30 and 295 s, exceed the time limit of the gateway in front of a Lambda function.
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    config.write_timeout = Some(READ_TIMEOUT);
+    // Else the time for which a kept connection was idle counts as a pause of the server.
+    config.reset_reader_on_write = true;
+    let name = HeaderValue::from_static(concat!("operator-service/", env!("CARGO_PKG_VERSION")));
+    config.headers.push((USER_AGENT, name));
+    ClientBuilder::try_from(config).map_err(ClusterError::from)
+}
+
+/// Fails a call that takes longer than its limit.
+pub(super) async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, ClusterError>>,
+) -> Result<T, ClusterError> {
+    let call = waiting_for_cluster(tokio::time::timeout(limit, call));
+    call.await.unwrap_or(Err(ClusterError::TimedOut))
+}
+
+/// Reads all pages of a list; `fetch` reads one, and `convert` reduces an item to what is needed of it.
+pub(super) async fn all_pages<K, T, F>(
+    labels: Option<&str>,
+    fetch: impl Fn(ListParams) -> F,
+    convert: impl Fn(K) -> T,
+) -> Result<Vec<T>, ClusterError>
+where
+    K: Clone,
+    F: Future<Output = kube::Result<ObjectList<K>>>,
+{
+    let mut params = ListParams::default().limit(LIST_PAGE_SIZE);
+    params.label_selector = labels.map(str::to_owned);
+    let mut items = Vec::new();
+    loop {
+        let page = fetch(params.clone()).await?;
+        params.continue_token = next_page(&page);
+        items.extend(page.items.into_iter().map(&convert));
+        if params.continue_token.is_none() {
+            return Ok(items);
+        }
+    }
+}
+
+/// The token of the page that follows; `None` on the last page.
+pub(super) fn next_page<K: Clone>(page: &ObjectList<K>) -> Option<String> {
+    page.metadata.continue_.clone().filter(|token| !token.is_empty())
+}
+
+/// Deletes an object. One that does not exist counts as deleted.
+pub(super) async fn delete<K>(api: &Api<K>, name: &str, params: &DeleteParams) -> Result<Deletion, ClusterError>
+where
+    K: Clone + Debug + DeserializeOwned + Resource,
+{
+    match api.delete(name, params).await {
+        Ok(deleted) => {
+            let finalizers = deleted.left().map(|object| object.finalizers().to_vec()).unwrap_or_default();
+            let held: Vec<String> =
+                finalizers.into_iter().filter(|finalizer| !COMMON_FINALIZERS.contains(&finalizer.as_str())).collect();
+            Ok(if held.is_empty() { Deletion::Gone } else { Deletion::Held(held) })
+        }
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Deletion::Gone),
+        Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Deletion::Changed),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Lets a deletion fail with a conflict unless the object is still the one that was read.
+pub(super) fn unchanged(uid: &str, resource_version: &str) -> Preconditions {
+    Preconditions { uid: Some(uid.to_owned()), resource_version: Some(resource_version.to_owned()) }
+}

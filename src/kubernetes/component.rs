@@ -1,0 +1,44 @@
+//! The steps of a job.
+
+use serde::Deserialize;
+
+use crate::domain::JobId;
+
+/// A step of a job. The engine runs each as a Kubernetes Job of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Component {
+    /// Fetches the inputs and the algorithm.
+    Configure,
+    /// Runs the algorithm.
+    Algorithm,
+    /// Filters the algorithm's outputs.
+    Filter,
+    /// Publishes the outputs.
+    Publish,
+}
+
+impl Component {
+    /// All steps, in the order in which they run.
+    pub const ALL: [Self; 4] = [Self::Configure, Self::Algorithm, Self::Filter, Self::Publish];
+
+    /// The step's name, as in labels and in names of objects.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Configure => "configure",
+            Self::Algorithm => "algorithm",
+            Self::Filter => "filter",
+            Self::Publish => "publish",
+        }
+    }
+
+    /// The step with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == name)
+    }
+
+    /// The name of the step's Kubernetes Job (docs/contract/engine.md, "Objects of a job").
+    pub(super) fn job_name(self, job_id: &JobId) -> String {
+        format!("{job_id}-{}-job", self.as_str())
+    }
+}

@@ -1,0 +1,172 @@
+//! Engines and administrators that change something during a sweep, and clocks that differ.
+
+use std::time::Duration;
+
+use fake_kubernetes::Match;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use operator_service::domain::{JobId, Namespace};
+use operator_service::kubernetes::Deletion;
+use serde_json::{Value, json};
+
+use crate::fixture::{Fixture, LIMIT, count, of_job};
+use crate::jobs::{OUTPUTS, RULES, expired, finished, kept_for, now};
+use crate::support::{Stored, eventually};
+
+// Concurrent changes
+
+#[tokio::test]
+async fn a_half_deleted_job_is_deleted_and_a_held_object_is_reported_once() {
+    let fixture = Fixture::with_faults(&RULES).await;
+    let [half, held] = [expired(&fixture).await, expired(&fixture).await];
+    let (client, namespace) = (fixture.app.cluster.client.clone(), fixture.app.namespace.as_str());
+    let jobs = Api::<Job>::namespaced(client.clone(), namespace);
+    let claims = Api::<PersistentVolumeClaim>::namespaced(client, namespace);
+    let background = DeleteParams::background();
+    jobs.delete(&format!("{}-publish-job", half.job_id), &background).await.unwrap();
+    claims.delete(&format!("{}-data", half.job_id), &background).await.unwrap();
+    let name = format!("{}-publish-job", held.job_id);
+    let hold = |finalizers: Value| Patch::Merge(json!({ "metadata": { "finalizers": finalizers } }));
+    jobs.patch(&name, &PatchParams::default(), &hold(json!(["example.org/hold"]))).await.unwrap();
+    jobs.delete(&name, &background).await.unwrap();
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "expiries"), [2, 2, 0, 0], "{report:#}");
+    let reason = report["jobs"].as_array().unwrap().iter().find(|it| it["job"] == held.job_id.as_str()).unwrap();
+    assert_eq!(reason["reason"], format!("held by others' finalizers: Job {name} (example.org/hold)"));
+    assert_eq!(fixture.objects(&half).await, ["WorkFlow"]);
+    assert_eq!(fixture.sweep().await["jobs"], json!([]), "the sweep does not wait for it");
+    jobs.patch(&name, &PatchParams::default(), &hold(Value::Null)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kubernetes_job_that_replaced_the_listed_one_is_not_deleted() {
+    let fixture = Fixture::with_faults(&RULES).await;
+    let over = fixture.running(4000).await;
+    let (client, namespace) = (fixture.app.cluster.client.clone(), fixture.app.namespace.as_str());
+    let jobs = Api::<Job>::namespaced(client, namespace);
+    let name = format!("{}-algorithm-job", over.job_id);
+    let replace = async || {
+        jobs.delete(&name, &DeleteParams::background()).await.unwrap();
+        eventually("the end of the old one", LIMIT, async || {
+            jobs.get_opt(&name).await.unwrap().is_none().then_some(())
+        })
+        .await;
+        fixture.app.cluster.engine_job(namespace, &over.job_id, "algorithm").await;
+        jobs.get(&name).await.unwrap().metadata.uid
+    };
+    let (service, place) = (fixture.app.cluster.service().await, Namespace::stored(namespace));
+    let seen = service.list_steps(&place).await.unwrap()[&JobId::stored(&over.job_id)][0].clone();
+    let uid = replace().await;
+    assert_eq!(service.delete_step(&seen, &place).await.unwrap(), Deletion::Changed);
+    assert_eq!(jobs.get(&name).await.unwrap().metadata.uid, uid);
+
+    let job_id = over.job_id.as_str();
+    fixture.job_status(job_id, "algorithm", json!({ "startTime": crate::fixture::ago(4000), "active": 1 })).await;
+    fixture.faults().delay(Match::any().verb("delete").resource("jobs").name(&name).times(1), Duration::from_secs(2));
+    let meanwhile = async {
+        fixture.wait_for_request("delete", "jobs").await;
+        let noted = fixture.status(&over).await;
+        assert_eq!((&noted["stopreq"], noted["reason"].is_string()), (&json!(2), true));
+        replace().await
+    };
+    fixture.app.cluster.stand_in().clear_requests();
+    let (report, uid) = tokio::join!(fixture.sweep(), meanwhile);
+    assert_eq!(of_job(&report, &over), [("timeLimits".to_owned(), "skipped".to_owned())], "{report:#}");
+    assert_eq!(jobs.get(&name).await.unwrap().metadata.uid, uid);
+    let status = fixture.status(&over).await;
+    assert_eq!((&status["stopreq"], status.get("reason")), (&json!(0), None));
+}
+
+#[tokio::test]
+async fn the_end_that_an_engine_writes_during_a_sweep_stays() {
+    let fixture = Fixture::with_faults(&RULES).await;
+    let over = fixture.running(4000).await;
+    fixture.faults().delay(Match::any().verb("delete").resource("jobs").times(1), Duration::from_secs(1));
+    let meanwhile = async {
+        fixture.wait_for_request("delete", "jobs").await;
+        let finish = "UPDATE jobs SET status = 70, statusText = 'Job finished', dateFinished = NOW() \
+                      WHERE workflowId = $1";
+        fixture.execute(finish, &over).await;
+        fixture.row_of(&over).await
+    };
+    let (_, finished) = tokio::join!(fixture.sweep(), meanwhile);
+    fixture.sweep().await;
+    let row = fixture.row_of(&over).await;
+    for column in ["status", "statustext", "datefinished"] {
+        assert_eq!(row[column], finished[column]);
+    }
+    assert_eq!(fixture.objects(&over).await, ["WorkFlow"]);
+}
+
+#[tokio::test]
+async fn outputs_published_while_a_job_expires_are_deleted_too() {
+    let fixture = Fixture::with_faults(&[]).await;
+    let job = Stored { workflow: kept_for(json!(50)), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
+    let job = finished(&fixture, 70, 100.0, job).await;
+    fixture.faults().delay(Match::any().verb("delete").resource("configmaps").times(1), Duration::from_secs(1));
+    let meanwhile = async {
+        fixture.wait_for_request("delete", "configmaps").await;
+        let publish =
+            r#"UPDATE jobs SET outputsurl = '[{"url": "https://example.org/late.txt"}]' WHERE workflowId = $1"#;
+        fixture.execute(publish, &job).await;
+    };
+    tokio::join!(fixture.sweep(), meanwhile);
+    fixture.sweep().await;
+    let row = fixture.row_of(&job).await;
+    assert_eq!((&row["removed"], &row["purged"]), (&json!(1), &json!(true)), "{row:#}");
+    assert!(!row.to_string().contains("example.org/late.txt"), "{row:#}");
+}
+
+// Clocks and extreme numbers
+
+#[tokio::test]
+async fn clocks_that_differ_end_nothing_early() {
+    let fixture = Fixture::with_faults(&RULES).await;
+    let ahead = async |job: &Stored, column: &str| fixture.passed(&job.job_id, column, -600).await;
+    let job = Stored { workflow: kept_for(json!(5)), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
+    let finished_later = finished(&fixture, 70, -600.0, job).await;
+    let publishing = finished(&fixture, 60, -600.0, Stored::finished()).await;
+    // The clock of its node is ahead.
+    let running = fixture.running(-600).await;
+    ahead(&running, "statussince").await;
+    let lost = fixture.job(Stored::running()).await;
+    fixture.execute("UPDATE jobs SET absentsince = clock_timestamp() WHERE workflowid = $1", &lost).await;
+    ahead(&lost, "absentsince").await;
+    let dispatched = fixture.job(Stored::default()).await;
+    fixture.app.database.engine(&fixture.app.namespace, "{}", 9).await;
+    ahead(&dispatched, "handedout").await;
+    let waiting = fixture.row(Stored { created: now() + 600.0, ..Stored::default() }).await;
+    fixture.execute("UPDATE jobs SET registered = false WHERE workflowid = $1", &waiting).await;
+    let report = fixture.sweep().await;
+    assert_eq!(report["oldestUnregistered"], 0);
+    assert_eq!(report["problems"], json!([]));
+    assert_eq!(fixture.status(&finished_later).await["removed"], 0);
+    assert!(fixture.objects(&publishing).await.contains(&"ConfigMap".to_owned()));
+    assert!(fixture.objects(&running).await.contains(&"Job/algorithm-job".to_owned()));
+    assert_eq!(fixture.status(&lost).await["dateFinished"], Value::Null);
+    assert_eq!(fixture.status(&dispatched).await["status"], 10);
+    assert_eq!(fixture.objects(&waiting).await, ["WorkFlow"]);
+    // Later, each is due.
+    fixture.passed(&finished_later.job_id, "datefinished", 700).await;
+    fixture.passed(&finished_later.job_id, "reapat", 700).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&finished_later).await["removed"], 1);
+}
+
+#[tokio::test]
+async fn an_expiry_beyond_every_date_means_for_ever() {
+    let fixture = Fixture::with_faults(&[("STORAGE_EXPIRY", "999999999999999999")]).await;
+    let mut jobs = Vec::new();
+    for expiry in [json!(1e300), json!("1e300"), json!(1e12), json!(u64::MAX), Value::Null] {
+        jobs.push(finished(&fixture, 70, 100.0, Stored { workflow: kept_for(expiry), ..Stored::finished() }).await);
+    }
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "cleanups")[1..], [5, 0, 0], "{report:#}");
+    assert_eq!(fixture.sweep().await["jobs"], json!([]), "once is enough");
+    for job in &jobs {
+        assert_eq!(fixture.objects(job).await, ["WorkFlow"]);
+        assert_eq!(fixture.status(job).await["removed"], 0);
+    }
+}
