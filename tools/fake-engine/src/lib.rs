@@ -15,7 +15,6 @@ pub mod process;
 mod publish;
 mod workflow;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -167,17 +166,11 @@ impl Engine {
 async fn run(shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
     let options = &shared.options;
     let mut jobs = JoinSet::new();
-    let mut running = BTreeSet::new();
     let mut tick = every(options.interval);
     loop {
         tokio::select! {
             _ = &mut stopped => break,
-            Some(ended) = jobs.join_next() => {
-                if let Ok(id) = ended {
-                    running.remove(&id);
-                }
-                continue;
-            }
+            Some(_) = jobs.join_next() => continue,
             _ = tick.tick() => {}
         }
         let current = shared.current_jobs.load(Ordering::SeqCst);
@@ -206,10 +199,6 @@ async fn run(shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
             }
         };
         for id in taken {
-            // The Python service's announce() returns a job until its status is 20.
-            if !running.insert(id.clone()) {
-                continue;
-            }
             shared.current_jobs.fetch_add(1, Ordering::SeqCst);
             let shared = shared.clone();
             jobs.spawn(async move {
@@ -220,7 +209,6 @@ async fn run(shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
                     }
                     Err(error) => tracing::error!(job = id, "failed, and its slot is lost: {error:#}"),
                 }
-                id
             });
         }
     }
