@@ -170,7 +170,8 @@ impl Chain<'_> {
         self.note(self.api::<K>().delete(name, &how).await.err());
     }
 
-    fn note(&self, error: Option<kube::Error>) {
+    /// Logs an error, unless the object was created or deleted a moment ago.
+    pub(super) fn note(&self, error: Option<kube::Error>) {
         match error {
             Some(kube::Error::Api(status)) if status.is_not_found() || status.is_already_exists() => {}
             Some(error) => tracing::warn!(job = self.id, %error, "the cluster refused"),

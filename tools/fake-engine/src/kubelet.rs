@@ -36,8 +36,11 @@ pub(super) async fn run(chain: &Chain<'_>, step: Step, log: &Path) {
                 if kubelet.live(&pod).await.is_some() {
                     return;
                 }
-                if kubelet.pod(&pod.name_any()).await.is_some_and(|pod| is_terminating(&pod)) {
-                    kubelet.remove(&pod).await;
+                // An evicted one stays.
+                if let Ok(Some(found)) = chain.api::<Pod>().get_opt(&pod.name_any()).await
+                    && is_terminating(&found)
+                {
+                    kubelet.remove(&found).await;
                 }
             }
             Err(JobState::Failed) => return,
@@ -83,10 +86,6 @@ impl Kubelet<'_> {
     async fn pods(&self) -> Vec<Pod> {
         let selector = ListParams::default().labels(&self.step.selector(self.chain.id));
         self.chain.api().list(&selector).await.map(|pods| pods.items).unwrap_or_default()
-    }
-
-    async fn pod(&self, name: &str) -> Option<Pod> {
-        self.chain.api().get_opt(name).await.ok().flatten()
     }
 
     /// Removes a pod at once, as a kubelet does when its processes have ended.
@@ -185,9 +184,13 @@ impl Kubelet<'_> {
                 done = &mut work => return Some(done),
                 _ = tick.tick() => {}
             }
-            let found = self.pod(&pod.name_any()).await?;
+            match self.chain.api::<Pod>().get_opt(&pod.name_any()).await {
+                Ok(None) => return None,
+                Ok(Some(found)) if is_terminating(&found) || has_ended(&found) => return None,
+                _ => {}
+            }
             // The pod of a Job that fails is deleted by the Job controller.
-            if is_terminating(&found) || has_ended(&found) || self.job_state().await == JobState::Deleted {
+            if self.job_state().await == JobState::Deleted {
                 return None;
             }
             self.copy_log(pod, copied).await;
@@ -197,30 +200,19 @@ impl Kubelet<'_> {
     /// Writes the status of a pod that has a node.
     async fn report(&self, pod: &Pod, phase: &str, state: &Value, container: &Container) {
         let running = state.get("running").is_some();
-        let readiness = match phase {
-            _ if running => json!({"status": "True"}),
-            "Succeeded" => json!({"status": "False", "reason": "PodCompleted"}),
-            "Failed" => json!({"status": "False", "reason": "PodFailed"}),
-            _ => {
-                let message = format!("containers with unready status: [{CONTAINER}]");
-                json!({"status": "False", "reason": "ContainersNotReady", "message": message})
-            }
+        let condition = |kind: &str, met: bool, since: &str| {
+            let status = if met { "True" } else { "False" };
+            json!({"type": kind, "status": status, "lastTransitionTime": since})
         };
-        let condition = |kind: &str, base: &Value, since: &str| {
-            let mut condition = base.clone();
-            condition["type"] = kind.into();
-            condition["lastTransitionTime"] = since.into();
-            condition
-        };
-        let (now, met) = (now(), json!({"status": "True"}));
+        let now = now();
         let status = json!({
             "phase": phase,
             "startTime": container.started,
             "conditions": [
-                condition("Initialized", &met, &container.started),
-                condition("Ready", &readiness, &now),
-                condition("ContainersReady", &readiness, &now),
-                condition("PodScheduled", &met, &container.started),
+                condition("Initialized", true, &container.started),
+                condition("Ready", running, &now),
+                condition("ContainersReady", running, &now),
+                condition("PodScheduled", true, &container.started),
             ],
             "containerStatuses": [{
                 "name": CONTAINER,
@@ -239,7 +231,7 @@ impl Kubelet<'_> {
     async fn patch(&self, pod: &Pod, status: Value) {
         let patch = Patch::Merge(json!({"status": status}));
         let patched = self.chain.api::<Pod>().patch_status(&pod.name_any(), &PatchParams::default(), &patch).await;
-        self.note(patched.err());
+        self.chain.note(patched.err());
     }
 
     /// Ends the Job, as the Job controller does after too many failures.
@@ -256,16 +248,7 @@ impl Kubelet<'_> {
             "conditions": [condition("FailureTarget"), condition("Failed")],
         }}));
         let name = self.step.job_name(self.chain.id);
-        self.note(self.chain.api::<Job>().patch_status(&name, &PatchParams::default(), &patch).await.err());
-    }
-
-    fn note(&self, error: Option<kube::Error>) {
-        match error {
-            // It was deleted a moment ago.
-            Some(kube::Error::Api(status)) if status.is_not_found() => {}
-            Some(error) => tracing::warn!(job = self.chain.id, %error, "could not write a status"),
-            None => {}
-        }
+        self.chain.note(self.chain.api::<Job>().patch_status(&name, &PatchParams::default(), &patch).await.err());
     }
 
     /// Copies what the log has gained to the cluster; returns whether there may be more.
