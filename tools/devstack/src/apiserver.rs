@@ -1,5 +1,5 @@
-//! A real Kubernetes API server: etcd and kube-apiserver from the directory that KUBEBUILDER_ASSETS names (the layout of
-//! controller-runtime's envtest). No controllers, no nodes.
+//! A real Kubernetes API server: etcd and kube-apiserver from the directory that KUBEBUILDER_ASSETS names (the layout
+//! of controller-runtime's envtest). No controllers, no nodes.
 
 use std::fs;
 use std::io;

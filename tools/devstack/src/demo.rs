@@ -155,7 +155,7 @@ impl Provider {
             }
             ensure!(
                 Instant::now() < deadline,
-                "no engine has announced {} within {ENVIRONMENT_LIMIT:?} (with KUBECONFIG, ENGINE=1 starts the stand-in)",
+                "no engine has announced {} in {ENVIRONMENT_LIMIT:?} (with KUBECONFIG, ENGINE=1 starts the stand-in)",
                 self.namespace
             );
             tokio::time::sleep(Duration::from_millis(50)).await;

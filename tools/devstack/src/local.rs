@@ -49,8 +49,8 @@ pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> anyhow::Result<(
     write().with_context(|| shown(path))
 }
 
-/// A free port on the loopback address: the one in that file, if it is still free, otherwise a new one, which is written
-/// there.
+/// A free port on the loopback address: the one in that file, if it is still free, otherwise a new one, which is
+/// written there.
 ///
 /// # Errors
 /// As the operating system reports.

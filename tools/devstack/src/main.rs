@@ -1,5 +1,5 @@
-//! `devstack run`, `devstack demo`: the service with everything that a laptop lacks. `devstack with-postgres`: tests with
-//! a database.
+//! `devstack run`, `devstack demo`: the service with everything that a laptop lacks. `devstack with-postgres`: tests
+//! with a database.
 
 use std::env;
 use std::ffi::OsString;

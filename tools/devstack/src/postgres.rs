@@ -3,8 +3,8 @@
 //! It listens on 127.0.0.1 only, with a password of its own and no Unix socket (their paths may not exceed 107 bytes, a
 //! checkout's may). Its data stays where it is between starts.
 //!
-//! PostgreSQL refuses to run as root. Then the server runs as `postgres` or `nobody`, and if that account cannot reach the
-//! directory (a checkout below /root), its data is below /var/tmp.
+//! PostgreSQL refuses to run as root. Then the server runs as `postgres` or `nobody`, and if that account cannot reach
+//! the directory (a checkout below /root), its data is below /var/tmp.
 
 use std::env;
 use std::fs;
@@ -220,8 +220,8 @@ fn run_as<'a>(command: &'a mut Command, account: Option<&User>) -> &'a mut Comma
     command.current_dir("/")
 }
 
-/// The directory that holds the data directory: the server's home, or one below /var/tmp if the account has no access to
-/// the home.
+/// The directory that holds the data directory: the server's home, or one below /var/tmp if the account has no access
+/// to the home.
 fn data_place(home: &Path, account: Option<&User>) -> anyhow::Result<PathBuf> {
     let mut reach = Command::new("/bin/sh");
     reach.args(["-c", r#"cd "$1""#, "sh"]).arg(home).stderr(Stdio::null());

@@ -1,7 +1,8 @@
 //! Everything that `make run` and `make demo` need, started and stopped together.
 //!
 //! What the environment names is used: POSTGRES_HOST (with POSTGRES_PORT, POSTGRES_USER, POSTGRES_PASSWORD,
-//! POSTGRES_DB) for the database, KUBECONFIG or KUBEBUILDER_ASSETS for the cluster. What it does not name is started here.
+//! POSTGRES_DB) for the database, KUBECONFIG or KUBEBUILDER_ASSETS for the cluster. What it does not name is started
+//! here.
 
 use std::env;
 use std::fs::{self, File};
@@ -238,7 +239,8 @@ impl Stack {
     }
 }
 
-/// Runs the reaper, one sweep after the other. One that fails does no harm, and is logged once until one succeeds again.
+/// Runs the reaper, one sweep after the other. One that fails does no harm, and is logged once until one succeeds
+/// again.
 async fn sweep(service: Service, every: Duration) {
     let mut failing = false;
     let mut tick = tokio::time::interval(every);

@@ -86,8 +86,8 @@ impl Running {
         Self { child, banner, lines }
     }
 
-    /// Sends a signal and waits for the end of all that runs in the directory; returns the exit code and what was printed
-    /// after the banner.
+    /// Sends a signal and waits for the end of all that runs in the directory; returns the exit code and what was
+    /// printed after the banner.
     fn end(mut self, signal: Signal, directory: &Path) -> (Option<i32>, String) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
         until("the devstack's end", || self.child.try_wait().unwrap().is_some());

@@ -1,8 +1,8 @@
 //! A stand-in for operator-engine: takes jobs from the database and runs each as a chain of Kubernetes Jobs whose
 //! containers are processes of this machine (docs/contract/engine.md).
 //!
-//! It keeps the real engine's faults: a Job that fails is waited for without end, a workflow that it cannot read costs a
-//! slot, and a job that it had when it was stopped is orphaned.
+//! It keeps the real engine's faults: a Job that fails is waited for without end, a workflow that it cannot read costs
+//! a slot, and a job that it had when it was stopped is orphaned.
 
 mod algorithm;
 mod chain;
@@ -71,9 +71,9 @@ pub struct Options {
     /// Whether an algorithm that exits with a code other than 0 succeeds. (The real engine pipes it into `tee`, whose
     /// exit code is the one that the cluster sees.)
     pub ignore_exit_code: bool,
-    /// Pause before the second restart of a failed container, doubled before each further one (a kubelet's is 10 s); the
-    /// first restart is immediate, and instead of the sixth the Job fails and its pod is deleted. `None`: the Job fails
-    /// with its first pod, which stays.
+    /// Pause before the second restart of a failed container, doubled before each further one (a kubelet's is 10 s);
+    /// the first restart is immediate, and instead of the sixth the Job fails and its pod is deleted. `None`: the Job
+    /// fails with its first pod, which stays.
     pub restart_pause: Option<Duration>,
     /// Command line of a filtering step, which may change the outputs before they are published. It starts in the job's
     /// volume with the algorithm's environment. `None`: no such step.

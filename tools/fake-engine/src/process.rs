@@ -1,7 +1,7 @@
 //! Child processes in a process group of their own, of which nothing outlives this process, however it ends.
 //!
-//! A process that is killed with `SIGKILL` cannot clean up. So each child has a small shell beside it, in its group, that
-//! reads from a pipe which only this process holds open: when the pipe closes, the shell ends the group.
+//! A process that is killed with `SIGKILL` cannot clean up. So each child has a small shell beside it, in its group,
+//! that reads from a pipe which only this process holds open: when the pipe closes, the shell ends the group.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -17,8 +17,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-/// Starts the shell that watches the pipe on standard input, then becomes the program. The double fork keeps the watcher
-/// from being a child that the program would wait for.
+/// Starts the shell that watches the pipe on standard input, then becomes the program. The double fork keeps the
+/// watcher from being a child that the program would wait for.
 const START: &str = r#"
 exec 3<&0
 ( (

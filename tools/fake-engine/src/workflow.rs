@@ -75,9 +75,9 @@ impl Workflow {
         ])
     }
 
-    /// The amount that the algorithm requests or is limited to, as its stage says. The real engine, since 2021, overwrites
-    /// these by what its environment announces; here the announced amount is only the default, so that one job alone can
-    /// have too little or request too much.
+    /// The amount that the algorithm requests or is limited to, as its stage says. The real engine, since 2021,
+    /// overwrites these by what its environment announces; here the announced amount is only the default, so that one
+    /// job alone can have too little or request too much.
     pub(super) fn resource(&self, name: &str, announced: &str) -> anyhow::Result<String> {
         Ok(match &self.stage()?["compute"]["resources"][name] {
             Value::String(text) if !text.is_empty() => text.clone(),
