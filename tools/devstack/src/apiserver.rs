@@ -24,8 +24,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 pub struct ApiServer {
     server: Child,
     etcd: Child,
-    url: String,
-    kubeconfig: String,
+    /// The URL that it listens on.
+    pub url: String,
+    /// A kubeconfig for it, as YAML, with its administrator's token in it.
+    pub kubeconfig: String,
 }
 
 impl ApiServer {
@@ -105,18 +107,6 @@ impl ApiServer {
         .await?;
         let kubeconfig = kubeconfig(&url, &fs::read(&certificate)?, &token);
         Ok(Self { server, etcd, url, kubeconfig })
-    }
-
-    /// The URL that it listens on.
-    #[must_use]
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// A kubeconfig for it, as YAML, with its administrator's token in it.
-    #[must_use]
-    pub fn kubeconfig(&self) -> &str {
-        &self.kubeconfig
     }
 
     /// Stops both programs.

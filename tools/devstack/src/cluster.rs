@@ -49,8 +49,8 @@ impl Cluster {
             (Server::Foreign, "the one that KUBECONFIG names".to_owned(), None)
         } else if let Some(assets) = variable("KUBEBUILDER_ASSETS") {
             let server = ApiServer::start(Path::new(&assets), &directory.join("apiserver"), durable).await?;
-            let description = format!("etcd and kube-apiserver of KUBEBUILDER_ASSETS, {}", server.url());
-            let text = server.kubeconfig().to_owned();
+            let description = format!("etcd and kube-apiserver of KUBEBUILDER_ASSETS, {}", server.url);
+            let text = server.kubeconfig.clone();
             (Server::Api(Box::new(server)), description, Some(text))
         } else {
             let home = directory.join("cluster");

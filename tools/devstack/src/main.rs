@@ -18,7 +18,8 @@ use devstack::stack::{self, Stack};
 use devstack::{demo, process, say};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::signal::unix::{self, SignalKind};
+use tokio::signal::unix::SignalKind;
+use tokio::sync::mpsc::{self, Receiver};
 use tracing_subscriber::EnvFilter;
 
 /// operator-service with what a laptop lacks: a Kubernetes API, a private Postgres, a stand-in for the engine.
@@ -55,7 +56,7 @@ async fn main() -> ExitCode {
     let done = async {
         start_logging(&directory.join("logs"))?;
         fake_engine::install_tls();
-        let signals = Signals::listen()?;
+        let signals = listen()?;
         match arguments.command {
             Command::Run => run(directory, signals).await,
             Command::Demo => demonstrate(&directory.join("demo"), signals).await,
@@ -82,48 +83,34 @@ fn start_logging(logs: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The signals that ask us to end: Ctrl-C, SIGTERM, a terminal that was closed.
-struct Signals {
-    interrupt: unix::Signal,
-    terminate: unix::Signal,
-    hang_up: unix::Signal,
+/// Receives the signals that ask us to end, from now on: Ctrl-C, SIGTERM, a terminal that was closed.
+fn listen() -> anyhow::Result<Receiver<Signal>> {
+    let (send, signals) = mpsc::channel(8);
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut stream = tokio::signal::unix::signal(SignalKind::from_raw(signal as i32))?;
+        let send = send.clone();
+        tokio::spawn(async move { while stream.recv().await.is_some() && send.send(signal).await.is_ok() {} });
+    }
+    Ok(signals)
 }
 
-impl Signals {
-    fn listen() -> anyhow::Result<Self> {
-        Ok(Self {
-            interrupt: unix::signal(SignalKind::interrupt())?,
-            terminate: unix::signal(SignalKind::terminate())?,
-            hang_up: unix::signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.interrupt.recv() => Signal::SIGINT,
-            _ = self.terminate.recv() => Signal::SIGTERM,
-            _ = self.hang_up.recv() => Signal::SIGHUP,
-        }
-    }
-}
-
-async fn run(directory: PathBuf, mut signals: Signals) -> anyhow::Result<ExitCode> {
+async fn run(directory: PathBuf, mut signals: Receiver<Signal>) -> anyhow::Result<ExitCode> {
     let progress: stack::Progress<'_> = &|what, line| say!("  {what:<9} {line}");
     say!("Starting");
     let mut stack = tokio::select! {
         stack = Stack::start(stack::Options { directory: directory.clone(), demo: false }, progress) => stack?,
-        signal = signals.next() => bail!("ended by {signal} before all was up"),
+        Some(signal) = signals.recv() => bail!("ended by {signal} before all was up"),
     };
     print_banner(&stack, &directory);
     let done = tokio::select! {
         ended = stack.ended() => Err(ended),
-        _ = signals.next() => Ok(ExitCode::SUCCESS),
+        Some(_) = signals.recv() => Ok(ExitCode::SUCCESS),
     };
     say!("\nStopping");
     // A second signal means now: what is left is dropped, and so ends at once.
     tokio::select! {
         stopped = stack.stop() => stopped?,
-        _ = signals.next() => {}
+        Some(_) = signals.recv() => {}
     }
     done
 }
@@ -154,10 +141,10 @@ fn print_banner(stack: &Stack, directory: &Path) {
     say!("\nCtrl-C stops it all; the next start finds its data again.");
 }
 
-async fn demonstrate(directory: &Path, mut signals: Signals) -> anyhow::Result<ExitCode> {
+async fn demonstrate(directory: &Path, mut signals: Receiver<Signal>) -> anyhow::Result<ExitCode> {
     tokio::select! {
         shown = demo::run(directory) => shown.context("the demo failed")?,
-        signal = signals.next() => bail!("ended by {signal}"),
+        Some(signal) = signals.recv() => bail!("ended by {signal}"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -166,7 +153,7 @@ async fn with_postgres(
     directory: &Path,
     apiserver: bool,
     command: Vec<OsString>,
-    mut signals: Signals,
+    mut signals: Receiver<Signal>,
 ) -> anyhow::Result<ExitCode> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
     let (place, _lock) = throwaway(directory)?;
@@ -185,7 +172,7 @@ async fn with_postgres(
     };
     let (server, cluster) = tokio::select! {
         started = start => started?,
-        signal = signals.next() => bail!("ended by {signal}"),
+        Some(signal) = signals.recv() => bail!("ended by {signal}"),
     };
     let mut environment: Vec<(&str, OsString)> = Vec::new();
     if let Some(server) = &server {
@@ -193,7 +180,7 @@ async fn with_postgres(
     }
     if let Some(cluster) = &cluster {
         let path = place.join("kubeconfig");
-        local::write_private(&path, cluster.kubeconfig())?;
+        local::write_private(&path, &cluster.kubeconfig)?;
         environment.push(("TEST_KUBECONFIG", path.into()));
     } else if let Some(kubeconfig) = set("KUBECONFIG") {
         environment.push(("TEST_KUBECONFIG", kubeconfig));
@@ -214,7 +201,7 @@ async fn with_postgres(
 async fn run_command(
     command: &[OsString],
     environment: Vec<(&str, OsString)>,
-    signals: &mut Signals,
+    signals: &mut Receiver<Signal>,
 ) -> anyhow::Result<ExitCode> {
     let (program, arguments) = command.split_first().context("there is no command to run")?;
     let mut child = tokio::process::Command::new(program);
@@ -228,7 +215,7 @@ async fn run_command(
                 let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
                 return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
             }
-            signal = signals.next() => {
+            Some(signal) = signals.recv() => {
                 // Ctrl-C in a terminal has reached it already: it is in the same group.
                 if signal != Signal::SIGINT && let Some(id) = id {
                     let _ = kill(id, signal);

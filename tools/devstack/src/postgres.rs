@@ -55,10 +55,14 @@ impl Options {
 #[derive(Debug)]
 pub struct Postgres {
     child: Child,
-    port: u16,
-    password: String,
-    data: PathBuf,
-    log: PathBuf,
+    /// The port on 127.0.0.1 that it listens on.
+    pub port: u16,
+    /// The superuser's password.
+    pub password: String,
+    /// The directory of its data.
+    pub data: PathBuf,
+    /// The file it logs to.
+    pub log: PathBuf,
 }
 
 impl Postgres {
@@ -98,7 +102,8 @@ impl Postgres {
         let fast = fast.into_iter().filter(|_| !options.durable);
         program.command.args(settings.into_iter().chain(fast).flat_map(|setting| ["-c", setting]));
         // SIGINT: fast shutdown.
-        let child = program.stop_with(Signal::SIGINT).spawn()?;
+        program.stop_signal = Signal::SIGINT;
+        let child = program.spawn()?;
         let mut server = Self { child, port, password, data, log };
         server.wait_until_ready().await?;
         Ok(server)
@@ -120,30 +125,6 @@ impl Postgres {
             }
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
-    }
-
-    /// The port on 127.0.0.1 that it listens on.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// The superuser's password.
-    #[must_use]
-    pub fn password(&self) -> &str {
-        &self.password
-    }
-
-    /// The directory of its data.
-    #[must_use]
-    pub fn data(&self) -> &Path {
-        &self.data
-    }
-
-    /// The file it logs to.
-    #[must_use]
-    pub fn log(&self) -> &Path {
-        &self.log
     }
 
     /// A URL with the password in it: not for logs.

@@ -78,7 +78,8 @@ impl Service {
 
     /// Runs one sweep of the reaper. Dropping it kills it, as it may be killed at any time.
     pub(crate) async fn sweep(&self) -> anyhow::Result<()> {
-        let mut program = self.program("reap")?.stop_with(Signal::SIGKILL);
+        let mut program = self.program("reap")?;
+        program.stop_signal = Signal::SIGKILL;
         program.command.stdout(Stdio::null());
         self.wait("reap", program.spawn()?).await
     }

@@ -123,7 +123,7 @@ impl Stack {
                 let pass = directory.join("pgpass");
                 local::write_private(&pass, format!("*:*:*:{user}:{}\n", database.password))?;
                 psql = format!("PGPASSFILE={} {psql}", shown(&pass));
-                progress("Postgres", &format!("private, {host}:{port}, data in {}", shown(server.data())));
+                progress("Postgres", &format!("private, {host}:{port}, data in {}", shown(&server.data)));
             }
             None => progress("Postgres", &format!("{host}:{port} (POSTGRES_HOST)")),
         }
@@ -311,9 +311,9 @@ async fn start_database(directory: &Path, demo: bool) -> anyhow::Result<(Option<
     server.ensure_database(DATABASE).await?;
     let database = Database {
         host: "127.0.0.1".to_owned(),
-        port: server.port(),
+        port: server.port,
         user: postgres::USER.to_owned(),
-        password: server.password().to_owned(),
+        password: server.password.clone(),
         name: DATABASE.to_owned(),
     };
     Ok((Some(server), database))

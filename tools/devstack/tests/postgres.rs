@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,11 @@ fn directory(name: &str) -> PathBuf {
     path
 }
 
-async fn start(path: &PathBuf) -> Postgres {
+async fn start(path: &Path) -> Postgres {
     Postgres::start(Options::throwaway(path)).await.unwrap()
 }
 
-async fn stop(server: Postgres, path: &PathBuf) {
+async fn stop(server: Postgres, path: &Path) {
     server.stop().await.unwrap();
     postgres::remove(path).unwrap();
 }
@@ -41,7 +41,7 @@ fn runs(id: &str) -> bool {
 }
 
 /// `devstack with-postgres` of a shell script.
-fn with_postgres(directory: &PathBuf, script: &str) -> Command {
+fn with_postgres(directory: &Path, script: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_devstack"));
     command.env_remove("TEST_DATABASE_URL").arg("--directory").arg(directory);
     command.args(["with-postgres", "--", "sh", "-c", script, "sh"]).arg(directory);
@@ -56,12 +56,12 @@ async fn a_second_start_finds_the_data_of_the_first() {
     assert_eq!(run(&server, "SHOW listen_addresses").await, "127.0.0.1");
     assert_eq!(run(&server, "SHOW unix_socket_directories").await, "");
     run(&server, "CREATE TABLE kept AS SELECT 'here'::text AS value").await;
-    let port = server.port();
+    let port = server.port;
     server.stop().await.unwrap();
 
     let server = start(&path).await;
     assert_eq!(run(&server, "SELECT value FROM kept").await, "here");
-    assert_eq!(server.port(), port, "the port stays where it is while it is free");
+    assert_eq!(server.port, port, "the port stays where it is while it is free");
     stop(server, &path).await;
 }
 
@@ -73,7 +73,7 @@ async fn the_password_is_needed_and_private() {
     assert!(PgConnection::connect_with(&options).await.is_err());
     let mode = fs::metadata(path.join("password")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    assert!(!fs::read_to_string(server.log()).unwrap().contains(server.password()));
+    assert!(!fs::read_to_string(&server.log).unwrap().contains(&server.password));
     stop(server, &path).await;
 }
 
@@ -81,7 +81,7 @@ async fn the_password_is_needed_and_private() {
 async fn dropping_it_ends_it() {
     let path = directory("drop");
     let server = start(&path).await;
-    let pid_file = server.data().join("postmaster.pid");
+    let pid_file = server.data.join("postmaster.pid");
     assert!(pid_file.exists());
     drop(server);
     assert!(!pid_file.exists());
@@ -92,7 +92,7 @@ async fn dropping_it_ends_it() {
 async fn a_pid_file_with_the_id_of_another_program_is_ignored() {
     let path = directory("stale");
     let server = start(&path).await;
-    let pid_file = server.data().join("postmaster.pid");
+    let pid_file = server.data.join("postmaster.pid");
     let text = fs::read_to_string(&pid_file).unwrap();
     server.stop().await.unwrap();
     // The machine went down, and after its return another program has that process id.
@@ -106,7 +106,7 @@ async fn a_server_that_was_left_running_is_shut_down_first() {
     let path = directory("orphan");
     let server = start(&path).await;
     run(&server, "CREATE TABLE kept AS SELECT 'here'::text AS value").await;
-    let pid_file = fs::read_to_string(server.data().join("postmaster.pid")).unwrap();
+    let pid_file = fs::read_to_string(server.data.join("postmaster.pid")).unwrap();
 
     // Nobody should do that, but it must not end in two servers on one directory.
     let second = start(&path).await;

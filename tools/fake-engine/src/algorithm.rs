@@ -64,7 +64,8 @@ fn failed(chain: &Chain<'_>, error: &anyhow::Error) -> Exit {
 /// Starts a shell with that command line in the job's volume, with the environment that algorithms get.
 fn start(chain: &Chain<'_>, command: &str, log: &Path) -> anyhow::Result<Child> {
     let volume = chain.volume.data("");
-    let mut program = Program::new("/bin/sh").stop_with(Signal::SIGKILL).log(log)?;
+    let mut program = Program::new("/bin/sh").log(log)?;
+    program.stop_signal = Signal::SIGKILL;
     program.command.args(["-c", command]).current_dir(&volume).env_clear();
     program.command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
     program.command.envs(chain.workflow.environment(volume.display().to_string().trim_end_matches('/'))?);

@@ -1,5 +1,6 @@
 //! One job's steps from status 20 to 70 (docs/contract/engine.md, "Job states").
 
+use std::fmt::Debug;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,9 @@ use anyhow::{Context, ensure};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
+use k8s_openapi::serde::Serialize;
 use k8s_openapi::serde::de::DeserializeOwned;
+use kube::Resource;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
@@ -20,6 +23,17 @@ use crate::{Cluster, Shared, algorithm, configure, every, kubelet, publish};
 
 /// Time between two looks at a Job. The real engine's is 5 s.
 pub(super) const POLL: Duration = Duration::from_millis(300);
+
+/// A kind of object that the engine creates.
+pub(super) trait Object:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize
+{
+}
+
+impl<K> Object for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize
+{
+}
 
 /// How a container ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -114,11 +128,7 @@ pub(super) async fn run(shared: &Shared, id: &str) -> anyhow::Result<()> {
 }
 
 impl Chain<'_> {
-    pub(super) fn api<K>(&self) -> Api<K>
-    where
-        K: kube::Resource<Scope = NamespaceResourceScope>,
-        K::DynamicType: Default,
-    {
+    pub(super) fn api<K: Object>(&self) -> Api<K> {
         Api::namespaced(self.shared.client.clone(), &self.shared.options.namespace)
     }
 
@@ -148,20 +158,11 @@ impl Chain<'_> {
         self.delete::<ConfigMap>(self.id).await;
     }
 
-    async fn create<K>(&self, object: &K)
-    where
-        K: kube::Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + k8s_openapi::serde::Serialize,
-        K: std::fmt::Debug,
-        K::DynamicType: Default,
-    {
+    async fn create(&self, object: &impl Object) {
         self.note(self.api().create(&PostParams::default(), object).await.err());
     }
 
-    async fn delete<K>(&self, name: &str)
-    where
-        K: kube::Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
-        K::DynamicType: Default,
-    {
+    async fn delete<K: Object>(&self, name: &str) {
         let how = match self.shared.options.cluster {
             Cluster::Embedded => DeleteParams::foreground().grace_period(0),
             // Nothing depends on what is there, and an API server alone would never finish a foreground deletion.

@@ -138,20 +138,17 @@ pub(super) fn job(id: &str, step: Step, workflow: &Workflow, suspend: bool) -> a
 /// A Kubernetes quantity as a plain number (cores, bytes); `None` if the text is not one.
 pub(super) fn quantity(text: &str) -> Option<f64> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match &text[number.len()..] {
-        "" => 1.0,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "P" => 1e15,
-        "Ki" => 1024.0,
-        "Mi" => 1024.0_f64.powi(2),
-        "Gi" => 1024.0_f64.powi(3),
-        "Ti" => 1024.0_f64.powi(4),
-        "Pi" => 1024.0_f64.powi(5),
+    let suffix = &text[number.len()..];
+    let (prefix, base) = suffix.strip_suffix('i').map_or((suffix, 1000.0), |prefix| (prefix, 1024_f64));
+    let power = match prefix {
+        "m" => -1,
+        "" => 0,
+        "k" | "K" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        "P" => 5,
         _ => return None,
     };
-    Some(number.parse::<f64>().ok()? * factor)
+    Some(number.parse::<f64>().ok()? * base.powi(power))
 }

@@ -41,7 +41,8 @@ exec "$@" </dev/null 3<&-
 pub struct Program {
     /// Its arguments, environment, directory, account and output.
     pub command: Command,
-    stop_signal: Signal,
+    /// The signal that asks it to end: `SIGTERM` unless changed.
+    pub stop_signal: Signal,
 }
 
 impl Program {
@@ -61,13 +62,6 @@ impl Program {
         let log = open_log(path)?;
         self.command.stdout(log.try_clone()?).stderr(log);
         Ok(self)
-    }
-
-    /// Sets the signal that asks it to end, instead of `SIGTERM`.
-    #[must_use]
-    pub fn stop_with(mut self, signal: Signal) -> Self {
-        self.stop_signal = signal;
-        self
     }
 
     /// Starts it. Needs a Tokio runtime. A program that does not exist ends with exit code 127.

@@ -76,7 +76,7 @@ impl Bench {
 
         let mut embedded = None;
         let kubeconfig = match &apiserver {
-            Some(server) => server.kubeconfig().to_owned(),
+            Some(server) => server.kubeconfig.clone(),
             None => {
                 let server = EmbeddedCluster::start(fake_kubernetes::Options::default()).await.unwrap();
                 embedded.insert(server).kubeconfig()

@@ -9,7 +9,7 @@ use fake_engine::{Cluster, Engine, Options};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use kube::api::{DeleteParams, LogParams};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::bench::{Bench, ENDLESS, ends, fetch, first, until};
 
