@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::IntoResponse;
-use fake_engine::process::Program;
+use devstack::process::Program;
 use serde_json::{Value, json};
 
 use crate::LIMIT;
@@ -71,9 +71,10 @@ async fn a_function_logs_a_line_for_each_request_with_its_metrics() {
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
 
     let directory = Directory::new();
-    let log = std::fs::File::create(directory.file("output")).unwrap();
-    let program = Program::new(env!("CARGO_BIN_EXE_docs")).env_clear().log(log);
-    let program = program
+    let mut program = Program::new(env!("CARGO_BIN_EXE_docs")).log(&directory.file("output")).unwrap();
+    program
+        .command
+        .env_clear()
         .env("AWS_LAMBDA_RUNTIME_API", api)
         .env("AWS_LAMBDA_FUNCTION_NAME", "docs")
         .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")

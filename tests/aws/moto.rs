@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fake_engine::process::{Child, Program};
+use devstack::process::{Child, Program};
 use serde_json::{Value, json};
 
 use crate::process::{Directory, Env};
@@ -30,10 +30,10 @@ impl Moto {
             left_out("there is no moto_server (make test installs it)");
             return None;
         };
-        let port = fake_engine::local::free_port().unwrap();
+        let port = devstack::local::free_port().unwrap();
         let directory = Directory::new();
-        let log = std::fs::File::create(directory.file("moto.log")).unwrap();
-        let program = Program::new(program).args(["-H", "127.0.0.1", "-p", &port.to_string()]).log(log);
+        let mut program = Program::new(program).log(&directory.file("moto.log")).unwrap();
+        program.command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
         let child = program.spawn().unwrap();
         let moto = Self {
             url: format!("http://127.0.0.1:{port}"),

@@ -58,7 +58,7 @@ impl Server {
     /// The server's address, without a user.
     fn env(&self) -> Env {
         Env::of([("POSTGRES_HOST", "127.0.0.1"), ("POSTGRES_DB", "postgres")])
-            .with("POSTGRES_PORT", self.postgres.port().to_string())
+            .with("POSTGRES_PORT", self.postgres.port.to_string())
     }
 }
 
@@ -76,7 +76,7 @@ async fn managed_and_rotated_secrets() {
     assert_eq!(environments(&service).await.0, 200, "{}", service.process.output());
 
     let rotated = json!({ "engine": "postgres", "username": "operator_test", "password": "first", "host": "127.0.0.1",
-        "port": server.postgres.port(), "dbname": "postgres" });
+        "port": server.postgres.port, "dbname": "postgres" });
     let rotated = moto.secret(&rotated).await;
     let service = Service::start(&moto.and(Env::default()).with("POSTGRES_SECRET_ARN", rotated)).await;
     assert_eq!(environments(&service).await.0, 200, "{}", service.process.output());
@@ -146,7 +146,7 @@ pub fn certificates(directory: &Path) -> bool {
 #[tokio::test]
 async fn the_servers_certificate_is_verified_and_required_in_a_function() {
     let server = Server::start("first").await;
-    let directory = server.postgres.data().to_owned();
+    let directory = server.postgres.data.clone();
     if !certificates(&directory) {
         return;
     }

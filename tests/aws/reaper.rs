@@ -97,7 +97,7 @@ async fn a_job_with_a_file_that_cannot_be_deleted_keeps_its_row() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let refuses = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, refusing).await.unwrap() });
-    let nowhere = format!("http://127.0.0.1:{}", fake_engine::local::free_port().unwrap());
+    let nowhere = format!("http://127.0.0.1:{}", devstack::local::free_port().unwrap());
     for (failures, endpoint) in [(1, refuses), (2, nowhere)] {
         let report = scene.reap(&moto.and(scene.env.clone()).with("AWS_ENDPOINT_URL", endpoint)).await;
         assert_eq!(report["kinds"]["expiries"]["failed"], 1, "{report:#}");

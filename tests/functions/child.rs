@@ -1,14 +1,14 @@
 //! The real binaries as child processes. They are killed at the end of the test, also if it fails.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use fake_engine::process::{Child, Program};
+use devstack::process::{Child, Program};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -79,15 +79,12 @@ pub struct Process {
 impl Process {
     pub fn start(program: impl AsRef<OsStr>, arguments: &[&str], env: &Env) -> Self {
         let directory = Directory::new();
-        let log = File::create(directory.file("output")).unwrap();
         // Through `env`: the shell with which `Program` starts programs drops names that are invalid there, such as X-API-KEY.
-        let mut command =
-            Program::new("env").arg("-i").arg(format!("PATH={}", std::env::var("PATH").unwrap_or_default()));
-        for (name, value) in &env.0 {
-            command = command.arg(format!("{name}={value}"));
-        }
-        let command = command.arg(program).args(arguments).log(log);
-        Self { child: command.spawn().unwrap(), directory }
+        let mut started = Program::new("env").log(&directory.file("output")).unwrap();
+        started.command.arg("-i").arg(format!("PATH={}", std::env::var("PATH").unwrap_or_default()));
+        started.command.args(env.0.iter().map(|(name, value)| format!("{name}={value}")));
+        started.command.arg(program).args(arguments);
+        Self { child: started.spawn().unwrap(), directory }
     }
 
     /// Everything it has printed so far.
@@ -162,7 +159,7 @@ impl Service {
 
     /// Starts it with a LOG_LEVEL at which it does not log its address.
     pub async fn start_quietly(env: &Env) -> Self {
-        let port = fake_engine::local::free_port().unwrap();
+        let port = devstack::local::free_port().unwrap();
         let mut process = Process::start(OPERATOR_SERVICE, &["serve"], &env.clone().with("PORT", port.to_string()));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let started = tokio::time::Instant::now();

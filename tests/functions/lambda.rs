@@ -229,7 +229,7 @@ async fn errors_are_responses_and_the_function_keeps_running() {
 #[tokio::test]
 async fn an_unreachable_database_is_a_503_and_the_function_keeps_running() {
     let (_database, _key, env) = parts().await;
-    let port = fake_engine::local::free_port().unwrap().to_string();
+    let port = devstack::local::free_port().unwrap().to_string();
     let env = env.with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
     for binary in [COMPUTE, ENVIRONMENTS] {
         let operation = if binary == COMPUTE { "runningjobs" } else { "environments" };
@@ -517,7 +517,7 @@ async fn migrate_brings_the_schema_up_to_date_and_is_idempotent() {
 #[tokio::test]
 async fn migrate_reports_why_a_deployment_fails() {
     let database = TestDatabase::empty().await;
-    let port = fake_engine::local::free_port().unwrap().to_string();
+    let port = devstack::local::free_port().unwrap().to_string();
     let unreachable =
         Env::of(database.variables()).with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
     let refused =

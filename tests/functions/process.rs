@@ -263,7 +263,7 @@ async fn a_certificate_or_key_that_cannot_be_used_is_named_at_start() {
 #[tokio::test]
 async fn it_starts_without_a_database() {
     let (_database, _key, env) = parts().await;
-    let port = fake_engine::local::free_port().unwrap().to_string();
+    let port = devstack::local::free_port().unwrap().to_string();
     let service = Service::start(&env.with("POSTGRES_PORT", port)).await;
     assert_eq!(get(&service, "/").await.status, 200);
     assert_eq!(get(&service, "/api/v1/operator/environments").await.error().0, 503);
@@ -373,7 +373,7 @@ async fn migrate_may_run_twice_and_concurrently() {
 #[tokio::test]
 async fn migrate_reports_why_it_fails() {
     let database = TestDatabase::empty().await;
-    let port = fake_engine::local::free_port().unwrap().to_string();
+    let port = devstack::local::free_port().unwrap().to_string();
     let env = Env::of(database.variables()).with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
     let output = run(&["migrate"], &env).await;
     let message = stderr(&output);

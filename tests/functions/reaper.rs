@@ -94,7 +94,7 @@ async fn reap_prints_its_report_and_with_dry_run_what_it_would_do() {
 #[tokio::test]
 async fn reap_reports_why_it_fails() {
     let fixture = Fixture::start().await;
-    let port = fake_engine::local::free_port().unwrap().to_string();
+    let port = devstack::local::free_port().unwrap().to_string();
     let empty = TestDatabase::empty().await;
     let not_migrated = Env::of(empty.variables());
     for (env, why) in [(unreachable(&fixture.env, port), "not available"), (not_migrated, "operator-service migrate")] {
@@ -202,7 +202,7 @@ async fn it_stops_before_its_deadline_and_reports_what_is_left() {
 #[tokio::test]
 async fn an_unreachable_database_fails_the_invocation() {
     let fixture = Fixture::start().await;
-    let port = fake_engine::local::free_port().unwrap().to_string();
+    let port = devstack::local::free_port().unwrap().to_string();
     let mut function = Function::start(REAPER, &unreachable(&fixture.env, port)).await;
     for _ in 0..2 {
         let failed = function.invoke(scheduled()).json().await.unwrap_err();

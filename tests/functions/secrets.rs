@@ -179,7 +179,7 @@ async fn jobs(run: &Run<'_>, secrets: &mut Secrets) {
 }
 
 async fn results(run: &Run<'_>, origin: &Origin, secrets: &mut Secrets) {
-    let nowhere = fake_engine::local::free_port().unwrap();
+    let nowhere = devstack::local::free_port().unwrap();
     let path = secrets.generate("a result's path");
     let token = secrets.generate("a result's token");
     let user = secrets.generate("a result's user");
@@ -310,7 +310,7 @@ async fn without_a_database(env: &Env, secrets: &mut Secrets) {
     let directory = Directory::new();
     let file = directory.file("service.log");
     let env = env.clone().with("POSTGRES_PASSWORD", password).with("LOG_CFG", file.to_str().unwrap());
-    let down = env.clone().with("POSTGRES_PORT", fake_engine::local::free_port().unwrap().to_string());
+    let down = env.clone().with("POSTGRES_PORT", devstack::local::free_port().unwrap().to_string());
     let refused = env.with("POSTGRES_DB", "no_such_database");
     let key = Key::new();
     for env in [down, refused] {

@@ -1,12 +1,7 @@
-//! What a laptop lacks to run operator-service, up together and down together. Nothing in the service knows that it
-//! exists.
-//!
-//! - [`postgres`]: a PostgreSQL server of its own
-//! - [`apiserver`]: the real Kubernetes API, without controllers; the embedded stand-in is [`fake_kubernetes`]
-//! - [`stack`]: a database, a cluster, an engine ([`fake_engine`]) and the service
-//! - [`demo`]: one job's way through the stack
+//! What a laptop lacks to run operator-service: a PostgreSQL, a Kubernetes API and an engine. Nothing in the service
+//! knows that it exists.
 
-/// Prints a line. Unlike `println!` it does not mind that nobody reads any more (`make demo | head`).
+/// Prints a line. Unlike `println!` it does not panic when nobody reads any more (`make demo | head`).
 #[macro_export]
 macro_rules! say {
     ($($argument:tt)*) => {{
@@ -16,7 +11,12 @@ macro_rules! say {
 }
 
 pub mod apiserver;
+mod cluster;
 pub mod demo;
+pub mod local;
 pub mod postgres;
+mod service;
 pub mod stack;
 pub mod wallet;
+
+pub use fake_engine::process;

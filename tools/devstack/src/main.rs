@@ -1,30 +1,25 @@
 //! `devstack run`, `devstack demo`: the service with everything that a laptop lacks. `devstack with-postgres`: tests
 //! with a database.
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::Mutex,
-};
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
 
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use devstack::{
-    apiserver::{self, ApiServer},
-    demo,
-    postgres::{self, Postgres},
-    say,
-    stack::{self, Stack},
-};
-use fake_engine::{local, process};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tokio::signal::{
-    self,
-    unix::{SignalKind, signal},
-};
+use devstack::apiserver::ApiServer;
+use devstack::local::{self, shown};
+use devstack::postgres::{self, Postgres};
+use devstack::stack::{self, Stack};
+use devstack::{demo, process, say};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::signal::unix::SignalKind;
+use tokio::sync::mpsc::{self, Receiver};
 use tracing_subscriber::EnvFilter;
 
 /// operator-service with what a laptop lacks: a Kubernetes API, a private Postgres, a stand-in for the engine.
@@ -39,7 +34,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the stack until Ctrl-C; what it is given is there again at the next start
+    /// Run the stack until Ctrl-C; its data is there again at the next start
     Run,
     /// Show one job's way through a stack of its own, from the signed request to the result
     Demo,
@@ -54,190 +49,142 @@ enum Command {
     },
 }
 
-/// Any error whose text says what to do about it.
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-fn main() -> ExitCode {
+#[tokio::main]
+async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let directory = std::path::absolute(&arguments.directory).unwrap_or(arguments.directory);
-    let log = directory.join("logs/devstack.log");
-    let done = prepare(&log).and_then(|()| {
+    let done = async {
+        start_logging(&directory.join("logs"))?;
         fake_engine::install_tls();
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let signals = Signals::listen()?;
-            match arguments.command {
-                Command::Run => run(directory.clone(), signals).await,
-                Command::Demo => demonstrate(directory.join("demo"), signals).await,
-                Command::WithPostgres { apiserver, command } => {
-                    with_postgres(&directory, apiserver, command, signals).await
-                }
+        let signals = listen()?;
+        match arguments.command {
+            Command::Run => run(directory, signals).await,
+            Command::Demo => demonstrate(&directory.join("demo"), signals).await,
+            Command::WithPostgres { apiserver, command } => {
+                with_postgres(&directory, apiserver, command, signals).await
             }
-        })
-    });
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("devstack: {error}");
-            ExitCode::FAILURE
         }
-    }
+    };
+    done.await.unwrap_or_else(|error| {
+        eprintln!("devstack: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
-/// The devstack's own log, the engine's part included.
-fn prepare(log: &Path) -> Result<(), Failure> {
-    if let Some(parent) = log.parent() {
-        std::fs::create_dir_all(parent).map_err(|error| format!("{}: {error}", parent.display()))?;
-    }
-    let file = process::open_log(log).map_err(|error| format!("{}: {error}", log.display()))?;
-    let filter = std::env::var("DEVSTACK_LOG")
-        .unwrap_or_else(|_| "devstack=info,fake_engine=info,fake_kubernetes=info,warn".to_owned());
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(filter)?)
-        .with_ansi(false)
-        .with_writer(Mutex::new(file))
-        .init();
+/// Starts the devstack's own log, which the engine and fake-kubernetes share.
+fn start_logging(logs: &Path) -> anyhow::Result<()> {
+    let log = logs.join("devstack.log");
+    let open = || fs::create_dir_all(logs).and_then(|()| process::open_log(&log));
+    let file = open().with_context(|| shown(&log))?;
+    let filter = env::var("DEVSTACK_LOG");
+    let filter = filter.as_deref().unwrap_or("devstack=info,fake_engine=info,fake_kubernetes=info,warn");
+    let subscriber = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(filter)?).with_ansi(false);
+    subscriber.with_writer(Mutex::new(file)).init();
     Ok(())
 }
 
-/// The signals that ask us to end: Ctrl-C, SIGTERM, a terminal that was closed. Listened to from the start, so that
-/// none is lost between two waits.
-struct Signals {
-    interrupt: signal::unix::Signal,
-    terminate: signal::unix::Signal,
-    hang_up: signal::unix::Signal,
+/// Receives the signals that ask us to end, from now on: Ctrl-C, SIGTERM, a terminal that was closed.
+fn listen() -> anyhow::Result<Receiver<Signal>> {
+    let (send, signals) = mpsc::channel(8);
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut stream = tokio::signal::unix::signal(SignalKind::from_raw(signal as i32))?;
+        let send = send.clone();
+        tokio::spawn(async move { while stream.recv().await.is_some() && send.send(signal).await.is_ok() {} });
+    }
+    Ok(signals)
 }
 
-impl Signals {
-    fn listen() -> Result<Self, Failure> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.interrupt.recv() => Signal::SIGINT,
-            _ = self.terminate.recv() => Signal::SIGTERM,
-            _ = self.hang_up.recv() => Signal::SIGHUP,
-        }
-    }
-}
-
-async fn run(directory: PathBuf, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let progress: stack::Progress = &|what, line| say!("  {what:<9} {line}");
+async fn run(directory: PathBuf, mut signals: Receiver<Signal>) -> anyhow::Result<ExitCode> {
+    let progress: stack::Progress<'_> = &|what, line| say!("  {what:<9} {line}");
     say!("Starting");
-    let options = stack::Options { directory, demo: false };
     let mut stack = tokio::select! {
-        stack = Stack::start(options, progress) => stack?,
-        signal = signals.next() => return Err(format!("ended by {signal} before all was up").into()),
+        stack = Stack::start(stack::Options { directory: directory.clone(), demo: false }, progress) => stack?,
+        Some(signal) = signals.recv() => bail!("ended by {signal} before all was up"),
     };
-    banner(&stack);
+    print_banner(&stack, &directory);
     let done = tokio::select! {
-        ended = stack.ended() => Err(ended.into()),
-        _ = signals.next() => Ok(ExitCode::SUCCESS),
+        ended = stack.ended() => Err(ended),
+        Some(_) = signals.recv() => Ok(ExitCode::SUCCESS),
     };
     say!("\nStopping");
     // A second signal means now: what is left is dropped, and so ends at once.
     tokio::select! {
-        () = stack.stop() => {}
-        _ = signals.next() => {}
+        stopped = stack.stop() => stopped?,
+        Some(_) = signals.recv() => {}
     }
     done
 }
 
-fn banner(stack: &Stack) {
-    let places = &stack.places;
-    let service = &places.service;
-    say!(
-        "
-operator-service is up.
-
-  service     {service}
-  docs        {service}/api/v1/docs/
-  Postgres    {}
-  cluster     KUBECONFIG={} kubectl -n {} get wf",
-        places.psql,
-        places.kubeconfig,
-        places.namespace
-    );
-    if let Some(results) = &places.results {
+fn print_banner(stack: &Stack, directory: &Path) {
+    let (service, logs) = (&stack.url, directory.join("logs"));
+    say!("\noperator-service is up.\n");
+    say!("  service     {service}");
+    say!("  docs        {service}/api/v1/docs/");
+    say!("  Postgres    {}", stack.psql);
+    say!("  cluster     KUBECONFIG={} kubectl -n {} get wf", stack.kubeconfig, stack.namespace);
+    if let Some(results) = &stack.results {
         say!("  results     http://{results}/ (the engine stand-in's, below paths that can't be guessed)");
     }
-    if let Some(every) = places.sweeps {
-        let log = stack::shown(&places.logs.join("reap.log"));
+    if let Some(every) = stack.sweep_interval {
+        let log = shown(&logs.join("reap.log"));
         say!(
             "  reaper      cleans up dead jobs every {every:?}, after short graces (REAP_EVERY=0: never); log in {log}"
         );
     }
-    say!(
-        "  provider    {} (its signatures are accepted; the key is in {})
-  logs        {}
-
-Try
-
-  curl {service}/api/v1/operator/environments
-  curl {service}/api/v1/operator/runningjobs
-  curl {service}/api/v1/operator/list
-
-Ctrl-C stops it all; the next start finds its data again.",
-        stack.provider.address(),
-        stack::shown(&places.keys.join("provider")),
-        stack::shown(&places.logs),
-    );
+    let (address, key) = (stack.provider.address(), shown(&directory.join("keys/provider")));
+    say!("  provider    {address} (its signatures are accepted; the key is in {key})");
+    say!("  logs        {}", shown(&logs));
+    say!("\nTry\n");
+    for route in ["environments", "runningjobs", "list"] {
+        say!("  curl {service}/api/v1/operator/{route}");
+    }
+    say!("\nCtrl-C stops it all; the next start finds its data again.");
 }
 
-async fn demonstrate(directory: PathBuf, mut signals: Signals) -> Result<ExitCode, Failure> {
-    let logs = stack::shown(&directory.join("logs"));
+async fn demonstrate(directory: &Path, mut signals: Receiver<Signal>) -> anyhow::Result<ExitCode> {
     tokio::select! {
-        told = demo::run(&directory) => match told {
-            Ok(()) => Ok(ExitCode::SUCCESS),
-            Err(error) => Err(format!("the demo failed: {error}\n(logs: {logs})").into()),
-        },
-        signal = signals.next() => Err(format!("ended by {signal}").into()),
+        shown = demo::run(directory) => shown.context("the demo failed")?,
+        Some(signal) = signals.recv() => bail!("ended by {signal}"),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn with_postgres(
     directory: &Path,
     apiserver: bool,
     command: Vec<OsString>,
-    mut signals: Signals,
-) -> Result<ExitCode, Failure> {
-    let mut environment: Vec<(&str, OsString)> = Vec::new();
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let place = Throwaway::take(directory)?;
-    let bring_up = async {
+    mut signals: Receiver<Signal>,
+) -> anyhow::Result<ExitCode> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+    let (place, _lock) = throwaway(directory)?;
+    let start = async {
         let server = match set("TEST_DATABASE_URL") {
             Some(_) => None,
-            None => Some(Postgres::start(postgres::Options::throwaway(place.path.join("postgres"))).await?),
+            None => Some(Postgres::start(postgres::Options::throwaway(place.join("postgres"))).await?),
         };
         let cluster = match (set("KUBECONFIG"), set("KUBEBUILDER_ASSETS")) {
             (None, Some(assets)) if apiserver => {
-                let directory = place.path.join("apiserver");
-                Some(ApiServer::start(apiserver::Options { assets: assets.into(), directory, durable: false }).await?)
+                Some(ApiServer::start(Path::new(&assets), &place.join("apiserver"), false).await?)
             }
             _ => None,
         };
-        Ok::<_, Failure>((server, cluster))
+        anyhow::Ok((server, cluster))
     };
     let (server, cluster) = tokio::select! {
-        up = bring_up => up?,
-        signal = signals.next() => return Err(format!("ended by {signal}").into()),
+        started = start => started?,
+        Some(signal) = signals.recv() => bail!("ended by {signal}"),
     };
+    let mut environment: Vec<(&str, OsString)> = Vec::new();
     if let Some(server) = &server {
         environment.push(("TEST_DATABASE_URL", server.url("postgres").into()));
     }
     if let Some(cluster) = &cluster {
-        let path = place.path.join("kubeconfig");
-        local::write_private(&path, cluster.kubeconfig().as_bytes())?;
+        let path = place.join("kubeconfig");
+        local::write_private(&path, &cluster.kubeconfig)?;
         environment.push(("TEST_KUBECONFIG", path.into()));
     } else if let Some(kubeconfig) = set("KUBECONFIG") {
         environment.push(("TEST_KUBECONFIG", kubeconfig));
     }
-
     let code = run_command(&command, environment, &mut signals).await;
     if let Some(cluster) = cluster {
         cluster.stop().await?;
@@ -245,24 +192,21 @@ async fn with_postgres(
     if let Some(server) = server {
         server.stop().await?;
     }
-    place.remove()?;
+    postgres::remove(&place.join("postgres"))?;
+    fs::remove_dir_all(&place)?;
     code
 }
 
-/// Runs the command in the foreground, hands signals on to it, and takes its exit code.
+/// Runs the command in the foreground, passes signals on to it, and returns its exit code.
 async fn run_command(
     command: &[OsString],
     environment: Vec<(&str, OsString)>,
-    signals: &mut Signals,
-) -> Result<ExitCode, Failure> {
-    use std::os::unix::process::ExitStatusExt;
-    let (program, arguments) = command.split_first().ok_or("there is no command to run")?;
-    let mut child = tokio::process::Command::new(program)
-        .args(arguments)
-        .envs(environment)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| format!("{}: {error}", program.display()))?;
+    signals: &mut Receiver<Signal>,
+) -> anyhow::Result<ExitCode> {
+    let (program, arguments) = command.split_first().context("there is no command to run")?;
+    let mut child = tokio::process::Command::new(program);
+    child.args(arguments).envs(environment).kill_on_drop(true);
+    let mut child = child.spawn().with_context(|| program.display().to_string())?;
     let id = child.id().map(|id| Pid::from_raw(id.cast_signed()));
     loop {
         tokio::select! {
@@ -271,7 +215,7 @@ async fn run_command(
                 let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
                 return Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)));
             }
-            signal = signals.next() => {
+            Some(signal) = signals.recv() => {
                 // Ctrl-C in a terminal has reached it already: it is in the same group.
                 if signal != Signal::SIGINT && let Some(id) = id {
                     let _ = kill(id, signal);
@@ -281,28 +225,16 @@ async fn run_command(
     }
 }
 
-/// A directory for one run of tests. Several runs at once get a directory each.
-struct Throwaway {
-    path: PathBuf,
-    _lock: local::Lock,
-}
-
-impl Throwaway {
-    fn take(directory: &Path) -> Result<Self, Failure> {
-        for number in 1..100 {
-            let path = directory.join(format!("test-{number}"));
-            std::fs::create_dir_all(&path)?;
-            if let Some(lock) = local::Lock::take(&path.join("lock"))? {
-                // What a run that was killed left.
-                postgres::remove(&path.join("postgres"))?;
-                return Ok(Self { path, _lock: lock });
-            }
+/// Claims a directory for one run of tests. Several runs at once get a directory each.
+fn throwaway(directory: &Path) -> anyhow::Result<(PathBuf, File)> {
+    for number in 1..100 {
+        let path = directory.join(format!("test-{number}"));
+        fs::create_dir_all(&path)?;
+        if let Ok(lock) = local::lock(&path.join("lock")) {
+            // What a run that was killed left.
+            postgres::remove(&path.join("postgres"))?;
+            return Ok((path, lock));
         }
-        Err(format!("{} is full of tests that are under way", directory.display()).into())
     }
-
-    fn remove(self) -> Result<(), Failure> {
-        postgres::remove(&self.path.join("postgres"))?;
-        Ok(std::fs::remove_dir_all(&self.path)?)
-    }
+    bail!("{} is full of test runs that have not ended", directory.display())
 }

@@ -1,94 +1,101 @@
-//! The algorithm step: runs the entrypoint for real, as a process of this machine.
+//! The algorithm and filter steps: run a command line as a process of this machine.
 
-use std::{os::unix::process::ExitStatusExt, path::Path, process::ExitStatus, time::Duration};
+use std::fs;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{chain::Chain, objects, pod::Exit};
-use crate::process::{self, Program};
+use crate::chain::{Chain, Exit};
+use crate::every;
+use crate::objects::quantity;
+use crate::process::{Child, Program};
 
-/// How often the algorithm's memory is looked at.
+/// Time between two looks at the algorithm's memory.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
+const PAGE: u64 = 4096;
 
-/// The step's work. Dropping it kills the algorithm's process group.
+/// The algorithm step. Dropping it kills the algorithm's process group.
 pub(super) async fn run(chain: &Chain<'_>, log: &Path) -> Exit {
-    let child = entrypoint(chain).and_then(|entrypoint| start(chain, &entrypoint, log));
-    match child {
-        Ok(mut child) => match within_memory(&mut child, objects::memory_limit(&chain.workflow)).await {
-            None => {
-                tracing::info!(job = chain.id, "the algorithm takes more memory than it may");
-                Exit::OutOfMemory
-            }
-            Some(Ok(_)) if chain.shared.options.ignore_exit_code => Exit::Done,
-            Some(ended) => exit(chain, ended),
-        },
-        Err(problem) => {
-            tracing::error!(job = chain.id, problem, "could not start the algorithm");
-            Exit::Failed(127)
-        }
+    // The path becomes part of a shell's command line. Where it would have to be quoted, the algorithm, which starts in
+    // its volume, gets a relative one.
+    let mut path = chain.volume.data("transformations/algorithm").display().to_string();
+    if !path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c)) {
+        path = "transformations/algorithm".to_owned();
+    }
+    let limit = chain.workflow.resource("limits_memory", "1Gi").ok().and_then(|limit| quantity(&limit));
+    let run = async {
+        let mut child = start(chain, &chain.workflow.entrypoint(&path)?, log)?;
+        anyhow::Ok(within_memory(&mut child, limit.unwrap_or(f64::INFINITY)).await?)
+    };
+    match run.await {
+        Ok(None) => Exit::OutOfMemory,
+        Ok(Some(_)) if chain.shared.options.ignore_exit_code => Exit::Done,
+        Ok(Some(status)) => exit(status),
+        Err(error) => failed(chain, &error),
     }
 }
 
-/// How a container's process ended.
-pub(super) fn exit(chain: &Chain<'_>, ended: Result<ExitStatus, process::Error>) -> Exit {
-    match ended {
-        Ok(status) if status.success() => Exit::Done,
-        Ok(status) => Exit::Failed(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())),
-        Err(error) => {
-            tracing::error!(job = chain.id, %error, "lost sight of a process");
-            Exit::Failed(1)
-        }
+/// The filter step. Dropping it kills the filter's process group.
+pub(super) async fn filter(chain: &Chain<'_>, log: &Path) -> Exit {
+    let command = chain.shared.options.filter.as_deref().unwrap_or("true");
+    let run = async { anyhow::Ok(start(chain, command, log)?.wait().await?) };
+    match run.await {
+        Ok(status) => exit(status),
+        Err(error) => failed(chain, &error),
     }
 }
 
-/// Waits for the algorithm's end. Where its whole process group comes to hold more than it may, it is killed as a
-/// whole, as a kubelet since 1.28 has the kernel do it, and there is no status: `tee` could not say anything any more.
-async fn within_memory(child: &mut process::Child, limit: Option<u64>) -> Option<Result<ExitStatus, process::Error>> {
-    let mut tick = tokio::time::interval(MEMORY_INTERVAL);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+fn exit(status: ExitStatus) -> Exit {
+    match status.code() {
+        Some(0) => Exit::Done,
+        code => Exit::Failed(code.unwrap_or_else(|| 128 + status.signal().unwrap_or_default())),
+    }
+}
+
+fn failed(chain: &Chain<'_>, error: &anyhow::Error) -> Exit {
+    tracing::error!(job = chain.id, "could not run a container: {error:#}");
+    Exit::Failed(127)
+}
+
+/// Starts a shell with that command line in the job's volume, with the environment that algorithms get.
+fn start(chain: &Chain<'_>, command: &str, log: &Path) -> anyhow::Result<Child> {
+    let volume = chain.volume.data("");
+    let mut program = Program::new("/bin/sh").log(log)?;
+    program.stop_signal = Signal::SIGKILL;
+    program.command.args(["-c", command]).current_dir(&volume).env_clear();
+    program.command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    program.command.envs(chain.workflow.environment(volume.display().to_string().trim_end_matches('/'))?);
+    Ok(program.spawn()?)
+}
+
+/// Waits for the end of a child; `None` if its process group came to hold more than `limit` bytes. Then all of it is
+/// killed, as a kubelet since 1.28 has the kernel do it, and there is no exit code that `tee` could hide.
+async fn within_memory(child: &mut Child, limit: f64) -> io::Result<Option<ExitStatus>> {
+    let mut tick = every(MEMORY_INTERVAL);
     loop {
         tokio::select! {
-            ended = child.wait() => return Some(ended),
-            _ = tick.tick(), if limit.is_some() => {}
+            status = child.wait() => return status.map(Some),
+            _ = tick.tick() => {}
         }
-        if limit.is_some_and(|limit| child.resident_memory() > limit) {
+        if resident_memory(child.id()) as f64 > limit {
             child.signal(Signal::SIGKILL);
-            let _ = child.wait().await;
-            return None;
+            child.wait().await?;
+            return Ok(None);
         }
     }
 }
 
-/// What the algorithm's shell is told.
-fn entrypoint(chain: &Chain<'_>) -> Result<String, String> {
-    let path = chain.volume.data().display().to_string();
-    // The path goes into a shell's command line as it is. In a checkout whose own path would not survive that, the
-    // algorithm, which starts in its volume, is named from there.
-    let harmless = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@".contains(c);
-    let algorithm = if path.chars().all(harmless) {
-        format!("{path}/transformations/algorithm")
-    } else {
-        "transformations/algorithm".to_owned()
-    };
-    Ok(chain.workflow.entrypoint().map_err(|error| error.to_string())?.replace("$ALGO", &algorithm))
-}
-
-/// Starts a shell with that command line in the job's volume, with what algorithms are promised.
-pub(super) fn start(chain: &Chain<'_>, command: &str, log: &Path) -> Result<process::Child, String> {
-    let volume = chain.volume.data();
-    for folder in ["outputs", "logs"] {
-        std::fs::create_dir_all(volume.join(folder)).map_err(|error| error.to_string())?;
-    }
-    let path = volume.display().to_string();
-    let mut program = Program::new("/bin/sh")
-        .args(["-c", command])
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .directory(&volume)
-        .log(process::open_log(log).map_err(|error| error.to_string())?)
-        .stop_with(Signal::SIGKILL);
-    for (name, value) in chain.workflow.environment(&path).map_err(|error| error.to_string())? {
-        program = program.env(name, value);
-    }
-    program.spawn().map_err(|error| error.to_string())
+/// Bytes of memory that the processes of a group hold; what several of them share counts once for each.
+fn resident_memory(group: i32) -> u64 {
+    let pages = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        // proc_pid_stat(5): of the fields after the name, the third is the process group, the 22nd the resident pages.
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        if fields.get(2)?.parse() == Ok(group) { fields.get(21)?.parse::<u64>().ok() } else { None }
+    });
+    pages.sum::<u64>() * PAGE
 }

@@ -1,151 +1,82 @@
-//! One job's way from 20 to 70: the chain of steps.
+//! One job's steps from status 20 to 70 (docs/contract/engine.md, "Job states").
 
-use std::{
-    fmt, io,
-    path::{Path, PathBuf},
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::fmt::Debug;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{ConfigMap, PersistentVolumeClaim},
-};
-use kube::{
-    Api,
-    api::{DeleteParams, PostParams},
-};
-use serde_json::Value;
+use anyhow::{Context, ensure};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
+use k8s_openapi::serde::Serialize;
+use k8s_openapi::serde::de::DeserializeOwned;
+use kube::Resource;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::json;
 
-use super::{
-    Cluster, Shared, algorithm, filter,
-    objects::{self, Component},
-    pod::{self, Exit, Pod},
-    provision, publish,
-};
+use crate::objects::{self, Step};
+use crate::workflow::Workflow;
+use crate::{Cluster, Shared, algorithm, configure, every, kubelet, publish};
 
-/// How often a Job is looked at. The real engine's interval is 5 s.
+/// Time between two looks at a Job. The real engine's is 5 s.
 pub(super) const POLL: Duration = Duration::from_millis(300);
 
-/// Why a job's thread died, which costs a slot for good.
-#[derive(Debug)]
-pub(super) struct Died(pub(super) String);
-
-impl fmt::Display for Died {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// A kind of object that the engine creates.
+pub(super) trait Object:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize
+{
 }
 
-/// The document of a job, read as trustingly as the real engine reads it.
-pub(super) struct Workflow(Value);
-
-impl Workflow {
-    fn at<'a>(&self, from: &'a Value, path: &[&str]) -> Result<&'a Value, Died> {
-        path.iter()
-            .try_fold(from, |value, key| value.get(key))
-            .ok_or_else(|| Died(format!("its workflow lacks {}", path.join("."))))
-    }
-
-    fn text(&self, from: &Value, path: &[&str]) -> Result<String, Died> {
-        match self.at(from, path)? {
-            Value::String(text) => Ok(text.clone()),
-            _ => Err(Died(format!("{} of its workflow is no text", path.join(".")))),
-        }
-    }
-
-    pub(super) fn label(&self) -> Result<String, Died> {
-        self.text(&self.0, &["metadata", "labels", "workflow"])
-    }
-
-    /// The workflow itself, as it was submitted and completed.
-    fn metadata(&self) -> Result<&Value, Died> {
-        self.at(&self.0, &["spec", "metadata"])
-    }
-
-    pub(super) fn stage(&self) -> Result<&Value, Died> {
-        self.at(self.metadata()?, &["stages"])?.get(0).ok_or_else(|| Died("its workflow has no stages".to_owned()))
-    }
-
-    fn container(&self) -> Result<&Value, Died> {
-        self.at(self.stage()?, &["algorithm", "container"])
-    }
-
-    pub(super) fn entrypoint(&self) -> Result<String, Died> {
-        self.text(self.container()?, &["entrypoint"])
-    }
-
-    pub(super) fn image(&self) -> Result<String, Died> {
-        let container = self.container()?;
-        let image = self.text(container, &["image"])?;
-        match container.get("checksum").and_then(Value::as_str) {
-            Some(checksum) if checksum.starts_with("sha256:") => Ok(format!("{image}@{checksum}")),
-            _ => Ok(format!("{image}:{}", self.text(container, &["tag"])?)),
-        }
-    }
-
-    /// The inputs with their DIDs, `did:op:` taken off.
-    pub(super) fn inputs(&self) -> Result<Vec<(String, &Value)>, Died> {
-        let inputs = self.at(self.stage()?, &["input"])?;
-        inputs
-            .as_array()
-            .ok_or_else(|| Died("the input of its workflow is no list".to_owned()))?
-            .iter()
-            .map(|input| Ok((self.text(input, &["id"])?.replace("did:op:", ""), input)))
-            .collect()
-    }
-
-    /// The environment that algorithms are promised, below that volume.
-    pub(super) fn environment(&self, volume: &str) -> Result<Vec<(&'static str, String)>, Died> {
-        let dids: Vec<String> = self.inputs()?.into_iter().map(|(did, _)| did).collect();
-        let transformation = self.text(self.stage()?, &["algorithm", "id"])?;
-        Ok(vec![
-            ("DIDS", Value::from(dids).to_string()),
-            ("TRANSFORMATION_DID", transformation.replace("did:op:", "")),
-            ("VOLUME", volume.to_owned()),
-            ("LOGS", format!("{volume}/logs")),
-            ("INPUTS", format!("{volume}/inputs")),
-            ("OUTPUTS", format!("{volume}/outputs")),
-            ("secret", self.text(&self.0, &["metadata", "secret"])?),
-        ])
-    }
+impl<K> Object for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize
+{
 }
 
-/// The directories of a job's two volumes. They go when the job's thread ends, however it ends.
-pub(super) struct Volume {
-    path: PathBuf,
+/// How a container ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// With exit code 0.
+    Done,
+    /// With another, or by a signal (128 and its number).
+    Failed(i32),
+    /// It was killed for the memory that it used.
+    OutOfMemory,
 }
+
+/// The directory of a job's volumes, removed when the job's task ends.
+pub(super) struct Volume(PathBuf);
 
 impl Volume {
-    fn make(work: &Path, id: &str) -> io::Result<Self> {
-        let path = work.join(id);
-        std::fs::create_dir_all(&path)?;
-        for directory in ["data", "adminlogs"] {
-            std::fs::create_dir_all(path.join(directory))?;
+    fn create(path: PathBuf) -> io::Result<Self> {
+        for directory in ["data/inputs", "data/logs", "data/outputs", "adminlogs"] {
+            fs::create_dir_all(path.join(directory))?;
         }
-        Ok(Self { path })
+        Ok(Self(path))
     }
 
     /// What the algorithm knows as VOLUME.
-    pub(super) fn data(&self) -> PathBuf {
-        self.path.join("data")
+    pub(super) fn data(&self, path: &str) -> PathBuf {
+        self.0.join("data").join(path)
     }
 
-    /// What the other steps log, out of the algorithm's sight.
-    pub(super) fn adminlogs(&self) -> PathBuf {
-        self.path.join("adminlogs")
+    /// The log of a step that the algorithm must not see.
+    pub(super) fn adminlog(&self, name: &str) -> PathBuf {
+        self.0.join("adminlogs").join(name)
     }
 }
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::warn!(%error, "could not remove a job's working directory");
         }
     }
 }
 
-/// One job on its way.
+/// A job that runs.
 pub(super) struct Chain<'a> {
     pub(super) shared: &'a Shared,
     pub(super) id: &'a str,
@@ -153,213 +84,166 @@ pub(super) struct Chain<'a> {
     pub(super) volume: Volume,
 }
 
-/// Runs the job of that id to its end, or for as long as one of its Jobs is neither done nor gone.
-pub(super) async fn run(shared: &Shared, id: &str) -> Result<(), Died> {
-    let books = &shared.books;
-    let died = |error: &dyn fmt::Display| Died(error.to_string());
-    let Some(text) = books.workflow(id).await.map_err(|error| died(&error))? else {
-        tracing::error!(job = id, "its workflow is empty");
+/// Runs the job of that id to its end, or for as long as one of its Jobs has neither succeeded nor been deleted.
+pub(super) async fn run(shared: &Shared, id: &str) -> anyhow::Result<()> {
+    let database = &shared.database;
+    let text = database.workflow(id).await?;
+    let Some(workflow) = text.map(|text| Workflow::parse(&text)).transpose()?.flatten() else {
+        tracing::error!(job = id, "its workflow is empty or not an object");
         return Ok(());
     };
-    if let Some(odd) = text.chars().find(|c| !in_latin9(*c)) {
-        // The server can't convert it for a client of that encoding.
-        return Err(Died(format!("its workflow holds {odd:?}, which LATIN9 lacks")));
-    }
-    let document: Value = serde_json::from_str(&text).map_err(|error| died(&error))?;
-    if !document.is_object() {
-        tracing::error!(job = id, "its workflow is no object");
-        return Ok(());
-    }
     // It becomes part of file names here.
-    if id.is_empty() || !id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
-        return Err(Died("its id makes no name".to_owned()));
-    }
-    if books.status(id).await.map_err(|error| died(&error))? > 10 {
-        tracing::error!(job = id, "somebody runs it already");
+    ensure!(!id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'), "its id is no name");
+    if database.status(id).await? > 10 {
+        tracing::error!(job = id, "it runs already");
         return Ok(());
     }
-    let chain = Chain {
-        shared,
-        id,
-        workflow: Workflow(document),
-        volume: Volume::make(&shared.options.directory.join("work"), id).map_err(|error| died(&error))?,
-    };
+    let volume = Volume::create(shared.options.directory.join("work").join(id)).context("its working directory")?;
+    let chain = Chain { shared, id, workflow, volume };
     chain.rest().await;
-    books.set_status(id, 20).await;
+    chain.set_status(20).await;
     chain.create_volumes().await?;
-    chain.rest().await;
 
-    let log = chain.volume.adminlogs().join("configure.log");
-    chain.step(Component::Configure, &log).await?;
-    chain.delete_job(Component::Configure).await;
-
-    let provisioned = books.status(id).await.map_err(|error| died(&error))? == 30;
+    chain.step(Step::Configure, &chain.volume.adminlog("configure.log")).await?;
+    let provisioned = database.status(id).await? == 30;
     if provisioned {
-        books.set_status(id, 40).await;
-        let log = chain.volume.data().join("logs/algorithm.log");
-        chain.step(Component::Algorithm, &log).await?;
+        chain.set_status(40).await;
+        chain.step(Step::Algorithm, &chain.volume.data("logs/algorithm.log")).await?;
     }
-    chain.delete_job(Component::Algorithm).await;
-
-    // As in the real engine, also where nothing was provisioned, which then only shows in that it ends with 50.
+    // As in the real engine, also where nothing was provisioned: such a job ends with 50.
     if shared.options.filter.is_some() {
-        books.set_status(id, 50).await;
-        let log = chain.volume.data().join("logs/filter.log");
-        chain.step(Component::Filter, &log).await?;
-        chain.delete_job(Component::Filter).await;
+        chain.set_status(50).await;
+        chain.step(Step::Filter, &chain.volume.data("logs/filter.log")).await?;
     }
     if provisioned {
-        books.set_status(id, 60).await;
-        chain.rest().await;
+        chain.set_status(60).await;
     }
-
-    let log = chain.volume.adminlogs().join("publish.log");
-    chain.step(Component::Publish, &log).await?;
-    chain.delete_job(Component::Publish).await;
-
+    chain.step(Step::Publish, &chain.volume.adminlog("publish.log")).await?;
     if provisioned {
-        books.set_status(id, 70).await;
+        chain.set_status(70).await;
     }
-    books.set_finished(id).await;
+    database.set_finished(id).await;
     chain.delete_volumes().await;
-    tracing::info!(job = id, "finished");
     Ok(())
 }
 
 impl Chain<'_> {
-    fn api<K>(&self) -> Api<K>
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
-        K::DynamicType: Default,
-    {
+    pub(super) fn api<K: Object>(&self) -> Api<K> {
         Api::namespaced(self.shared.client.clone(), &self.shared.options.namespace)
     }
 
-    pub(super) async fn rest(&self) {
+    async fn rest(&self) {
         tokio::time::sleep(self.shared.options.pace).await;
     }
 
-    /// ConfigMap and claims. Like the real engine, it goes on if the cluster refuses them.
-    async fn create_volumes(&self) -> Result<(), Died> {
-        let map = objects::config_map(self.id, self.workflow.metadata()?)?;
-        let created = self.api::<ConfigMap>().create(&PostParams::default(), &map).await;
-        self.note("ConfigMap", created.err());
-        self.workflow.at(self.workflow.stage()?, &["compute"])?;
+    pub(super) async fn set_status(&self, status: i32) {
+        tracing::info!(job = self.id, status);
+        self.shared.database.set_status(self.id, status).await;
+        self.rest().await;
+    }
+
+    /// Creates ConfigMap and claims. Like the real engine, it goes on if the cluster refuses them.
+    async fn create_volumes(&self) -> anyhow::Result<()> {
+        self.create(&objects::config_map(self.id, &self.workflow)?).await;
         for name in ["data", "adminlogs"] {
-            let claim = objects::claim(&format!("{}-{name}", self.id), "1Gi")?;
-            let created = self.api::<PersistentVolumeClaim>().create(&PostParams::default(), &claim).await;
-            self.note("PersistentVolumeClaim", created.err());
+            self.create(&objects::claim(&format!("{}-{name}", self.id))?).await;
         }
         Ok(())
     }
 
     async fn delete_volumes(&self) {
-        let claims = self.api::<PersistentVolumeClaim>();
         for name in ["adminlogs", "data"] {
-            let name = format!("{}-{name}", self.id);
-            self.note("PersistentVolumeClaim", claims.delete(&name, &foreground()).await.err());
-            if self.shared.options.cluster == Cluster::Bare {
-                pod::drop_finalizers(&claims, &name).await;
-            }
+            self.delete::<PersistentVolumeClaim>(&format!("{}-{name}", self.id)).await;
         }
-        let maps = self.api::<ConfigMap>();
-        self.note("ConfigMap", maps.delete(self.id, &foreground()).await.err());
-        if self.shared.options.cluster == Cluster::Bare {
-            pod::drop_finalizers(&maps, self.id).await;
-        }
+        self.delete::<ConfigMap>(self.id).await;
     }
 
-    async fn delete_job(&self, component: Component) {
-        let jobs = self.api::<Job>();
-        let name = component.job_name(self.id);
-        self.note("Job", jobs.delete(&name, &foreground()).await.err());
-        if self.shared.options.cluster == Cluster::Bare {
-            pod::collect(self, component).await;
-        }
+    async fn create(&self, object: &impl Object) {
+        self.note(self.api().create(&PostParams::default(), object).await.err());
     }
 
-    fn note(&self, kind: &str, error: Option<kube::Error>) {
+    async fn delete<K: Object>(&self, name: &str) {
+        let how = match self.shared.options.cluster {
+            Cluster::Embedded => DeleteParams::foreground().grace_period(0),
+            // Nothing depends on what is there, and an API server alone would never finish a foreground deletion.
+            Cluster::External => DeleteParams::background(),
+        };
+        self.note(self.api::<K>().delete(name, &how).await.err());
+    }
+
+    /// Logs an error, unless the object was created or deleted a moment ago.
+    pub(super) fn note(&self, error: Option<kube::Error>) {
         match error {
-            None => {}
             Some(kube::Error::Api(status)) if status.is_not_found() || status.is_already_exists() => {}
-            Some(error) => tracing::warn!(job = self.id, kind, %error, "the cluster refused"),
+            Some(error) => tracing::warn!(job = self.id, %error, "the cluster refused"),
+            None => {}
         }
     }
 
-    /// One step: makes its Job, lets its pod do the work, and looks at the Job until it is done or gone.
-    async fn step(&self, component: Component, log: &Path) -> Result<(), Died> {
-        let options = &self.shared.options;
-        let suspended = options.cluster == Cluster::Foreign;
-        let job = objects::job(self.id, component, &self.workflow, suspended)?;
-        let jobs = self.api::<Job>();
-        let created = jobs.create(&PostParams::default(), &job).await;
-        self.note("Job", created.err());
+    /// One step: creates its Job, runs its container, and polls the Job until it has succeeded or is gone. Deletes it.
+    async fn step(&self, step: Step, log: &Path) -> anyhow::Result<()> {
+        let external = self.shared.options.cluster == Cluster::External;
+        let name = step.job_name(self.id);
+        self.create(&objects::job(self.id, step, &self.workflow, external)?).await;
 
-        let pod = Pod { chain: self, component, log };
-        let mut pod = pin!(pod.play());
-        let mut exit = None;
-        let mut tick = tokio::time::interval(POLL);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Whether the container's own end counts: a suspended Job never succeeds.
+        let mut container = pin!(async {
+            if external {
+                return self.work(step, log).await == Exit::Done;
+            }
+            kubelet::run(self, step, log).await;
+            false
+        });
+        let mut ended = false;
+        let mut tick = every(POLL);
         let started = Instant::now();
         loop {
             tokio::select! {
-                done = &mut pod, if exit.is_none() => {
-                    exit = Some(done);
-                    // A suspended Job never becomes done by itself: here the work's own word counts.
-                    if suspended && matches!(exit, Some(Exit::Done)) {
-                        return Ok(());
+                done = &mut container, if !ended => {
+                    ended = true;
+                    if done {
+                        break;
                     }
                 }
                 _ = tick.tick() => {
-                    match jobs.get(&component.job_name(self.id)).await {
-                        Ok(job) if job.status.as_ref().and_then(|status| status.succeeded).unwrap_or(0) > 0 => return Ok(()),
-                        Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(()),
+                    match self.api::<Job>().get(&name).await {
+                        Ok(job) if job.status.as_ref().is_some_and(|status| status.succeeded > Some(0)) => break,
+                        Ok(job) if external && job.metadata.deletion_timestamp.is_some() => {
+                            // An API server alone has no controller that would do this.
+                            let finalizers = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+                            self.note(self.api::<Job>().patch(&name, &PatchParams::default(), &finalizers).await.err());
+                            break;
+                        }
+                        Err(kube::Error::Api(status)) if status.is_not_found() => break,
                         _ => {}
                     }
-                    if component == Component::Algorithm && self.should_stop(started).await {
-                        self.delete_job(component).await;
-                        return Ok(());
+                    if step == Step::Algorithm && self.should_stop(started).await {
+                        break;
                     }
                 }
             }
         }
+        self.delete::<Job>(&name).await;
+        Ok(())
     }
 
-    /// What the container of a step does. Dropping it ends its processes.
-    pub(super) async fn work(&self, component: Component, log: &Path) -> Exit {
-        match component {
-            Component::Configure => provision::run(self, log).await,
-            Component::Algorithm => algorithm::run(self, log).await,
-            Component::Filter => filter::run(self, log).await,
-            Component::Publish => publish::run(self, log).await,
+    /// What the container of a step does. Dropping it kills its processes.
+    pub(super) async fn work(&self, step: Step, log: &Path) -> Exit {
+        match step {
+            Step::Configure => configure::run(self, log).await,
+            Step::Algorithm => algorithm::run(self, log).await,
+            Step::Filter => algorithm::filter(self, log).await,
+            Step::Publish => publish::run(self, log).await,
         }
     }
 
-    /// Whether the algorithm has had its time, or a stop was asked for.
+    /// Whether the algorithm has reached its time limit, or a stop is requested.
     async fn should_stop(&self, started: Instant) -> bool {
-        let options = &self.shared.options;
-        if started.elapsed().as_secs() > options.max_job_duration.as_secs() {
-            tracing::info!(job = self.id, "the algorithm takes too long");
-            self.shared.books.set_timed_out(self.id).await;
+        if started.elapsed().as_secs() > self.shared.options.max_job_duration.as_secs() {
+            tracing::info!(job = self.id, "the algorithm has reached its time limit");
+            self.shared.database.set_timed_out(self.id).await;
             return true;
         }
-        if self.shared.books.stop_requested(self.id).await {
-            tracing::info!(job = self.id, "a stop was asked for");
-            return true;
-        }
-        false
-    }
-}
-
-fn foreground() -> DeleteParams {
-    DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::foreground() }
-}
-
-/// Whether ISO 8859-15 has the character: Latin-1 with eight places changed.
-fn in_latin9(c: char) -> bool {
-    match c {
-        '¤' | '¦' | '¨' | '´' | '¸' | '¼' | '½' | '¾' => false,
-        'Š' | 'š' | 'Ž' | 'ž' | 'Œ' | 'œ' | 'Ÿ' | '€' => true,
-        c => u32::from(c) < 256,
+        self.shared.database.stop_requested(self.id).await
     }
 }

@@ -1,31 +1,26 @@
-//! The objects that the engine makes in the cluster: their names, labels and content are the real one's.
+//! The Kubernetes objects that the engine creates, named and labelled as the real one's (docs/contract/engine.md,
+//! "Objects of a job").
 
-use fake_kubernetes::quantity;
-use k8s_openapi::{
-    api::{
-        batch::v1::Job,
-        core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
-    },
-    serde::de::DeserializeOwned,
-};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
 use serde_json::{Value, json};
 
-use super::{
-    chain::{Died, Workflow},
-    pod::CONTAINER,
-};
+use crate::workflow::Workflow;
+
+/// The only container of each pod.
+pub(super) const CONTAINER: &str = "workflow-executor";
 
 /// A step of the chain, which is a Job of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Component {
+pub(super) enum Step {
     Configure,
     Algorithm,
     Filter,
     Publish,
 }
 
-impl Component {
-    pub(super) fn as_str(self) -> &'static str {
+impl Step {
+    fn name(self) -> &'static str {
         match self {
             Self::Configure => "configure",
             Self::Algorithm => "algorithm",
@@ -35,101 +30,55 @@ impl Component {
     }
 
     pub(super) fn job_name(self, id: &str) -> String {
-        format!("{id}-{}-job", self.as_str())
+        format!("{id}-{}-job", self.name())
     }
 
+    /// The label selector of its pods.
     pub(super) fn selector(self, id: &str) -> String {
-        format!("workflow={id},component={}", self.as_str())
+        format!("workflow={id},component={}", self.name())
     }
 }
 
-fn object<K: DeserializeOwned>(value: Value) -> Result<K, Died> {
-    serde_json::from_value(value).map_err(|error| Died(format!("its object makes no sense: {error}")))
+/// Holds the workflow twice, for the pods that mount it.
+pub(super) fn config_map(id: &str, workflow: &Workflow) -> anyhow::Result<ConfigMap> {
+    let workflow = workflow.metadata()?;
+    let yaml = serde_yaml_ng::to_string(workflow)?;
+    let data = json!({"workflow.yaml": yaml, "workflow.json": workflow.to_string()});
+    Ok(serde_json::from_value(json!({"metadata": {"name": id}, "data": data}))?)
 }
 
-/// Holds the workflow twice, for whoever mounts it.
-pub(super) fn config_map(id: &str, workflow: &Value) -> Result<ConfigMap, Died> {
-    let yaml = serde_yaml_ng::to_string(workflow).map_err(|error| Died(error.to_string()))?;
-    object(json!({
-        "metadata": {"name": id},
-        "data": {"workflow.yaml": yaml, "workflow.json": workflow.to_string()},
-    }))
-}
-
-pub(super) fn claim(name: &str, size: &str) -> Result<PersistentVolumeClaim, Died> {
-    object(json!({
+pub(super) fn claim(name: &str) -> anyhow::Result<PersistentVolumeClaim> {
+    Ok(serde_json::from_value(json!({
         "metadata": {"name": name},
         "spec": {
             "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": size}},
+            "resources": {"requests": {"storage": "1Gi"}},
             "storageClassName": "gp2",
         },
-    }))
+    }))?)
 }
 
-/// What the algorithm asks for and may use: what its stage says. The real engine, since 2021, writes what its
-/// environment announces over that; here the announced amounts only fill in, so that one job alone can have too little,
-/// or ask for too much.
-fn resources(workflow: &Workflow) -> Result<Value, Died> {
-    let said = &workflow.stage()?["compute"]["resources"];
-    let amount = |name: &str, announced: &str| match &said[name] {
-        Value::String(text) if !text.is_empty() => text.clone(),
-        Value::Number(number) => number.to_string(),
-        _ => announced.to_owned(),
+/// A step's Job. Like the real ones it leaves backoffLimit to the cluster, whose default is 6. The pods of the real
+/// configure and publish steps also get the database's password and the engine's key: not here.
+pub(super) fn job(id: &str, step: Step, workflow: &Workflow, suspend: bool) -> anyhow::Result<Job> {
+    let environment = || -> anyhow::Result<Value> {
+        let variables = workflow.environment("/data")?.into_iter();
+        Ok(variables.map(|(name, value)| json!({"name": name, "value": value})).collect())
     };
-    Ok(json!({
-        "requests": {"memory": amount("requests_memory", "1Gi"), "cpu": amount("requests_cpu", "1")},
-        "limits": {"memory": amount("limits_memory", "1Gi"), "cpu": amount("limits_cpu", "1")},
-    }))
-}
-
-/// The algorithm's memory limit in bytes, if there is one.
-pub(super) fn memory_limit(workflow: &Workflow) -> Option<u64> {
-    let resources = resources(workflow).ok()?;
-    let bytes = quantity::parse(resources["limits"]["memory"].as_str()?)?;
-    (bytes > 0.0).then_some(bytes as u64)
-}
-
-/// Why a machine with so many cores and so much memory (bytes) can't take the pod, in the scheduler's words; nothing if
-/// it can.
-pub(super) fn insufficient(pod: &Pod, cores: f64, memory: f64) -> Option<String> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let requests: Vec<_> = containers.filter_map(|container| container.resources.as_ref()?.requests.as_ref()).collect();
-    let short = |name: &str, there: f64| {
-        let asked: f64 = requests.iter().filter_map(|requests| quantity::parse(&requests.get(name)?.0)).sum();
-        (asked > there).then(|| format!("1 Insufficient {name}"))
-    };
-    let reasons: Vec<String> = short("cpu", cores).into_iter().chain(short("memory", memory)).collect();
-    (!reasons.is_empty()).then(|| format!("0/1 nodes are available: {}.", reasons.join(", ")))
-}
-
-/// The environment as a container's.
-fn environment(workflow: &Workflow) -> Result<Value, Died> {
-    let variables = workflow.environment("/data")?.into_iter();
-    Ok(variables.map(|(name, value)| json!({"name": name, "value": value})).collect())
-}
-
-/// A step's Job. As the real ones, it leaves backoffLimit to the cluster, which is 6. The pods of the real configure
-/// and publish steps also get the database's password and the engine's key: not here.
-pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: bool) -> Result<Job, Died> {
-    let labels = json!({
-        "app": id,
-        "workflow": workflow.label()?,
-        "component": component.as_str(),
-    });
-    let pod_labels = json!({"workflow": workflow.label()?, "component": component.as_str()});
     let mut container = json!({
         "name": CONTAINER,
         "imagePullPolicy": "Always",
         "securityContext": {"allowPrivilegeEscalation": false},
     });
-    match component {
-        Component::Configure | Component::Publish => {
-            let pod = match component {
-                Component::Configure => "oceanprotocol/pod-configuration:latest",
-                _ => "oceanprotocol/pod-publishing:latest",
-            };
-            container["image"] = pod.into();
+    let mut mounts = vec![json!({"mountPath": "/data/", "name": "data"})];
+    let mut volumes = vec![
+        json!({"name": "data", "persistentVolumeClaim": {"claimName": format!("{id}-data")}}),
+        json!({"name": "workflow", "configMap": {"defaultMode": 420, "name": id}}),
+    ];
+    match step {
+        Step::Configure | Step::Publish => {
+            let image = if step == Step::Configure { "pod-configuration" } else { "pod-publishing" };
+            container["image"] = format!("oceanprotocol/{image}:latest").into();
             container["command"] = json!(["sh", "-c", "node src/index.js"]);
             container["env"] = json!([
                 {"name": "INPUTS", "value": "/data/inputs"},
@@ -138,46 +87,43 @@ pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: 
                 {"name": "WORKFLOW", "value": "/workflow.json"},
                 {"name": "WORKFLOWID", "value": id},
             ]);
+            // Out of sight of the algorithm and the filter.
+            mounts.push(json!({"mountPath": "/data/adminlogs", "name": "adminlogs"}));
+            let claim = json!({"claimName": format!("{id}-adminlogs")});
+            volumes.push(json!({"name": "adminlogs", "persistentVolumeClaim": claim}));
         }
-        Component::Algorithm => {
-            let entrypoint = workflow.entrypoint()?.replace("$ALGO", "/data/transformations/algorithm");
+        Step::Algorithm => {
+            let command = workflow.entrypoint("/data/transformations/algorithm")?;
+            let command =
+                format!("mkdir -p $VOLUME/outputs $VOLUME/logs; {command} 2>&1 | tee $VOLUME/logs/algorithm.log");
             container["image"] = workflow.image()?.into();
-            container["command"] = json!([
-                "sh",
-                "-c",
-                format!("mkdir -p $VOLUME/outputs $VOLUME/logs; {entrypoint} 2>&1 | tee $VOLUME/logs/algorithm.log"),
-            ]);
-            container["env"] = environment(workflow)?;
-            container["resources"] = resources(workflow)?;
+            container["command"] = json!(["sh", "-c", command]);
+            container["env"] = environment()?;
+            let resource = |name, announced| workflow.resource(name, announced);
+            container["resources"] = json!({
+                "requests": {"memory": resource("requests_memory", "1Gi")?, "cpu": resource("requests_cpu", "1")?},
+                "limits": {"memory": resource("limits_memory", "1Gi")?, "cpu": resource("limits_cpu", "1")?},
+            });
         }
-        Component::Filter => {
+        Step::Filter => {
             container["image"] = "example/filter:latest".into();
-            container["env"] = environment(workflow)?;
+            container["env"] = environment()?;
         }
-    }
-    let mut mounts = vec![json!({"mountPath": "/data/", "name": "data"})];
-    let mut volumes = vec![
-        json!({"name": "data", "persistentVolumeClaim": {"claimName": format!("{id}-data")}}),
-        json!({"name": "workflow", "configMap": {"defaultMode": 420, "name": id}}),
-    ];
-    // Algorithm and filter are not to see what the others write about them.
-    if matches!(component, Component::Configure | Component::Publish) {
-        mounts.push(json!({"mountPath": "/data/adminlogs", "name": "adminlogs"}));
-        volumes.push(json!({
-            "name": "adminlogs",
-            "persistentVolumeClaim": {"claimName": format!("{id}-adminlogs")},
-        }));
     }
     for name in ["workflow.yaml", "workflow.json"] {
         mounts.push(json!({"mountPath": format!("/{name}"), "name": "workflow", "subPath": name}));
     }
     container["volumeMounts"] = mounts.into();
-    object(json!({
-        "metadata": {"name": component.job_name(id), "labels": labels},
+    let (label, component) = (workflow.label()?, step.name());
+    Ok(serde_json::from_value(json!({
+        "metadata": {
+            "name": step.job_name(id),
+            "labels": {"app": id, "workflow": label, "component": component},
+        },
         "spec": {
             "suspend": suspend,
             "template": {
-                "metadata": {"labels": pod_labels},
+                "metadata": {"labels": {"workflow": label, "component": component}},
                 "spec": {
                     "containers": [container],
                     "volumes": volumes,
@@ -186,31 +132,23 @@ pub(super) fn job(id: &str, component: Component, workflow: &Workflow, suspend: 
                 },
             },
         },
-    }))
+    }))?)
 }
 
-/// The pod that a Job controller would make for the Job.
-pub(super) fn pod_of(job: &Job) -> Result<Pod, Died> {
-    let template = serde_json::to_value(&job.spec).map_err(|error| Died(error.to_string()))?;
-    let metadata = &job.metadata;
-    let name = metadata.name.clone().unwrap_or_default();
-    let mut labels = template["template"]["metadata"]["labels"].clone();
-    for label in ["job-name", "batch.kubernetes.io/job-name"] {
-        labels[label] = name.as_str().into();
-    }
-    object(json!({
-        "metadata": {
-            "generateName": format!("{name}-"),
-            "labels": labels,
-            "ownerReferences": [{
-                "apiVersion": "batch/v1",
-                "kind": "Job",
-                "name": name,
-                "uid": metadata.uid,
-                "controller": true,
-                "blockOwnerDeletion": true,
-            }],
-        },
-        "spec": template["template"]["spec"],
-    }))
+/// A Kubernetes quantity as a plain number (cores, bytes); `None` if the text is not one.
+pub(super) fn quantity(text: &str) -> Option<f64> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let suffix = &text[number.len()..];
+    let (prefix, base) = suffix.strip_suffix('i').map_or((suffix, 1000.0), |prefix| (prefix, 1024_f64));
+    let power = match prefix {
+        "m" => -1,
+        "" => 0,
+        "k" | "K" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        "P" => 5,
+        _ => return None,
+    };
+    Some(number.parse::<f64>().ok()? * base.powi(power))
 }

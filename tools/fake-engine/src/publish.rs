@@ -1,26 +1,22 @@
-//! The publish step: puts outputs and logs where they can be fetched, and writes their list to the books.
+//! The publish step: moves outputs and logs to where they can be fetched, and writes their list to the database.
 
-use std::{
-    fs, io,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::fs;
+use std::io;
+use std::io::Write;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{chain::Chain, pod::Exit};
+use crate::chain::{Chain, Exit};
 use crate::process;
 
 /// The step's work.
 pub(super) async fn run(chain: &Chain<'_>, log: &Path) -> Exit {
     match publish(chain, log) {
-        Ok(outputs) => match chain.shared.books.set_outputs(chain.id, &outputs).await {
-            Ok(()) => Exit::Done,
-            Err(error) => {
-                tracing::error!(job = chain.id, %error, "could not write the list of outputs");
-                Exit::Failed(1)
-            }
-        },
+        Ok(outputs) => {
+            chain.shared.database.set_outputs(chain.id, &outputs).await;
+            Exit::Done
+        }
         Err(error) => {
             tracing::error!(job = chain.id, %error, "could not publish");
             Exit::Failed(1)
@@ -29,95 +25,57 @@ pub(super) async fn run(chain: &Chain<'_>, log: &Path) -> Exit {
 }
 
 fn publish(chain: &Chain<'_>, log: &Path) -> io::Result<Value> {
-    let outputs = chain.volume.data().join("outputs");
-    let mut files: Vec<(PathBuf, String, &str)> =
-        regular_files(&outputs)?.into_iter().map(|name| (outputs.join(&name), name, "output")).collect();
+    let outputs = chain.volume.data("outputs");
+    let mut names = Vec::new();
+    list_files(&outputs, "", &mut names)?;
+    names.sort();
     let mut say = process::open_log(log)?;
-    writeln!(say, "{} outputs", files.len())?;
-    for (_, name, _) in &files {
-        writeln!(say, "output {name}")?;
-    }
+    writeln!(say, "{} outputs: {names:?}", names.len())?;
 
-    let adminlogs = chain.volume.adminlogs();
-    for (path, kind) in [
-        (chain.volume.data().join("logs/algorithm.log"), "algorithmLog"),
-        (adminlogs.join("configure.log"), "configrationLog"),
-        (chain.volume.data().join("logs/filter.log"), "filteringLog"),
-        (adminlogs.join("publish.log"), "publishLog"),
-    ] {
-        // An algorithm may have put something else in its log's place.
-        let Some(name) = path.file_name().filter(|_| is_regular(&path)) else {
-            continue;
-        };
-        let name = name.to_string_lossy().into_owned();
-        files.push((path, name, kind));
-    }
+    let outputs = names.into_iter().map(|name| (outputs.join(&name), name, "output"));
+    let logs = [
+        (chain.volume.data("logs/algorithm.log"), "algorithm.log", "algorithmLog"),
+        (chain.volume.adminlog("configure.log"), "configure.log", "configrationLog"),
+        (chain.volume.data("logs/filter.log"), "filter.log", "filteringLog"),
+        (chain.volume.adminlog("publish.log"), "publish.log", "publishLog"),
+    ];
+    // An algorithm may have put something else in place of its log.
+    let logs = logs.into_iter().filter(|(path, ..)| fs::symlink_metadata(path).is_ok_and(|found| found.is_file()));
+    let files = outputs.chain(logs.map(|(path, name, kind)| (path, name.to_owned(), kind)));
 
-    let (shelf, url) = chain.shared.files.shelf()?;
+    let (directory, url) = chain.shared.files.create()?;
     let mut list = Vec::new();
-    for (index, (path, name, kind)) in files.iter().enumerate() {
-        // A folder per file: an output may have the name of a log.
-        let target = shelf.join(index.to_string()).join(name);
-        if let Some(folder) = target.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        // The cluster still reads the log of the step that is under way.
-        if *kind == "publishLog" {
-            fs::copy(path, &target)?;
-        } else {
-            fs::rename(path, &target)?;
-        }
-        list.push(json!({
-            "filename": name,
-            "filesize": fs::metadata(&target)?.len(),
-            "type": kind,
-            "url": format!("{url}{index}/{}", encode(name)),
-        }));
+    for (index, (path, name, kind)) in files.enumerate() {
+        // A directory per file: an output may have the name of a log.
+        let target = directory.join(index.to_string()).join(&name);
+        fs::create_dir_all(target.parent().unwrap_or(&directory))?;
+        // Copied, not moved: the pod's log is still read from these.
+        let size = fs::copy(path, &target)?;
+        let url = format!("{url}{index}/{}", encode(&name));
+        list.push(json!({"filename": name, "filesize": size, "type": kind, "url": url}));
     }
     Ok(list.into())
 }
 
-fn is_regular(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
-}
-
-/// The names of all regular files below a folder, with their folders, sorted. Links are left out: they could
-/// name any file of this machine.
-fn regular_files(folder: &Path) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(next) = folders.pop() {
-        let entries = match fs::read_dir(&next) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else if kind.is_file()
-                && let Ok(name) = entry.path().strip_prefix(folder)
-                && let Some(name) = name.to_str()
-            {
-                names.push(name.to_owned());
-            }
+/// Collects the paths of all regular files below a directory. Links are left out: they could name any file of this
+/// machine.
+fn list_files(directory: &Path, prefix: &str, names: &mut Vec<String>) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let name = format!("{prefix}{name}");
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            list_files(&entry.path(), &format!("{name}/"), names)?;
+        } else if kind.is_file() {
+            names.push(name);
         }
     }
-    names.sort();
-    Ok(names)
+    Ok(())
 }
 
-/// A path as part of a URL.
+/// Percent-encodes a path for a URL.
 fn encode(path: &str) -> String {
-    use std::fmt::Write as _;
-    let mut encoded = String::new();
-    for byte in path.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    path.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }

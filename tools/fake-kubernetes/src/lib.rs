@@ -18,7 +18,6 @@ mod journal;
 mod labels;
 mod logs;
 mod objects;
-pub mod quantity;
 mod resources;
 mod status;
 mod store;
