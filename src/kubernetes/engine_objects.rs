@@ -10,8 +10,8 @@ use kube::api::{DeleteParams, ListParams};
 
 use super::client::{all_pages, delete, unchanged};
 use super::steps;
-use super::{Cluster, ClusterError, Component, Deletion, Step};
-use crate::domain::{JobId, Namespace};
+use super::{Cluster, ClusterError, Deletion, Step};
+use crate::domain::{Component, JobId, Namespace};
 use crate::telemetry::waiting_for_cluster;
 
 /// Selects the engine's Jobs and their pods.

@@ -9,8 +9,8 @@ use kube::api::{ListParams, LogParams};
 use kube::{Api, ResourceExt};
 
 use super::client::{LIST_PAGE_SIZE, within};
-use super::{Cluster, ClusterError, Component};
-use crate::domain::{JobId, Namespace};
+use super::{Cluster, ClusterError};
+use crate::domain::{Component, JobId, Namespace};
 
 /// How long reading a log may take.
 const LOG_LIMIT: Duration = Duration::from_secs(20);

@@ -5,9 +5,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::Component;
 use super::pods::{Problem, Recovery, age, how_it_failed, pod_problem};
-use crate::domain::JobId;
+use crate::domain::{Component, JobId};
 
 /// A step of a job as the cluster shows it.
 #[derive(Debug, Clone, PartialEq)]
