@@ -26,7 +26,7 @@ pub enum StorageError {
     #[error("its location is not an http or https URL")]
     Location,
     /// The URL, or one that it redirects to, has an address that is not public.
-    #[error("it lies at an address that this service does not fetch from (see RESULT_HOSTS_ALLOWED)")]
+    #[error("it is at an address that this service does not fetch from (see RESULT_HOSTS_ALLOWED)")]
     Forbidden,
     /// The origin redirects more than five times.
     #[error("its origin redirects too often")]
@@ -38,7 +38,7 @@ pub enum StorageError {
     #[error("its origin cannot be reached")]
     Unreachable(#[source] reqwest::Error),
     /// The process has no credentials to read or delete the object with.
-    #[error("it lies in one of OUTPUT_BUCKETS, and this service cannot sign a request for it")]
+    #[error("it is in one of OUTPUT_BUCKETS, and this service cannot sign a request for it")]
     Aws(#[from] AwsError),
     /// The origin answered with an error.
     #[error("its origin answered with status {}", .0.as_u16())]

@@ -83,7 +83,7 @@ async fn managed_and_rotated_secrets() {
 
     // The message names the variable and contains nothing secret.
     let env = moto.and(Env::default());
-    for (secret, told) in [
+    for (secret, reported) in [
         (moto.secret(&json!({ "username": "operator_test", "password": "first" })).await, "POSTGRES_HOST"),
         (moto.secret(&json!("topsecret")).await, "POSTGRES_SECRET_ARN"),
         ("nowhere".to_owned(), "POSTGRES_SECRET_ARN"),
@@ -91,7 +91,7 @@ async fn managed_and_rotated_secrets() {
         let service = Service::start(&env.clone().with("POSTGRES_SECRET_ARN", secret)).await;
         let (status, text) = environments(&service).await;
         assert_eq!(status, 503, "{text}");
-        assert!(text.contains(told), "{text}");
+        assert!(text.contains(reported), "{text}");
         assert!(!service.process.output().contains("topsecret") && !service.process.output().contains("first"));
     }
 }
@@ -212,7 +212,7 @@ async fn the_servers_certificate_is_verified_and_required_in_a_function() {
 #[tokio::test]
 async fn variables_that_exclude_each_other_are_reported_at_the_start() {
     let env = Env::of([("POSTGRES_HOST", "db"), ("POSTGRES_DB", "d"), ("POSTGRES_USER", "u")]);
-    for (variables, told) in [
+    for (variables, reported) in [
         (&[("POSTGRES_PASSWORD", "p"), ("POSTGRES_IAM_AUTH", "1")][..], "POSTGRES_IAM_AUTH"),
         (&[("POSTGRES_IAM_AUTH", "1"), ("POSTGRES_SSLMODE", "prefer")][..], "POSTGRES_SSLMODE"),
         (&[("EKS_CLUSTER_CA", "xyz")][..], "EKS_CLUSTER_NAME"),
@@ -221,7 +221,7 @@ async fn variables_that_exclude_each_other_are_reported_at_the_start() {
     ] {
         let output = run(&["serve"], &env.clone().and(variables)).await;
         assert!(!output.status.success());
-        assert!(stderr(&output).contains(told), "{told}: {}", stderr(&output));
+        assert!(stderr(&output).contains(reported), "{reported}: {}", stderr(&output));
     }
     assert!(Path::new(OPERATOR_SERVICE).is_file());
 }
