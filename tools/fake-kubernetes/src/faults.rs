@@ -8,10 +8,13 @@ use tokio::sync::watch;
 
 use crate::http::Request;
 
+/// A field of a request.
+type Field = fn(&Request) -> &String;
+
 /// The requests that a fault applies to. [`Match::any`] matches all; each further condition excludes some.
 #[derive(Clone, Debug, Default)]
 pub struct Match {
-    conditions: Vec<(fn(&Request) -> &String, String)>,
+    conditions: Vec<(Field, String)>,
     times: Option<usize>,
 }
 
@@ -59,7 +62,7 @@ impl Match {
         self
     }
 
-    fn only(mut self, field: fn(&Request) -> &String, value: &str) -> Self {
+    fn only(mut self, field: Field, value: &str) -> Self {
         self.conditions.push((field, value.to_owned()));
         self
     }

@@ -172,15 +172,8 @@ impl EmbeddedCluster {
              - name: embedded\n\
              \x20 cluster:\n\
              \x20   server: {}\n\
-             users:\n\
-             - name: embedded\n\
-             \x20 user: {{}}\n\
-             contexts:\n\
-             - name: embedded\n\
-             \x20 context:\n\
-             \x20   cluster: embedded\n\
-             \x20   user: embedded\n\
-             \x20   namespace: default\n\
+             users: [{{ name: embedded, user: {{}} }}]\n\
+             contexts: [{{ name: embedded, context: {{ cluster: embedded, user: embedded, namespace: default }} }}]\n\
              current-context: embedded\n",
             self.url()
         )

@@ -8,14 +8,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::http::{Method, Request, StatusCode};
+use axum::http::{Method, Request};
 use fake_kubernetes::{Authenticate, Authentication, EmbeddedCluster, Match, Options, User};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod};
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
 };
-use kube::core::{NamespaceResourceScope, Status};
+use kube::core::{GroupVersionKind, NamespaceResourceScope, Status};
 use kube::{Api, Client, Config, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -90,14 +90,10 @@ fn definition() -> Value {
         "kind": "CustomResourceDefinition",
         "metadata": { "name": "workflows.example.com" },
         "spec": {
-            "group": "example.com",
-            "scope": "Namespaced",
+            "group": "example.com", "scope": "Namespaced",
             "names": { "plural": "workflows", "kind": "WorkFlow", "shortNames": ["wf"] },
             "versions": [{
-                "name": "v1alpha",
-                "served": true,
-                "storage": true,
-                "subresources": { "status": {} },
+                "name": "v1alpha", "served": true, "storage": true, "subresources": { "status": {} },
                 "additionalPrinterColumns": [
                     { "name": "Status", "type": "string", "jsonPath": ".status.text" },
                     { "name": "Owner", "type": "string", "jsonPath": ".spec.owner", "priority": 1 },
@@ -112,13 +108,8 @@ fn definition() -> Value {
 async fn workflow(client: &Client, name: &str) -> Api<DynamicObject> {
     let defined = raw(client, Method::POST, DEFINITIONS, &definition().to_string(), &[]).await.1;
     assert_eq!(defined["status"]["conditions"][0]["type"], "Established");
-    let resource = ApiResource {
-        group: "example.com".to_owned(),
-        version: "v1alpha".to_owned(),
-        api_version: "example.com/v1alpha".to_owned(),
-        kind: "WorkFlow".to_owned(),
-        plural: "workflows".to_owned(),
-    };
+    let kind = GroupVersionKind::gvk("example.com", "v1alpha", "WorkFlow");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "workflows");
     let object = json!({
         "apiVersion": "example.com/v1alpha", "kind": "WorkFlow", "metadata": { "name": name },
         "spec": { "owner": "0xabc", "kept": { "unknown": [1] } }, "status": { "text": "not written by a create" },
@@ -539,12 +530,8 @@ async fn faults_come_on_request() {
     maps.get("a").await.expect("once only");
 
     faults.throttle(get.clone().times(1), Duration::from_secs(7));
-    let request = Request::get(format!("{}{MAPS}/a", cluster.url())).body(()).unwrap();
-    let answer = reqwest::Client::new().get(request.uri().to_string()).send().await.unwrap();
-    assert_eq!(
-        (answer.status(), answer.headers()["retry-after"].to_str().unwrap()),
-        (StatusCode::TOO_MANY_REQUESTS, "7")
-    );
+    let answer = reqwest::Client::new().get(format!("{}{MAPS}/a", cluster.url())).send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.headers()["retry-after"].to_str().unwrap()), (429, "7"));
 
     let begun = Instant::now();
     faults.delay(get.clone(), Duration::from_millis(200));
