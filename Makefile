@@ -15,9 +15,9 @@ run: ## Start everything and keep it running until Ctrl-C
 	cargo build --workspace --bin devstack --bin operator-service
 	@$(TARGET)/debug/devstack run
 
-test: ## Install what the tests need and run all of them
+test: ## Install what the tests need and run them all; ARGS are handed to cargo test
 	@scripts/install-tools test
-	@scripts/test
+	@scripts/test $(ARGS)
 
 lint: ## Check formatting and lints
 	cargo fmt --all --check

@@ -1,5 +1,6 @@
 //! HTTP in, HTTP out: a file for each group of routes, and what they share.
 
+mod about;
 pub mod admin;
 pub mod compute;
 pub mod docs;

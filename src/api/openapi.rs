@@ -1,9 +1,10 @@
-//! The OpenAPI document.
+//! The OpenAPI document, and GET /spec, which shows it.
 
+use axum::Json;
 use utoipa::OpenApi;
 
 use super::results::get_result::Index;
-use super::{admin, compute, docs, environments, results};
+use super::{about, admin, compute, environments, results};
 use crate::auth::Nonce;
 use crate::domain::{AgreementId, ChainId, Component, JobId, Namespace, Owner, ProviderAddress};
 
@@ -20,8 +21,8 @@ use crate::domain::{AgreementId, ChainId, Component, JobId, Namespace, Owner, Pr
     ),
     servers((url = "./", description = "This installation")),
     paths(
-        docs::root,
-        docs::spec,
+        about::about,
+        spec,
         compute::start::start,
         compute::status::status,
         compute::stop::stop,
@@ -49,4 +50,10 @@ struct Document;
 /// The OpenAPI document (3.1).
 pub fn openapi() -> utoipa::openapi::OpenApi {
     Document::openapi()
+}
+
+/// Show this document.
+#[utoipa::path(get, path = "/spec", tag = "docs", responses((status = 200, description = "The OpenAPI document.", body = Object)))]
+pub(super) async fn spec() -> Json<utoipa::openapi::OpenApi> {
+    Json(openapi())
 }

@@ -1,15 +1,9 @@
-//! Schemas, in the OpenAPI document, of the types of `domain`, `auth` and `kubernetes`, which do not depend on it.
-
-use std::borrow::Cow;
+//! Schemas, in the OpenAPI document, of the types of `domain` and `auth`, which do not depend on it.
 
 use serde_json::json;
-use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, SchemaType, Type};
-use utoipa::openapi::{RefOr, Schema};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::openapi::Schema;
+use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 
-use super::compute::PublishedOutputs;
-use super::compute::valid_until::ValidUntil;
-use super::results::get_result::Index;
 use crate::auth::Nonce;
 use crate::domain::workflow::Seconds;
 use crate::domain::{AgreementId, ChainId, Component, JobId, Namespace, Owner, ProviderAddress, Status};
@@ -18,23 +12,25 @@ use crate::domain::{AgreementId, ChainId, Component, JobId, Namespace, Owner, Pr
 pub(super) const SIGNATURE_EXAMPLE: &str = "0x2e8b9ae9fd13b6830cb7db77635ca7ab0dac033abefb0d351058e0ccba9cdfcf\
                                             101e1a03edf8dc2e1b731c775bf2e5193ba653ca9767b7a5aee6d7e1dd6a53591b";
 
+/// Gives types a schema, under their own name.
 macro_rules! schema {
     ($($name:ty => $schema:expr;)*) => {
         $(
-            impl PartialSchema for $name {
-                fn schema() -> RefOr<Schema> {
+            impl utoipa::PartialSchema for $name {
+                fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
                     $schema.into()
                 }
             }
 
-            impl ToSchema for $name {
-                fn name() -> Cow<'static, str> {
+            impl utoipa::ToSchema for $name {
+                fn name() -> std::borrow::Cow<'static, str> {
                     stringify!($name).into()
                 }
             }
         )*
     };
 }
+pub(super) use schema;
 
 schema! {
     AgreementId => id("The agreement that a job serves.", "0x1111");
@@ -47,15 +43,12 @@ schema! {
         "1695300414039237000",
     );
     ChainId => number_or_text("A chain's number, at most 78 digits.", "1");
-    ValidUntil => number_or_text("A time in the future, in seconds since the epoch.", "4102444800");
-    Index => number_or_text("A whole number.", "0");
     Seconds => number_or_text("A number of seconds.", "3600");
     Status => ObjectBuilder::new()
         .schema_type(Type::Integer)
         .description(Some("The code of a job's state: 1, 10, 20, 30, 31, 32, 40, 41, 50, 60 or 70."))
         .examples([json!(70)])
         .build();
-    PublishedOutputs => outputs();
     Component => ObjectBuilder::new()
         .schema_type(Type::String)
         .description(Some("A step of a job."))
@@ -71,22 +64,7 @@ fn id(description: &str, example: &str) -> Schema {
 }
 
 /// A number, which may also be sent as text.
-fn number_or_text(description: &str, example: &str) -> Schema {
+pub(super) fn number_or_text(description: &str, example: &str) -> Schema {
     let types = SchemaType::from_iter([Type::Number, Type::String]);
     ObjectBuilder::new().schema_type(types).description(Some(description)).examples([json!(example)]).build().into()
-}
-
-/// Empty text, or what the engine's publishing pod writes, without the URLs.
-fn outputs() -> Schema {
-    let property = |schema_type, description: &str, example| {
-        ObjectBuilder::new().schema_type(schema_type).description(Some(description)).examples([example])
-    };
-    let kind = "output, algorithmLog, configrationLog (spelled so), publishLog or filteringLog.";
-    let output = ObjectBuilder::new()
-        .property("filename", property(Type::String, "The file's name.", json!("out.txt")))
-        .property("filesize", property(Type::Integer, "Its size in bytes.", json!(5)))
-        .property("type", property(Type::String, kind, json!("output")));
-    let none = ObjectBuilder::new().schema_type(Type::String).description(Some("Nothing yet.")).max_length(Some(0));
-    let outputs = ArrayBuilder::new().items(output).description(Some("The outputs in the order of their indices."));
-    OneOfBuilder::new().item(none).item(outputs).build().into()
 }

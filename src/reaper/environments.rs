@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
+use super::action::Action;
 use super::report::Duty;
 use super::sweep::{Progress, Sweep};
 use super::time_limits;
-use super::unfinished::{self, Action, Observed};
+use super::unfinished::{self, Observed};
 use crate::db::{Cursor, DatabaseError, KnownJob, SweptEnvironment, UnfinishedJob};
 use crate::domain::{JobId, Namespace};
 use crate::kubernetes::{ClusterError, Step, StepState};

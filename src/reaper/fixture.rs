@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use serde_json::{Value, json};
 
-use super::unfinished::Action;
+use super::action::Action;
 use crate::config::ReaperRules;
 use crate::db::UnfinishedJob;
 use crate::domain::{Component, JobId, Namespace, Status, StopRequest};

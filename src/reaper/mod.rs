@@ -5,6 +5,7 @@
 //! done, a change is made only if the job is still in the state that it was decided on, and the steps of an action are
 //! in such an order that a half-done one is due again. docs/reaper.md has the rules and the invariants.
 
+mod action;
 mod availability;
 mod cleanup;
 mod environments;

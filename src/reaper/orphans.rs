@@ -1,7 +1,7 @@
 //! Begun jobs that no engine continues: what they are finished with.
 
+use super::action::Action;
 use super::report::Duty;
-use super::unfinished::Action;
 use crate::db::UnfinishedJob;
 use crate::domain::{Status, StopRequest};
 

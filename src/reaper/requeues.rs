@@ -1,7 +1,7 @@
 //! Jobs that no engine has begun: requeued, or finished if they are not to be started any more.
 
+use super::action::Action;
 use super::report::Duty;
-use super::unfinished::Action;
 use crate::config::ReaperRules;
 use crate::db::UnfinishedJob;
 use crate::domain::{Status, StopRequest, may_be_dispatched, workflow};

@@ -4,6 +4,7 @@
 
 use futures_util::FutureExt;
 
+use super::action::Action;
 use super::report::Duty;
 use super::sweep::{ActionError, ActionResult, Applied, Sweep};
 use super::time_limits::Limit;
@@ -26,53 +27,6 @@ pub(super) enum Observed<'a> {
     Unknown,
     /// These steps.
     Steps(&'a [Step]),
-}
-
-/// What is to be done with an unfinished job.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Action {
-    /// Finish it in the database.
-    Finish {
-        duty: Duty,
-        /// The status that it ends with.
-        status: Status,
-        /// Why, for its owner.
-        reason: String,
-        /// Whether that is because the cluster holds no step of it.
-        absent: bool,
-    },
-    /// Let it wait again, to be dispatched once more.
-    Requeue,
-    /// End one of its steps: the engine continues with the next.
-    EndStep {
-        duty: Duty,
-        step: Step,
-        /// Why, for its owner; `None` if there is nothing new to say.
-        reason: Option<String>,
-        /// Whether it ran longer than it may.
-        timed_out: bool,
-    },
-    /// Record whether the cluster holds no step of it.
-    RecordAbsence(bool),
-}
-
-impl Action {
-    /// The duty that it is reported under, if it is.
-    pub(super) fn duty(&self) -> Option<Duty> {
-        match self {
-            Self::Finish { duty, .. } | Self::EndStep { duty, .. } => Some(*duty),
-            Self::Requeue => Some(Duty::Requeues),
-            Self::RecordAbsence(_) => None,
-        }
-    }
-
-    fn reason(&self) -> Option<String> {
-        match self {
-            Self::Finish { reason, .. } => Some(reason.clone()),
-            Self::EndStep { reason, .. } => reason.clone(),
-            Self::Requeue | Self::RecordAbsence(_) => None,
-        }
-    }
 }
 
 /// Decides what is to be done with an unfinished job. `announced` is its environment's limit, in seconds.

@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::api::error::ApiError;
 use crate::api::input::Params;
+use crate::api::schemas::{number_or_text, schema};
 
 /// A time in the future, in whole seconds since the epoch. Sent as a number, possibly with a fraction, or as text.
 #[derive(Debug, Clone, Copy)]
@@ -28,4 +29,8 @@ impl ValidUntil {
     pub(super) fn seconds(self) -> i64 {
         self.0
     }
+}
+
+schema! {
+    ValidUntil => number_or_text("A time in the future, in seconds since the epoch.", "4102444800");
 }

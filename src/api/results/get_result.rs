@@ -10,7 +10,7 @@ use super::Results;
 use super::file::File;
 use crate::api::error::{ApiError, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
-use crate::api::schemas::SIGNATURE_EXAMPLE;
+use crate::api::schemas::{SIGNATURE_EXAMPLE, number_or_text, schema};
 use crate::auth::{Address, Nonce, Operation, Signed};
 use crate::db::ResultRow;
 use crate::domain::{JobId, Owner, ProviderAddress, output};
@@ -38,6 +38,10 @@ pub(in crate::api) struct ResultRequest {
 /// A whole number, as it was written: messages repeat it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::api) struct Index(String);
+
+schema! {
+    Index => number_or_text("A whole number.", "0");
+}
 
 impl<S> FromParams<S> for ResultRequest {
     const CALL: &'static str = "GET:/getResult";
