@@ -1,4 +1,4 @@
-//! GET /: version and settings.
+//! GET /: shows version and settings.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub struct About {
     /// The version.
     #[schema(example = "1.0.0")]
     version: &'static str,
-    /// OPERATOR_ADDRESS
+    /// The Ethereum address of the compute environment (OPERATOR_ADDRESS).
     address: Option<String>,
     /// ALGO_POD_TIMEOUT in seconds, as text.
     #[schema(example = "3600")]

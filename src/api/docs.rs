@@ -45,7 +45,7 @@ pub fn router(config: Arc<Config>) -> Router {
 async fn page(State(docs): State<Docs>, Path(file): Path<String>) -> Result<Response, ApiError> {
     let found = utoipa_swagger_ui::serve(&file, docs.swagger_ui).map_err(|error| {
         tracing::error!(error, "the documentation's files cannot be served");
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "An internal error occurred; it has been logged")
+        ApiError::internal()
     })?;
     let file = found.ok_or_else(|| ApiError::not_found("The documentation has no such file"))?;
     let content_type =

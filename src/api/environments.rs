@@ -17,11 +17,11 @@ pub fn router(db: Database) -> Router {
     Router::new().route("/api/v1/operator/environments", get(environments)).with_state(db)
 }
 
-/// Which environments.
+/// The parameters of GET /environments.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub(super) struct EnvironmentsRequest {
-    /// Those that take jobs of this chain; also spelled `chain_id`. All if absent.
+    /// Only environments that accept jobs of this chain; also spelled `chain_id`.
     chain_id: Option<ChainId>,
 }
 

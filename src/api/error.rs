@@ -12,10 +12,10 @@ use utoipa::{IntoResponses, ToSchema};
 
 use crate::auth::{AccessError, NonceRefused};
 use crate::db::{DatabaseError, NonceError};
-use crate::domain::workflow::Invalid;
+use crate::domain::workflow::InvalidWorkflow;
 use crate::kubernetes::ClusterError;
 
-/// An error response: a status, and a text that says what to change, or that the request may be sent again.
+/// An error response: a status, and a message that says what to change, or that the request may be sent again.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -65,14 +65,19 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
+    /// 404: there is no such thing, or not for this caller.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// 500: a defect of this service, which the caller of this function has logged.
+    pub fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "An internal error occurred; it has been logged")
+    }
+
     /// Returns whether the status is a 5xx.
     pub fn is_server_error(&self) -> bool {
         self.status.is_server_error()
-    }
-
-    /// 404
-    pub fn not_found(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, message)
     }
 }
 
@@ -118,8 +123,8 @@ impl From<NonceError> for ApiError {
     }
 }
 
-impl From<Invalid> for ApiError {
-    fn from(invalid: Invalid) -> Self {
+impl From<InvalidWorkflow> for ApiError {
+    fn from(invalid: InvalidWorkflow) -> Self {
         Self::bad_request(invalid.to_string())
     }
 }

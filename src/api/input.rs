@@ -1,4 +1,4 @@
-//! How parameters arrive (docs/contract/http.md, "Parameters").
+//! Reads the parameters of requests (docs/contract/http.md, "Parameters").
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ use crate::api::error::ApiError;
 use crate::auth::Nonce;
 use crate::domain::{ChainId, InvalidId};
 
-/// The largest body of a request, in bytes: the engine keeps the workflow twice in a ConfigMap, which holds 1 MiB
+/// The maximum size of a request's body, in bytes: the engine keeps the workflow twice in a ConfigMap, which holds 1 MiB
 /// (docs/contract/engine.md, "jobs.workflow").
 pub const BODY_LIMIT: usize = 400 * 1024;
 /// How long a caller may take to send its body.
@@ -56,8 +56,8 @@ impl<S: Send + Sync, T: FromParams<S>> FromRequest<S> for Input<T> {
 pub struct Params {
     call: &'static str,
     present: HashMap<String, Param>,
-    /// Nothing was sent, not even a null.
-    nothing: bool,
+    /// Whether the caller sent no parameter at all, not even a null one.
+    none_sent: bool,
 }
 
 enum Param {
@@ -97,16 +97,16 @@ impl Params {
     fn from_query(query: &str, call: &'static str) -> Self {
         let mut present = HashMap::new();
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            // Of several with one name the first counts, as with the old service.
+            // Of several with one name the first counts, as in the Python service.
             present.entry(name.into_owned()).or_insert_with(|| Param::Text(value.into_owned()));
         }
-        Self { call, present, nothing: false }
+        Self { call, present, none_sent: false }
     }
 
     fn from_body(body: &[u8], call: &'static str) -> Result<Self, ApiError> {
-        let nothing = Self { call, present: HashMap::new(), nothing: true };
+        let none = Self { call, present: HashMap::new(), none_sent: true };
         if body.trim_ascii().is_empty() {
-            return Ok(nothing);
+            return Ok(none);
         }
         let body = std::str::from_utf8(body)
             .map_err(|error| ApiError::bad_request(format!("The request's body is not UTF-8: {error}")))?;
@@ -114,23 +114,23 @@ impl Params {
             |error: serde_json::Error| ApiError::bad_request(format!("The request's body is not valid JSON: {error}"));
         let body: &RawValue = serde_json::from_str(body).map_err(malformed)?;
         if !body.get().starts_with('{') {
-            return Ok(nothing);
+            return Ok(none);
         }
         let params: HashMap<String, Box<RawValue>> = serde_json::from_str(body.get()).map_err(malformed)?;
-        let nothing = params.is_empty();
+        let none_sent = params.is_empty();
         let present = params.into_iter().filter(|(_, value)| value.get() != "null").map(|(name, value)| {
             let text = value.get().starts_with('"').then(|| serde_json::from_str(value.get()).map_err(malformed));
             Ok((name, text.transpose()?.map_or(Param::Json(value), Param::Text)))
         });
-        Ok(Self { call, present: present.collect::<Result<_, ApiError>>()?, nothing })
+        Ok(Self { call, present: present.collect::<Result<_, ApiError>>()?, none_sent })
     }
 
-    /// Returns whether nothing was sent.
+    /// Returns whether the caller sent no parameter at all.
     pub fn is_empty(&self) -> bool {
-        self.nothing
+        self.none_sent
     }
 
-    /// A parameter that has to be there, read by one of the methods below.
+    /// A required parameter, read by one of the methods below.
     pub fn required<'a, T>(
         &'a self,
         name: &str,
@@ -159,8 +159,8 @@ impl Params {
         text.map(|text| parse_id(name, text)).transpose()
     }
 
-    /// An identifier of any length, even the empty one.
-    pub fn short_id<T: FromStr<Err = InvalidId>>(&self, name: &str) -> Result<Option<T>, ApiError> {
+    /// An identifier, also an empty or one-character one, which does not count as absent.
+    pub fn id_of_any_length<T: FromStr<Err = InvalidId>>(&self, name: &str) -> Result<Option<T>, ApiError> {
         self.text(name)?.map(|text| parse_id(name, text)).transpose()
     }
 

@@ -1,4 +1,4 @@
-//! HTTP in, HTTP out: a file for each group of routes, and what they share.
+//! The HTTP API: a file for each endpoint, and what they share.
 
 mod about;
 pub mod admin;
@@ -25,7 +25,7 @@ use tower_http::cors::{Any, CorsLayer};
 use crate::telemetry;
 use error::ApiError;
 
-/// Allows pages of any site to call these routes, as the old service did. Not for the admin routes.
+/// Allows pages of any site to call these routes, as the Python service did. Not for the admin routes.
 pub fn with_cors(group: Router) -> Router {
     let methods = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
     let exposed: [HeaderName; 1] = [CONTENT_DISPOSITION];
@@ -52,7 +52,7 @@ pub fn finish(groups: impl IntoIterator<Item = Router>) -> Router {
     Router::new().fallback_service(routes.map_request(plain_path))
 }
 
-/// Removes what stands in front of the service's own path (an API Gateway stage, a base path), and repeated slashes
+/// Removes a prefix of the service's own path (an API Gateway stage, a base path) and repeated slashes
 /// (docs/contract/callers.md, "URLs").
 fn plain_path(mut request: Request) -> Request {
     let path = request.uri().path();
@@ -77,5 +77,5 @@ fn plain_path(mut request: Request) -> Request {
 
 fn panicked() -> Response {
     tracing::error!("a handler panicked");
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "An internal error occurred; it has been logged").into_response()
+    ApiError::internal().into_response()
 }

@@ -11,7 +11,7 @@ use sha3::{Digest, Keccak256};
 pub struct Address([u8; 20]);
 
 impl Address {
-    /// The form in which the database keeps an address: `0x` and lower-case digits, as the old service wrote it.
+    /// The form in which the database keeps an address: `0x` and lower-case digits, as the Python service wrote it.
     pub fn to_lowercase(self) -> String {
         format!("0x{}", hex::encode(self.0))
     }

@@ -23,7 +23,7 @@ pub enum AccessError {
     /// No signer can be recovered from any of the messages.
     #[error(transparent)]
     Unrecoverable(#[from] Unrecoverable),
-    /// The signer is not allowed. The text is the old service's.
+    /// The signer is not allowed. The text is the Python service's.
     #[error(
         "Invalid signature {signature} of documentId {message},the signing ethereum account {signer} is not authorized \
          to use this service."
@@ -65,7 +65,7 @@ impl Policy {
         Ok(candidates.find(|address| Some(*address) == claimed).unwrap_or(first.1))
     }
 
-    /// The use of a nonce by a signer, under this policy's window.
+    /// A signer's use of a nonce, with this policy's window.
     pub fn nonce_use(&self, signer: Address, nonce: &Nonce) -> NonceUse {
         NonceUse { signer, nonce: nonce.clone(), window: self.nonce_window }
     }

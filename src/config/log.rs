@@ -34,7 +34,7 @@ impl LogConfig {
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {
         let level = reader.text_or_default(&LOG_LEVEL);
         let filter = match level.to_uppercase().as_str() {
-            // Python's names, which the old service accepted.
+            // Python's names, which the Python service accepted.
             "WARNING" => "warn".to_owned(),
             "CRITICAL" => "error".to_owned(),
             "DEBUG" | "INFO" | "ERROR" => level.to_lowercase(),

@@ -1,9 +1,9 @@
 //! Lists that are read a page at a time.
 
-/// How many rows a page has. A row may come with a workflow of 400 KiB.
+/// The number of rows in a page. A row may come with a workflow of 400 KiB.
 pub(super) const PAGE_ROWS: usize = 100;
 
-/// Where a list continues: after the row with this position and name.
+/// The place where a list continues: after the row with this position and name.
 #[derive(Debug, Clone, Default)]
 pub struct Cursor(Option<(f64, String)>);
 

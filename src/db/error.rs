@@ -4,7 +4,7 @@ use sqlx::migrate::MigrateError;
 
 use crate::aws::AwsError;
 
-/// Why the database could not be read or written. Nothing was half done.
+/// Why the database could not be read or written. No transaction was committed in part.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     /// The database cannot be reached, is full, is restarting, or was too slow.
@@ -28,7 +28,7 @@ pub enum DatabaseError {
     /// The schema could not be brought up to date.
     #[error("The database's schema could not be brought up to date: {0}")]
     Migration(#[source] MigrateError),
-    /// A statement failed in a way that no fault explains.
+    /// A statement failed for a reason that no outage explains: a defect of this service.
     #[error("An internal error occurred; it has been logged")]
     Bug(#[source] sqlx::Error),
 }

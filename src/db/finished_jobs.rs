@@ -1,4 +1,4 @@
-//! Finished jobs: for how long their outputs are kept, and what of them was deleted.
+//! Finished jobs: when something is due for them, and what was deleted.
 
 use sqlx::Acquire;
 
@@ -6,8 +6,8 @@ use super::cursor::{Cursor, PAGE_ROWS};
 use super::{Database, DatabaseError};
 use crate::domain::{JobId, Namespace, SETTLING_SECONDS, Status};
 
-/// The longest time that is added to a date, in seconds: a thousand years. PostgreSQL's intervals end.
-const LONGEST_INTERVAL: i64 = 1000 * 365 * 24 * 3600;
+/// The maximum that is added to a timestamp, in seconds: a thousand years. More could exceed the range of PostgreSQL's types.
+const MAX_INTERVAL: i64 = 1000 * 365 * 24 * 3600;
 
 /// A finished job for which something may be due.
 #[derive(Debug, Clone)]
@@ -26,8 +26,8 @@ pub struct FinishedJob {
     pub cleaned_up: bool,
     /// Whether its outputs and their URLs are deleted.
     pub outputs_deleted: bool,
-    /// For how many seconds its outputs are kept, 0 for ever, -1 as configured; `None` if its workflow has not been read
-    /// for it yet.
+    /// For how many seconds its outputs are kept, 0 for ever, -1 as configured; `None` if that has not been read from its
+    /// workflow yet.
     pub expiry: Option<i64>,
     /// The document that the engine read, if `expiry` is not known.
     pub workflow: Option<String>,
@@ -35,7 +35,7 @@ pub struct FinishedJob {
     pub outputs: Option<String>,
 }
 
-/// A finished job whose workflow has not been read for how long its outputs are kept.
+/// A finished job whose expiry has not been read from its workflow yet.
 #[derive(Debug, Clone)]
 pub struct UnscheduledJob {
     /// The job's id.
@@ -44,7 +44,7 @@ pub struct UnscheduledJob {
     pub workflow: Option<String>,
 }
 
-/// A job whose name was found in the cluster.
+/// A job that objects in the cluster are named after.
 #[derive(Debug, Clone)]
 pub struct KnownJob {
     /// The job's id.
@@ -58,7 +58,7 @@ pub struct KnownJob {
 }
 
 impl Database {
-    /// Finished jobs whose workflow has not been read for how long their outputs are kept, a page at a time.
+    /// Finished jobs whose expiry has not been read from their workflow yet, a page at a time.
     pub async fn unscheduled_jobs(
         &self,
         after: &Cursor,
@@ -107,16 +107,16 @@ impl Database {
     }
 
     /// The finished jobs for which something is due, those first that have waited longest, a page at a time: those whose
-    /// time has come, and those that expire `shared_expiry` seconds after their end, as configured. Those whose workflow
-    /// has not been read yet are left out, unless `unscheduled_too`.
+    /// time has come, and those that expire `shared_expiry` seconds after their end, as configured. Those whose expiry
+    /// has not been read yet are left out, unless `include_unscheduled`.
     pub async fn due_jobs(
         &self,
         shared_expiry: Option<i64>,
-        unscheduled_too: bool,
+        include_unscheduled: bool,
         after: &Cursor,
     ) -> Result<(Vec<FinishedJob>, Option<Cursor>), DatabaseError> {
         let (position, name) = after.parts();
-        let shared_expiry = shared_expiry.map(|seconds| seconds.min(LONGEST_INTERVAL));
+        let shared_expiry = shared_expiry.map(|seconds| seconds.min(MAX_INTERVAL));
         self.run(async |connection| {
             let rows = sqlx::query!(
                 r#"
@@ -145,7 +145,7 @@ impl Database {
                 name,
                 PAGE_ROWS as i64,
                 shared_expiry,
-                unscheduled_too,
+                include_unscheduled,
             )
             .fetch_all(connection)
             .await?;
@@ -169,7 +169,7 @@ impl Database {
     }
 
     /// Records that the objects that the engine made for a finished job are deleted.
-    pub async fn cleaned_up(&self, job_id: &JobId) -> Result<(), DatabaseError> {
+    pub async fn record_cleanup(&self, job_id: &JobId) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             "UPDATE jobs SET tidied = true WHERE workflowid = $1 AND datefinished IS NOT NULL",
             job_id.as_str()
@@ -180,7 +180,7 @@ impl Database {
 
     /// Marks a finished job as removed and deletes its URLs and kept logs, if its outputs are still those that were
     /// read. `without_urls` is what remains of them. Returns false if the outputs are others.
-    pub async fn outputs_deleted(
+    pub async fn record_outputs_deleted(
         &self,
         job_id: &JobId,
         read: Option<&str>,
@@ -211,14 +211,14 @@ impl Database {
     }
 
     /// Records in how many seconds something is next due for a finished job; `None` for never. If it was deleted
-    /// meanwhile, or has published something, that is now; unless `removal_waits`, because its engine is not done.
+    /// meanwhile, or has published something, that is now; unless `removal_waits`, because it is not settled.
     pub async fn schedule_next(
         &self,
         job_id: &JobId,
         seconds: Option<f64>,
         removal_waits: bool,
     ) -> Result<(), DatabaseError> {
-        let seconds = seconds.map(|seconds| seconds.min(LONGEST_INTERVAL as f64));
+        let seconds = seconds.map(|seconds| seconds.min(MAX_INTERVAL as f64));
         self.execute(sqlx::query!(
             "UPDATE jobs
              SET reapfailures = 0, reapat = coalesce(clock_timestamp() + make_interval(secs => $2), 'infinity')
@@ -232,7 +232,7 @@ impl Database {
         Ok(())
     }
 
-    /// The jobs among these names.
+    /// The jobs that have one of these ids.
     pub async fn known_jobs(&self, names: &[JobId]) -> Result<Vec<KnownJob>, DatabaseError> {
         let names: Vec<String> = names.iter().map(JobId::to_string).collect();
         self.run(async |connection| {

@@ -12,11 +12,11 @@ use crate::cache::{Cached, Versioned};
 use crate::config::{DatabaseConfig, Login};
 
 /// How long a password made from credentials is used for new connections; the database accepts it for 15 minutes.
-const IAM_PASSWORD_AGE: Duration = Duration::from_secs(5 * 60);
-/// For a password that does not expire: 100 years.
-const NEVER_EXPIRES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+const IAM_PASSWORD_MAX_AGE: Duration = Duration::from_secs(5 * 60);
+/// The lifetime of a password that does not expire: 100 years.
+const UNLIMITED_AGE: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// The connection options, with the password that is valid now.
+/// Makes the connection options, with the password that is valid now.
 pub(super) struct Logins {
     config: DatabaseConfig,
     account: Account,
@@ -49,7 +49,7 @@ impl Logins {
         let port = port.unwrap_or(5432);
         Ok(match login {
             Login::Password(password) => {
-                (self.options(&text(host), port, &text(database), &text(user), password.as_ref()), NEVER_EXPIRES)
+                (self.options(&text(host), port, &text(database), &text(user), password.as_ref()), UNLIMITED_AGE)
             }
             Login::Secret(arn) => {
                 let secret = secrets::database(&self.account, arn).await?;
@@ -58,13 +58,13 @@ impl Logins {
                 let database = secret.dbname.as_ref().or(database.as_ref()).ok_or_else(missing("POSTGRES_DB"))?;
                 let port = secret.port.unwrap_or(port);
                 tracing::info!("the database's secret was read");
-                (self.options(host, port, database, &secret.username, Some(&secret.password)), NEVER_EXPIRES)
+                (self.options(host, port, database, &secret.username, Some(&secret.password)), UNLIMITED_AGE)
             }
             Login::Iam => {
                 let credentials = self.account.credentials().await?;
                 let region = self.account.region().await?;
                 let password = rds::password(&text(host), port, &text(user), region, &credentials, now)?;
-                (self.options(&text(host), port, &text(database), &text(user), Some(&password)), IAM_PASSWORD_AGE)
+                (self.options(&text(host), port, &text(database), &text(user), Some(&password)), IAM_PASSWORD_MAX_AGE)
             }
         })
     }

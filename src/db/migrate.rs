@@ -1,4 +1,4 @@
-//! Bringing the schema up to date.
+//! Brings the schema up to date.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -20,7 +20,7 @@ static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(25);
 
 impl Database {
-    /// Brings the schema up to date: of an empty database, of one that the old service made, of an earlier
+    /// Brings the schema up to date: of an empty database, of one that the Python service made, of an earlier
     /// version of this one. What a newer version made stays. Idempotent; of two at once, one waits for the other.
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
         let migrate = async {
@@ -37,8 +37,8 @@ impl Database {
     }
 }
 
-/// Runs the migrations that are missing, and makes announce() the one that they made. A lock that is left behind by an
-/// error goes with the connection.
+/// Runs the migrations that are missing, and creates announce() again as they made it. After an error, closing the
+/// connection releases the lock.
 async fn bring_up_to_date(connection: &mut PgConnection) -> Result<(), MigrateError> {
     connection.lock().await?;
     MIGRATOR.run_direct(None, connection, false).await?;

@@ -1,4 +1,4 @@
-//! Postgres. Every SQL statement of the service is here or in migrations/.
+//! PostgreSQL. Every SQL statement of the service is here or in migrations/.
 
 mod cursor;
 mod environments;

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use super::{Database, DatabaseError};
 use crate::auth::{NonceRefused, NonceUse};
 
-/// Why a nonce was not taken, and nothing else done that depends on it.
+/// Why a nonce was not taken. Then nothing else was done, either.
 #[derive(Debug, thiserror::Error)]
 pub enum NonceError {
     /// The nonce is refused.
@@ -24,7 +24,7 @@ impl From<sqlx::Error> for NonceError {
 }
 
 impl Database {
-    /// Takes a nonce on its own, where nothing else is written.
+    /// Takes a nonce in a transaction of its own.
     pub async fn take_nonce(&self, nonce: NonceUse) -> Result<(), NonceError> {
         self.run(async |connection| take(connection, &nonce).await).await
     }
@@ -109,8 +109,8 @@ impl Database {
         .await
     }
 
-    /// Records that all nonces that could be pruned were.
-    pub async fn nonces_pruned(&self) -> Result<(), DatabaseError> {
+    /// Records that nonces were pruned to the end.
+    pub async fn record_nonces_pruned(&self) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!("UPDATE sweeps SET nonceschored = now()")).await?;
         Ok(())
     }
@@ -135,6 +135,7 @@ pub(super) async fn take(connection: &mut PgConnection, nonce: &NonceUse) -> Res
     if taken.rows_affected() == 1 { Ok(()) } else { Err(why_refused(connection, nonce).await?.into()) }
 }
 
+/// Determines why the database has refused a nonce.
 async fn why_refused(connection: &mut PgConnection, nonce: &NonceUse) -> Result<NonceRefused, DatabaseError> {
     let row = sqlx::query!(
         r#"

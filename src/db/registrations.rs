@@ -4,8 +4,8 @@ use super::cursor::Cursor;
 use super::{Database, DatabaseError};
 use crate::domain::{AgreementId, JobId, Namespace, Owner, Status};
 
-/// How many jobs are read at a time. All of them come with their workflow.
-const PAGE_ROWS: usize = 20;
+/// The number of rows in a page here: each comes with a workflow of up to 400 KiB.
+const WORKFLOW_PAGE_ROWS: usize = 20;
 
 /// A job without a WorkFlow object.
 #[derive(Debug, Clone)]
@@ -14,7 +14,7 @@ pub struct UnregisteredJob {
     pub job_id: JobId,
     /// The namespace that its row names.
     pub namespace: Option<Namespace>,
-    /// Whose job it is.
+    /// The account that the job belongs to.
     pub owner: Option<Owner>,
     /// The agreement that the job serves.
     pub agreement_id: AgreementId,
@@ -23,7 +23,7 @@ pub struct UnregisteredJob {
 }
 
 impl Database {
-    /// The unfinished jobs without a WorkFlow object, oldest first, a page at a time. Those that wait and may not be
+    /// The unfinished jobs without a WorkFlow object, oldest first, a page at a time. Waiting jobs that may not be
     /// dispatched are left out: the object is what lets the engines of 2019 and 2020 start a job.
     pub async fn unregistered_jobs(
         &self,
@@ -48,13 +48,13 @@ impl Database {
                 "#,
                 position,
                 name,
-                PAGE_ROWS as i64,
+                WORKFLOW_PAGE_ROWS as i64,
                 Status::WarmingUp.code(),
             )
             .fetch_all(connection)
             .await?;
             let last = rows.last().map(|row| (row.created, row.job_id.to_string()));
-            let next = Cursor::after_page(rows.len(), PAGE_ROWS, last);
+            let next = Cursor::after_page(rows.len(), WORKFLOW_PAGE_ROWS, last);
             let jobs = rows.into_iter().map(|row| UnregisteredJob {
                 job_id: row.job_id,
                 namespace: row.namespace,

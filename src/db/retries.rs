@@ -1,12 +1,12 @@
-//! When a job that something failed with is tried again: after 10 seconds, and twice as long each time.
+//! Failed actions on jobs, which are retried after 10 seconds, then after twice as long each time.
 
 use super::{Database, DatabaseError};
 use crate::domain::JobId;
 
 impl Database {
-    /// Records that an action on a job failed: it is left alone, at most for ten minutes, or an hour if it is finished.
-    /// Of a finished job, everything is cleaned up again then.
-    pub async fn job_failed(&self, job_id: &JobId) -> Result<(), DatabaseError> {
+    /// Records that an action on a job failed. No sweep acts on the job until the pause is over, which lasts at most ten
+    /// minutes, or an hour if the job is finished. A finished job is then cleaned up from the beginning.
+    pub async fn record_job_failure(&self, job_id: &JobId) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             "UPDATE jobs
              SET reapfailures = least(reapfailures + 1, 20), tidied = tidied AND datefinished IS NULL,
@@ -20,8 +20,8 @@ impl Database {
         Ok(())
     }
 
-    /// Records that what had failed with an unfinished job has succeeded.
-    pub async fn job_recovered(&self, job_id: &JobId) -> Result<(), DatabaseError> {
+    /// Records that an action on an unfinished job has succeeded: earlier failures do not delay it any more.
+    pub async fn record_job_recovery(&self, job_id: &JobId) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             "UPDATE jobs SET reapfailures = 0, reapat = '-infinity'
              WHERE workflowid = $1 AND reapfailures > 0 AND datefinished IS NULL",
@@ -31,8 +31,9 @@ impl Database {
         Ok(())
     }
 
-    /// Records that a job's registration failed: it is tried again after at most ten minutes. Nothing else waits for it.
-    pub async fn registration_failed(&self, job_id: &JobId) -> Result<(), DatabaseError> {
+    /// Records that a job's registration failed: it is retried after at most ten minutes. Other actions on the job do
+    /// not wait for that.
+    pub async fn record_registration_failure(&self, job_id: &JobId) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             "UPDATE jobs
              SET registerfailures = least(registerfailures + 1, 20),

@@ -29,7 +29,7 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(4);
 pub struct Database {
     pool: PgPool,
     logins: Arc<Logins>,
-    /// Which login the pool connects with; 0 for none yet.
+    /// The version of the login that the pool connects with; 0 for none yet.
     in_use: Arc<Mutex<u64>>,
 }
 

@@ -22,9 +22,9 @@ pub struct StatusToSync {
 }
 
 impl Database {
-    /// The jobs whose WorkFlow object has another status than their row, by id, a page at a time. Those that are not
-    /// registered get their object first; unless they are finished, when there may be one nevertheless: the process
-    /// that created it may have died before it recorded that.
+    /// The jobs whose WorkFlow object has another status than their row, by id, a page at a time. Unfinished jobs that are
+    /// not registered are left out: they get their object first. Finished ones may have an object: the process that
+    /// created it may have been killed before it recorded that.
     pub async fn statuses_to_sync(
         &self,
         after: &JobId,
@@ -52,8 +52,8 @@ impl Database {
         .await
     }
 
-    /// Records that a job's object has this status, unless its row has another one meanwhile.
-    pub async fn status_synced(&self, written: &StatusToSync) -> Result<(), DatabaseError> {
+    /// Records that a job's object has this status, unless the row has changed meanwhile.
+    pub async fn record_status_synced(&self, written: &StatusToSync) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             "UPDATE jobs SET mirrored = true
              WHERE workflowid = $1 AND status IS NOT DISTINCT FROM $2 AND statustext IS NOT DISTINCT FROM $3

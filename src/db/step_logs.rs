@@ -1,4 +1,4 @@
-//! The ends of logs whose pods the reaper deleted.
+//! The ends of the logs of steps whose pods the reaper deleted.
 
 use super::{Database, DatabaseError};
 use crate::domain::{Component, JobId};

@@ -1,4 +1,4 @@
-//! The reaper's lease, and when each environment was last read.
+//! The sweep lease, and when each environment was last read.
 
 use super::{Database, DatabaseError};
 use crate::domain::Namespace;
@@ -10,7 +10,7 @@ pub struct SweptEnvironment {
     pub namespace: Namespace,
     /// The engine's announcement, if there is one.
     pub announcement: Option<String>,
-    /// Whether it could not be read recently and is not to be tried yet.
+    /// Whether it could not be read recently and is not to be read yet.
     pub paused: bool,
     /// How many seconds ago its WorkFlow objects were last scanned.
     pub scan_age: f64,
@@ -78,16 +78,16 @@ impl Database {
     }
 
     /// Records that an environment's unfinished jobs were swept.
-    pub async fn environment_swept(&self, namespace: &Namespace) -> Result<(), DatabaseError> {
-        self.environment_read(namespace, false).await
+    pub async fn record_environment_swept(&self, namespace: &Namespace) -> Result<(), DatabaseError> {
+        self.record_environment_read(namespace, false).await
     }
 
     /// Records that an environment's WorkFlow objects were scanned.
-    pub async fn environment_scanned(&self, namespace: &Namespace) -> Result<(), DatabaseError> {
-        self.environment_read(namespace, true).await
+    pub async fn record_environment_scanned(&self, namespace: &Namespace) -> Result<(), DatabaseError> {
+        self.record_environment_read(namespace, true).await
     }
 
-    async fn environment_read(&self, namespace: &Namespace, scanned: bool) -> Result<(), DatabaseError> {
+    async fn record_environment_read(&self, namespace: &Namespace, scanned: bool) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             "INSERT INTO sweptenvs (namespace, swept, searched)
              VALUES ($1, now(), CASE WHEN $2 THEN now() ELSE '-infinity' END)
@@ -100,8 +100,8 @@ impl Database {
         Ok(())
     }
 
-    /// Records that it was an environment's turn, although it was not read.
-    pub async fn environment_skipped(&self, namespace: &Namespace) -> Result<(), DatabaseError> {
+    /// Records that an environment was skipped, because it could not be read: other environments come first in the next sweep.
+    pub async fn record_environment_skipped(&self, namespace: &Namespace) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             "INSERT INTO sweptenvs (namespace, swept) VALUES ($1, now())
              ON CONFLICT (namespace) DO UPDATE SET swept = now()",
@@ -111,9 +111,9 @@ impl Database {
         Ok(())
     }
 
-    /// Records that an environment refused to be read. It is paused for 10 seconds, and twice as long each time, up to
+    /// Records that an environment could not be read. It is paused for 10 seconds, and twice as long each time, up to
     /// ten minutes.
-    pub async fn environment_failed(&self, namespace: &Namespace) -> Result<(), DatabaseError> {
+    pub async fn record_environment_failure(&self, namespace: &Namespace) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             "INSERT INTO sweptenvs (namespace, swept, failures, retryat)
              VALUES ($1, now(), 1, now() + make_interval(secs => 10))

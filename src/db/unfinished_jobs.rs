@@ -1,5 +1,5 @@
-//! Unfinished jobs: what the reaper decides on, and what it changes. Every change names the state that it was decided
-//! on, and changes nothing if the job has another one meanwhile.
+//! Unfinished jobs: what the reaper decides by, and what it changes. Every change depends on the state that was read: it
+//! does nothing if the job has another state meanwhile.
 //!
 //! Ages are measured by the database's clock alone: the process that asks may have another.
 
@@ -7,7 +7,7 @@ use super::cursor::{Cursor, PAGE_ROWS};
 use super::{Database, DatabaseError};
 use crate::domain::{JobId, Namespace, Status, StopRequest};
 
-/// An unfinished job, with what decides about it.
+/// An unfinished job, with what the reaper decides by.
 #[derive(Debug, Clone)]
 pub struct UnfinishedJob {
     /// The job's id.
@@ -18,7 +18,7 @@ pub struct UnfinishedJob {
     pub status: Status,
     /// For how many seconds it has had this status.
     pub status_age: f64,
-    /// Whether it was asked to stop.
+    /// The stop request, if any.
     pub stop_requested: StopRequest,
     /// Whether it was deleted.
     pub removed: bool,
@@ -30,31 +30,31 @@ pub struct UnfinishedJob {
     pub dispatched_age: f64,
     /// How often it was dispatched, not begun, and requeued.
     pub requeues: i16,
-    /// For how many seconds no step of it has been found in the cluster, as far as sweeps looked.
+    /// How many seconds ago a sweep first found no step of it in the cluster; `None` if the last sweep found one.
     pub absent_for: Option<f64>,
-    /// The document that the engine reads, if something is decided by it: of jobs that no engine has begun, and of those
+    /// The document that the engine reads, if the decision depends on it: of jobs that no engine has begun, and of those
     /// with no other limit than their own.
     pub workflow: Option<String>,
 }
 
-/// What a job did not have before [`Database::record_reason`].
+/// What [`Database::record_reason`] recorded that was not recorded before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewlyRecorded {
-    /// The reason.
+    /// Whether the job had no reason before.
     pub reason: bool,
-    /// That it is over its time limit.
+    /// Whether the job was not marked as over its time limit, or stopped, before.
     pub timed_out: bool,
 }
 
 impl Database {
     /// The unfinished jobs of a namespace that were dispatched, or may not be dispatched any more; oldest first, a page
-    /// at a time. With `or_none`, also those without a namespace. `limited` says whether they have a limit apart from
-    /// those of their own.
+    /// at a time. With `include_without_namespace`, also those without a namespace. `has_shared_limit` states whether a
+    /// limit applies to all of them; otherwise their workflows are read, which may set one.
     pub async fn unfinished_jobs(
         &self,
         namespace: &Namespace,
-        or_none: bool,
-        limited: bool,
+        include_without_namespace: bool,
+        has_shared_limit: bool,
         after: &Cursor,
     ) -> Result<(Vec<UnfinishedJob>, Option<Cursor>), DatabaseError> {
         let (position, name) = after.parts();
@@ -91,11 +91,11 @@ impl Database {
                 position,
                 name,
                 PAGE_ROWS as i64,
-                limited,
+                has_shared_limit,
                 Status::WarmingUp.code(),
                 Status::Dispatched.code(),
                 Status::ConfiguringVolumes.code(),
-                or_none,
+                include_without_namespace,
             )
             .fetch_all(connection)
             .await?;

@@ -1,6 +1,6 @@
 //! Identifiers. Each is checked where it arrives, and is never a bare `String` after that.
 //!
-//! `parse` takes what a caller sent. `stored` takes what a row holds: the old service wrote rows without checking them,
+//! `parse` takes what a caller sent. `stored` takes what a row holds: the Python service wrote rows without checking them,
 //! so a stored identifier may be one that no caller can send.
 
 use std::fmt;
@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-/// The most characters of an identifier: what the columns of `jobs` hold.
+/// The maximum number of characters of an identifier: what the columns of `jobs` hold.
 pub const MAX_LENGTH: usize = 255;
 
 /// The text cannot be an identifier: it is too long, or not printable ASCII, which is all that the engine can read back
@@ -63,7 +63,7 @@ macro_rules! text_id {
 }
 
 text_id! {
-    /// A job's identifier: 32 hex digits without dashes, in rows of the old service possibly other text. It is also the
+    /// A job's identifier: 32 hex digits without dashes, in rows of the Python service possibly other text. It is also the
     /// name of the job's objects in the cluster, if [`JobId::can_name_objects`].
     JobId
 }
@@ -122,7 +122,7 @@ impl Namespace {
 }
 
 /// The namespace that a job runs in: the one that its row names, else the one of requests that name no environment. Rows
-/// of the old service may name none.
+/// of the Python service may name none.
 pub fn effective_namespace<'a>(row: Option<&'a Namespace>, default: &'a Namespace) -> &'a Namespace {
     row.unwrap_or(default)
 }
@@ -136,7 +136,7 @@ pub struct ChainId {
 }
 
 impl ChainId {
-    /// The most digits of a chain id: it is a 256-bit number.
+    /// The maximum number of digits of a chain id: it is a 256-bit number.
     const MAX_DIGITS: usize = 78;
 
     /// Reads a non-negative decimal integer, written as a JSON number or as text. `None` for anything else.

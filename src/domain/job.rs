@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::workflow::Summary;
 use super::{AgreementId, JobId, Namespace, Owner, Status, StopRequest};
 
-/// A job as every caller may see it: without URLs, secrets and code. What is missing in a row of the old service is missing
+/// A job as every caller may see it: without URLs, secrets and code. What is missing in a row of the Python service is missing
 /// here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
@@ -25,9 +25,9 @@ pub struct Job {
     pub date_finished: Option<String>,
     /// What the job has published, without URLs.
     pub outputs: Option<Vec<Value>>,
-    /// Where the job runs.
+    /// The namespace that its row names.
     pub namespace: Option<Namespace>,
-    /// Whether the job was asked to stop.
+    /// The stop request, if any.
     pub stop_requested: StopRequest,
     /// Whether the job was deleted or its outputs have expired.
     pub removed: bool,

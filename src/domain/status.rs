@@ -124,7 +124,7 @@ pub fn settles_in(status: Status, finished_age: f64) -> f64 {
     if Status::SETTLED.contains(&status) { 0.0 } else { SETTLING_SECONDS as f64 - finished_age }
 }
 
-/// Whether an unfinished job may be dispatched to an engine. `announce()` decides the same in SQL.
+/// Returns whether an unfinished job may be dispatched to an engine. `announce()` decides the same in SQL.
 ///
 /// `valid_for` is in how many seconds the job's `validUntil` passes, if it has one.
 pub fn may_be_dispatched(status: Status, stop: StopRequest, removed: bool, valid_for: Option<f64>) -> bool {
@@ -134,13 +134,13 @@ pub fn may_be_dispatched(status: Status, stop: StopRequest, removed: bool, valid
         && valid_for.is_none_or(|seconds| seconds > 0.0)
 }
 
-/// Whether a job was asked to stop (`jobs.stopreq`).
+/// A request to stop a job (`jobs.stopreq`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct StopRequest(i16);
 
 impl StopRequest {
-    /// 0: no.
+    /// 0: there is none.
     pub const NONE: Self = Self(0);
     /// 1: by its owner.
     pub const BY_OWNER: Self = Self(1);

@@ -101,7 +101,7 @@ impl Sweep<'_> {
 
     async fn clean_up(&self, job: &FinishedJob, next_in: Option<f64>) -> ActionResult {
         let applied = self.delete_engine_objects(&job.job_id, job.namespace.as_ref()).await?;
-        self.db().cleaned_up(&job.job_id).await?;
+        self.db().record_cleanup(&job.job_id).await?;
         self.db().schedule_next(&job.job_id, next_in, false).await?;
         Ok(applied)
     }

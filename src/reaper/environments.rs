@@ -43,14 +43,14 @@ impl Sweep<'_> {
         let Some(steps) = self.list_steps(environment, until).await? else {
             let progress = self.sweep_unfinished_jobs(environment, None, until).await?;
             if !self.dry_run {
-                self.db().environment_skipped(namespace).await?;
+                self.db().record_environment_skipped(namespace).await?;
             }
             return Ok(progress);
         };
         let progress = self.sweep_unfinished_jobs(environment, Some(&steps), until).await?;
         let progress = progress.and(self.delete_orphaned_objects(namespace, &steps, until).await?);
         if !self.dry_run {
-            self.db().environment_swept(namespace).await?;
+            self.db().record_environment_swept(namespace).await?;
         }
         Ok(progress)
     }
@@ -72,7 +72,7 @@ impl Sweep<'_> {
         };
         self.namespace_unreadable(namespace, &error);
         if matches!(error, ClusterError::Refused { .. } | ClusterError::InvalidNamespace) && !self.dry_run {
-            self.db().environment_failed(namespace).await?;
+            self.db().record_environment_failure(namespace).await?;
         }
         Ok(None)
     }
@@ -85,7 +85,7 @@ impl Sweep<'_> {
         until: Instant,
     ) -> Result<Progress, DatabaseError> {
         let announced = time_limits::announced_limit(environment.announcement.as_deref());
-        let limited = announced.is_some() || self.rules().algorithm_limit.is_some();
+        let has_shared_limit = announced.is_some() || self.rules().algorithm_limit.is_some();
         let is_default = environment.namespace == self.rules().default_namespace;
         let observed = |job_id: &JobId| match steps {
             Some(steps) => Observed::Steps(steps.get(job_id).map_or(&[], Vec::as_slice)),
@@ -93,7 +93,8 @@ impl Sweep<'_> {
         };
         let mut after = Some(Cursor::default());
         while let Some(from) = after {
-            let (jobs, next) = self.db().unfinished_jobs(&environment.namespace, is_default, limited, &from).await?;
+            let (jobs, next) =
+                self.db().unfinished_jobs(&environment.namespace, is_default, has_shared_limit, &from).await?;
             let due: Vec<(UnfinishedJob, Action)> = jobs
                 .into_iter()
                 .filter_map(|job| {

@@ -86,7 +86,7 @@ impl Sweep<'_> {
         stream::iter(removals).buffer_unordered(CONCURRENCY as usize).try_collect::<Vec<bool>>().await?;
         let unreadable = outputs.is_none() && job.outputs.as_deref().is_some_and(|text| !matches!(text, "" | "[]"));
         let without_urls = outputs.map(|outputs| workflow::to_ascii_json(&output::without_urls(outputs).into()));
-        if !self.db().outputs_deleted(&job.job_id, job.outputs.as_deref(), without_urls.as_deref()).await? {
+        if !self.db().record_outputs_deleted(&job.job_id, job.outputs.as_deref(), without_urls.as_deref()).await? {
             return Ok(Applied::Skipped("the job published something meanwhile"));
         }
         self.db().schedule_next(&job.job_id, None, false).await?;

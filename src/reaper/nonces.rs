@@ -34,7 +34,7 @@ impl Sweep<'_> {
             }
         }
         if !self.dry_run {
-            self.db().nonces_pruned().await?;
+            self.db().record_nonces_pruned().await?;
         }
         Ok(Progress::Complete)
     }

@@ -46,7 +46,7 @@ impl Sweep<'_> {
             metadata,
         };
         self.availability.observe(self.cluster().create_workflow(&job.job_id, namespace, spec).await)?;
-        self.db().registered(&job.job_id).await?;
+        self.db().record_registration(&job.job_id).await?;
         Ok(Applied::Done(None))
     }
 }

@@ -75,6 +75,6 @@ impl Sweep<'_> {
             let written = self.cluster().update_workflow_status(&job.job_id, namespace, &status).await;
             self.availability.observe(written)?;
         }
-        Ok(self.db().status_synced(job).await?)
+        Ok(self.db().record_status_synced(job).await?)
     }
 }

@@ -173,8 +173,8 @@ impl<'a> Sweep<'a> {
             return;
         }
         let recorded = match duty {
-            Duty::Registrations => self.db().registration_failed(job_id).await,
-            _ => self.db().job_failed(job_id).await,
+            Duty::Registrations => self.db().record_registration_failure(job_id).await,
+            _ => self.db().record_job_failure(job_id).await,
         };
         if let Err(error) = recorded {
             self.report.problem(error.to_string());

@@ -155,7 +155,7 @@ impl Sweep<'_> {
             self.db().withdraw_reason(job_id, reason, new, &self.holder).await?;
         }
         let ended = ended?;
-        self.db().job_recovered(job_id).await?;
+        self.db().record_job_recovery(job_id).await?;
         Ok(match ended {
             Deletion::Gone => Applied::Done(reason.map(str::to_owned)),
             Deletion::Held(by) => Applied::Done(Some(format!("its Job is held by {}", by.join(", ")))),

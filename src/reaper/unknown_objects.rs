@@ -82,7 +82,7 @@ impl Sweep<'_> {
             }
         }
         if !self.dry_run {
-            self.db().environment_scanned(namespace).await?;
+            self.db().record_environment_scanned(namespace).await?;
         }
         Ok(Progress::Complete)
     }

@@ -100,7 +100,7 @@ async fn a_job_of_another_provider_is_a_404() {
         .await
         .is_error(404, &format!("No results for job {}", own.job_id));
 
-    // Rows of the old service name an address that nobody owns: any allowed provider will do.
+    // Rows of the Python service name an address that nobody owns: any allowed provider will do.
     for provider in [Some(Key::new().address), None] {
         let legacy = Stored { provider, signer_verified: false, ..Stored::finished() }.insert(&app.database).await;
         let owner = legacy.owner.unwrap();

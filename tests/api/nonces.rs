@@ -179,7 +179,7 @@ async fn nonces_of_the_old_service_count_as_used() {
     let app = App::start().await;
     let key = Key::new();
     let highest = nonce();
-    // The old service recorded signers in any case, several rows for one signer, and invalid nonces.
+    // The Python service recorded signers in any case, several rows for one signer, and invalid nonces.
     app.database.old_nonce(&key.address, Some(&(highest - 10 * SECOND).to_string())).await;
     app.database.old_nonce(&key.address.to_lowercase(), Some(&highest.to_string())).await;
     for junk in [None, Some(""), Some("None"), Some("nan"), Some("-1"), Some("1e"), Some("0x12"), Some("inf")] {

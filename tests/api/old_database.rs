@@ -1,4 +1,4 @@
-//! The old service's database: migrated, served, and still usable for the old service (docs/contract/engine.md, "Rows of the
+//! The Python service's database: migrated, served, and still usable for the Python service (docs/contract/engine.md, "Rows of the
 //! Python service").
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::support::{App, Call, Key, TestDatabase, agreement_id, caller, eventua
 
 const MILLION: u32 = 1_000_000;
 
-/// What the rows of a table are, by the columns that the old service knows.
+/// What the rows of a table are, by the columns that the Python service knows.
 async fn rows(database: &TestDatabase) -> (Vec<Value>, Vec<Value>, (i64, i64)) {
     const NEW: &str = "to_jsonb(jobs) - '{signerverified,registered,validuntil,handedout,reason,statussince,closed,\
                        mirrored,absentsince,handbacks,reapat,reapfailures,tidied,purged,expiry,registerat,registerfailures}'::text[]";
@@ -110,7 +110,7 @@ async fn announced(app: App) -> App {
 #[tokio::test]
 async fn a_database_in_use_is_migrated() {
     let database = Arc::new(TestDatabase::of_the_old_service(MILLION).await);
-    // A transaction of the old service that takes its time.
+    // A transaction of the Python service that takes its time.
     let mut busy = database.pool.begin().await.unwrap();
     sqlx::query("UPDATE jobs SET stopreq=1 WHERE workflowId='by-hand'").execute(&mut *busy).await.unwrap();
     let migrating = tokio::spawn({
@@ -283,7 +283,7 @@ async fn the_old_service_can_write_to_the_migrated_schema() {
             .await
             .unwrap()
     };
-    // Two unfinished jobs of one agreement, which the old service accepts; also beside one of this service.
+    // Two unfinished jobs of one agreement, which the Python service accepts; also beside one of this service.
     let ours = crate::given::started(&app).await;
     insert("0xnew", "e0000000000000000000000000000001").await;
     insert("0xnew", "e0000000000000000000000000000002").await;
@@ -368,7 +368,7 @@ async fn announce(database: &TestDatabase) -> String {
     sqlx::query_scalar(DEFINITION).fetch_one(&database.pool).await.unwrap()
 }
 
-/// Puts the old service's announce() in the place of what is there, as its POST /pgsqlinit does.
+/// Puts the Python service's announce() in the place of what is there, as its POST /pgsqlinit does.
 async fn replace_announce(database: &TestDatabase) -> String {
     let old = include_str!("../old_service.sql");
     let begin = old.find("CREATE FUNCTION announce(").unwrap();

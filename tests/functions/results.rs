@@ -275,7 +275,7 @@ async fn other_signers_are_refused() {
     assert!(origin.requests().is_empty());
 }
 
-/// Rows of the old service have an address that nobody owns (docs/contract/engine.md, "Rows of the Python service").
+/// Rows of the Python service have an address that nobody owns (docs/contract/engine.md, "Rows of the Python service").
 #[tokio::test]
 async fn every_allowed_provider_may_fetch_results_of_the_old_service() {
     let (fixture, origin) = with_origin(&[]).await;

@@ -80,7 +80,7 @@ impl TestDatabase {
         database
     }
 
-    /// As the old service left it (old_service.sql), with this number of nonces under addresses that nobody owns.
+    /// As the Python service left it (old_service.sql), with this number of nonces under addresses that nobody owns.
     pub async fn of_the_old_service(junk: u32) -> Self {
         let database = Self::empty().await;
         let statements = format!("SET old_service.junk = {junk};\n{}", include_str!("../old_service.sql"));
@@ -179,7 +179,7 @@ impl TestDatabase {
             .unwrap()
     }
 
-    /// Files nonces as the old service did.
+    /// Files nonces as the Python service did.
     pub async fn old_nonce(&self, provider: &str, nonce: Option<&str>) {
         sqlx::query("INSERT INTO nonces (provider, nonce) VALUES ($1, $2)")
             .bind(provider)
@@ -227,7 +227,7 @@ pub struct Stored {
     pub provider: Option<String>,
     pub reason: Option<String>,
     pub valid_until: Option<i64>,
-    /// False in rows of the old service.
+    /// False in rows of the Python service.
     pub signer_verified: bool,
 }
 

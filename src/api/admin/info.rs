@@ -11,7 +11,7 @@ use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
 use crate::domain::JobId;
 
-/// Which job.
+/// The parameters of GET /info.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub(in crate::api) struct InfoRequest {
@@ -35,7 +35,7 @@ impl<S> FromParams<S> for InfoRequest {
     params(InfoRequest, ("Admin" = Option<String>, Header, description = "One of ALLOWED_ADMINS.")),
     responses(
         (status = 200, description = "The object, as the cluster has it.", body = Object),
-        (status = 400, description = "There is no such object, a parameter is missing, or the header is.",
+        (status = 400, description = "There is no such object, or the parameter or the header is missing.",
             content((String = "text/plain"), (ErrorBody = "application/json"))),
         (status = 401, description = "The header is wrong.", body = String, content_type = "text/plain"),
         (status = 403, description = "Open to this machine only.", body = ErrorBody),

@@ -11,11 +11,11 @@ use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
 use crate::domain::Namespace;
 
-/// Which objects.
+/// The parameters of GET /list.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(in crate::api) struct ListRequest {
-    /// Those in this environment; if absent, in DEFAULT_NAMESPACE and every announced environment.
+    /// The environment to list; if absent, DEFAULT_NAMESPACE and every announced environment.
     environment: Option<Namespace>,
 }
 

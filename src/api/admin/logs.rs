@@ -11,7 +11,7 @@ use crate::api::input::{FromParams, Input, Params};
 use crate::domain::{Component, JobId};
 use crate::kubernetes::LogPart;
 
-/// Which pod.
+/// The parameters of GET /logs.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub(in crate::api) struct LogsRequest {
@@ -70,7 +70,7 @@ pub(in crate::api) async fn logs(
     })
 }
 
-/// The log of the step's pod, or else what the reaper kept of it when it deleted the pod.
+/// Reads the log of the step's pod, or else the end of it that the reaper kept when it deleted the pod.
 async fn find_log(state: &Admin, request: &LogsRequest) -> Result<Option<Vec<u8>>, ApiError> {
     let LogsRequest { job_id, component } = request;
     let namespace = state.namespace(job_id).await?;

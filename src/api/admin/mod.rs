@@ -59,6 +59,7 @@ impl Admin {
     }
 }
 
+/// Makes a response in plain text, as the Python service did on these routes.
 fn text(status: StatusCode, body: impl Into<String>) -> Response {
     let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
     (status, [(CONTENT_TYPE, content_type)], body.into()).into_response()

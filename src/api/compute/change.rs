@@ -1,4 +1,4 @@
-//! What stopping and deleting jobs have in common.
+//! What PUT /compute and DELETE /compute share.
 
 use axum::Json;
 use futures_util::{StreamExt, stream};
@@ -14,10 +14,10 @@ use crate::domain::{AgreementId, JobId, Namespace, Owner, ProviderAddress, effec
 use crate::kubernetes::{Cluster, ClusterError};
 use crate::telemetry;
 
-/// How many jobs of one request are changed in the cluster concurrently.
-const CLUSTER_CALLS: usize = 8;
+/// The number of jobs of one request that are changed in the cluster concurrently.
+const CLUSTER_CONCURRENCY: usize = 8;
 
-/// Which jobs, and who asks for it.
+/// The parameters of PUT and DELETE /compute.
 #[derive(Debug, IntoParams, ToSchema)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 #[schema(rename_all = "camelCase")]
@@ -36,11 +36,11 @@ pub(in crate::api) struct ChangeRequest {
     agreement_id: Option<AgreementId>,
     /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
-    /// How many jobs the answer lists at most; 5,000 if more.
+    /// The maximum number of jobs in the response; values above 5,000 count as 5,000.
     #[param(required = false, minimum = 0, default = 5000)]
     #[schema(required = false, minimum = 0, default = 5000)]
     limit: i64,
-    /// How many jobs the answer skips.
+    /// The number of jobs that the response skips.
     #[param(required = false, minimum = 0, default = 0)]
     #[schema(required = false, minimum = 0, default = 0)]
     offset: i64,
@@ -54,13 +54,13 @@ impl ChangeRequest {
         let owner = params.required("owner", Params::id)?;
         let provider_signature = params.required("providerSignature", Params::text)?.to_owned();
         let nonce = params.nonce("nonce")?;
-        let provider_address = params.short_id("providerAddress")?;
+        let provider_address = params.id_of_any_length("providerAddress")?;
         if nonce.is_none() {
             // docs/contract/callers.md, "How Brizo is recognized"
             if provider_address.is_none() || policy.signature_strict {
                 return Err(params.missing("nonce"));
             }
-            // Without a job or agreement its signature would cover its own address alone.
+            // Otherwise the signature would cover the signer's address alone, and be valid for every job.
             if policy.signature_required && job_id.is_none() && agreement_id.is_none() {
                 return Err(params.missing("jobId"));
             }
@@ -70,7 +70,7 @@ impl ChangeRequest {
     }
 }
 
-/// Changes the jobs in the database and then in the cluster. Returns all that match.
+/// Changes jobs in the database and then in the cluster. Returns all jobs that match.
 pub(super) async fn change(
     state: Compute,
     change: Change,
@@ -86,13 +86,13 @@ pub(super) async fn change(
         nonce: request.nonce.as_ref(),
     };
     let signer = policy.signer(&signed, &request.provider_signature)?;
-    let by = if policy.signature_required { RequestedBy::Signer(signer) } else { RequestedBy::Anyone };
+    let requested_by = if policy.signature_required { RequestedBy::Signer(signer) } else { RequestedBy::Anyone };
     let nonce = request.nonce.as_ref().map(|nonce| policy.nonce_use(signer, nonce));
 
     let ChangeRequest { owner, job_id, agreement_id, limit, offset, .. } = request;
     let selector = JobSelector { owner, job_id, agreement_id };
     let ChangedJobs { touched, jobs } =
-        state.db.change(change, selector, by, nonce, ListRange { limit, offset }).await?;
+        state.db.change(change, selector, requested_by, nonce, ListRange { limit, offset }).await?;
     if let [job] = touched.as_slice() {
         telemetry::set_job(job.job_id.as_str());
     }
@@ -103,7 +103,7 @@ pub(super) async fn change(
 
 /// Applies a committed change to the cluster, as far as the cluster answers in time. The reaper does the rest.
 async fn change_in_cluster(state: &Compute, change: Change, touched: Vec<TouchedJob>) {
-    let calls = stream::iter(touched).for_each_concurrent(CLUSTER_CALLS, |job| async move {
+    let calls = stream::iter(touched).for_each_concurrent(CLUSTER_CONCURRENCY, |job| async move {
         let TouchedJob { job_id, namespace, unfinished, settled } = job;
         if !job_id.can_name_objects() {
             return;
@@ -118,16 +118,16 @@ async fn change_in_cluster(state: &Compute, change: Change, touched: Vec<Touched
             Ok(()) => tracing::info!(job = %job_id, ?change, "changed in the cluster"),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(job = %job_id, ?change, error, "not yet changed in the cluster");
+                tracing::warn!(job = %job_id, ?change, error, "the cluster could not be changed; the reaper does it later");
             }
         }
     });
     if tokio::time::timeout(CLUSTER_TIMEOUT, calls).await.is_err() {
-        tracing::warn!(?change, "not all jobs were changed in the cluster in time");
+        tracing::warn!(?change, "not all jobs were changed in the cluster in time; the reaper changes the rest");
     }
 }
 
-/// Deletes what the engine created for a job, and its WorkFlow object. An error of the one does not prevent the other.
+/// Deletes what the engine created for a job, and its WorkFlow object. If one fails, the other is still tried.
 async fn delete_objects(cluster: &Cluster, job_id: &JobId, namespace: &Namespace) -> Result<(), ClusterError> {
     let objects = cluster.delete_engine_objects(job_id, namespace).await;
     let workflow = cluster.delete_workflow(job_id, namespace, None).await;

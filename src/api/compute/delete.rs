@@ -11,9 +11,9 @@ use crate::db::Change;
 
 /// A request to delete jobs.
 #[derive(Debug)]
-pub(in crate::api) struct DeleteRequest(ChangeRequest);
+pub(in crate::api) struct DeleteJobsRequest(ChangeRequest);
 
-impl FromParams<Compute> for DeleteRequest {
+impl FromParams<Compute> for DeleteJobsRequest {
     const CALL: &'static str = "DELETE:/compute";
 
     fn read(params: &Params, state: &Compute) -> Result<Self, ApiError> {
@@ -35,14 +35,14 @@ impl FromParams<Compute> for DeleteRequest {
     request_body(content = Option<ChangeRequest>, description = "The same parameters, if the query string is empty."),
     responses(
         (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
-        (status = 400, description = "What to change: a parameter, the signature or the nonce.", body = ErrorBody),
+        (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.", body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
         CommonErrors,
     )
 )]
 pub(in crate::api) async fn delete(
     State(state): State<Compute>,
-    Input(DeleteRequest(request)): Input<DeleteRequest>,
+    Input(DeleteJobsRequest(request)): Input<DeleteJobsRequest>,
 ) -> Result<Json<Vec<JobStatus>>, ApiError> {
     change(state, Change::Delete, request).await
 }

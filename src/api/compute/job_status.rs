@@ -1,4 +1,4 @@
-//! The status object: what starting, following, stopping and deleting jobs answer with.
+//! The status object, which all routes of /compute return (docs/contract/http.md, "Status object").
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ pub struct JobStatus {
     reason: Option<String>,
 }
 
-/// What a job has published: empty text while there is nothing, then one entry for each output.
+/// The outputs that a job has published; empty text while there are none.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum PublishedOutputs {
@@ -79,7 +79,7 @@ impl From<Job> for JobStatus {
     }
 }
 
-/// The engine's text, which may end in a space, or else that of the contract.
+/// The engine's text without the space that it may end in, else the contract's text.
 pub(super) fn status_text(job: &Job) -> String {
     let of_contract = || job.status.map(Status::text).unwrap_or_default();
     job.status_text.as_deref().map_or_else(of_contract, str::trim).to_owned()
@@ -89,7 +89,7 @@ schema! {
     PublishedOutputs => outputs();
 }
 
-/// Empty text, or what the engine's publishing pod writes, without the URLs.
+/// The schema of [`PublishedOutputs`].
 fn outputs() -> Schema {
     let property = |schema_type, description: &str, example| {
         ObjectBuilder::new().schema_type(schema_type).description(Some(description)).examples([example])

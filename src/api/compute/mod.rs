@@ -1,4 +1,4 @@
-//! Start, follow, stop and delete jobs: /compute and /runningjobs.
+//! Start, list, stop and delete jobs: /compute and /runningjobs.
 
 mod change;
 pub(super) mod delete;
@@ -22,9 +22,9 @@ use crate::db::Database;
 use crate::kubernetes::Cluster;
 use job_status::{JobStatus, status_text};
 
-/// The most jobs in one answer, and the default.
+/// The maximum number of jobs in one response, and the default of `limit`.
 const MAX_LISTED_JOBS: i64 = 5_000;
-/// How long a request waits for the cluster. The reaper does what is not done before that.
+/// How long a request waits for the cluster. The reaper does what is not done in that time.
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The state of these routes.
@@ -49,7 +49,7 @@ fn limit(params: &Params) -> Result<i64, ApiError> {
     Ok(params.count("limit")?.unwrap_or(MAX_LISTED_JOBS).min(MAX_LISTED_JOBS))
 }
 
-/// `offset`
+/// `offset` (docs/contract/http.md, "Lists").
 fn offset(params: &Params) -> Result<i64, ApiError> {
     Ok(params.count("offset")?.unwrap_or(0))
 }

@@ -12,14 +12,14 @@ use crate::api::input::{FromParams, Input, Params};
 use crate::db::ListRange;
 use crate::domain::{AgreementId, ChainId, Job, JobId, Namespace, Owner, Status};
 
-/// Which part of the list.
+/// The parameters of GET /runningjobs.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(in crate::api) struct RunningJobsRequest {
-    /// How many jobs at most; 5,000 if more.
+    /// The maximum number of jobs in the response; values above 5,000 count as 5,000.
     #[param(required = false, minimum = 0, default = 5000)]
     limit: i64,
-    /// How many jobs are skipped.
+    /// The number of jobs that the response skips.
     #[param(required = false, minimum = 0, default = 0)]
     offset: i64,
 }
@@ -48,9 +48,9 @@ pub(in crate::api) struct RunningJob {
     status_text: String,
     /// When the job was accepted: seconds since the epoch, UTC, with 6 decimals.
     date_created: Option<String>,
-    /// Where the job runs.
+    /// The namespace that the job runs in.
     namespace: Option<Namespace>,
-    /// The chain, as it was sent; absent if it was not.
+    /// The chain, as it was sent; absent if none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<ChainId>)]
     chain_id: Option<Value>,
@@ -98,6 +98,6 @@ pub(in crate::api) async fn running_jobs(
     Input(request): Input<RunningJobsRequest>,
 ) -> Result<Json<Vec<RunningJob>>, ApiError> {
     let RunningJobsRequest { limit, offset } = request;
-    let jobs = state.db.unfinished(ListRange { limit, offset }).await?;
+    let jobs = state.db.list_unfinished(ListRange { limit, offset }).await?;
     Ok(Json(jobs.into_iter().map(RunningJob::from).collect()))
 }

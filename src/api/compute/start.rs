@@ -16,7 +16,7 @@ use crate::domain::{AgreementId, ChainId, JobId, Namespace, Owner, ProviderAddre
 use crate::kubernetes::WorkFlowSpec;
 use crate::telemetry;
 
-/// What to run, for whom, and who asks for it.
+/// The parameters of POST /compute.
 #[derive(Debug, ToSchema)]
 #[schema(rename_all = "camelCase", example = json!({
     "workflow": {"stages": [{
@@ -51,7 +51,7 @@ pub(in crate::api) struct StartRequest {
     nonce: Option<Nonce>,
     /// The chain; also spelled `chain_id`.
     chain_id: Option<ChainId>,
-    /// When the job may not be started any more.
+    /// The time after which the job may not be started.
     valid_until: Option<ValidUntil>,
     /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
@@ -69,9 +69,9 @@ impl FromParams<Compute> for StartRequest {
         let agreement_id = params.required("agreementId", Params::id)?;
         let owner = params.required("owner", Params::id)?;
         let provider_signature = params.required("providerSignature", Params::text)?.to_owned();
-        let environment = params.short_id("environment")?;
+        let environment = params.id_of_any_length("environment")?;
         let nonce = params.nonce("nonce")?;
-        let provider_address = params.short_id("providerAddress")?;
+        let provider_address = params.id_of_any_length("providerAddress")?;
         // docs/contract/callers.md, "How Brizo is recognized"
         let is_brizo = environment.is_none() && nonce.is_none() && provider_address.is_some();
         if !is_brizo || state.config.access.policy.signature_strict {
@@ -103,8 +103,8 @@ impl FromParams<Compute> for StartRequest {
     request_body(content = StartRequest),
     responses(
         (status = 200, description = "The job, in a list of one.", body = Vec<JobStatus>),
-        (status = 400, description = "What to change: a parameter, the workflow, the signature, the nonce, the \
-            agreement (which has an unfinished job) or the environment.", body = ErrorBody),
+        (status = 400, description = "A parameter, the workflow, the signature, the nonce, the agreement (which has an \
+            unfinished job) or the environment is refused; `error` says why.", body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
         CommonErrors,
     )
@@ -143,7 +143,7 @@ pub(in crate::api) async fn start(
         summary,
     };
     let nonce = request.nonce.as_ref().map(|nonce| policy.nonce_use(signer, nonce));
-    // Checks 6 to 8.
+    // Checks 6 to 8, in one transaction.
     let job = match state.db.start(job, nonce).await? {
         StartOutcome::Accepted(job) => job,
         StartOutcome::AgreementInUse => {
@@ -172,8 +172,8 @@ async fn register(state: &Compute, job_id: &JobId, environment: &Namespace, spec
         state.cluster.create_workflow(job_id, environment, spec).await.map_err(|error| {
             tracing::warn!(job = %job_id, error = &error as &dyn std::error::Error, "not yet registered in the cluster");
         })?;
-        state.db.registered(job_id).await.map_err(|error| {
-            tracing::warn!(job = %job_id, error = &error as &dyn std::error::Error, "registered, but not yet marked so");
+        state.db.record_registration(job_id).await.map_err(|error| {
+            tracing::warn!(job = %job_id, error = &error as &dyn std::error::Error, "registered in the cluster, but not yet marked as registered");
         })
     };
     if tokio::time::timeout(CLUSTER_TIMEOUT, registered).await.is_err() {

@@ -10,20 +10,20 @@ use crate::api::input::{FromParams, Input, Params};
 use crate::db::{JobFilter, ListRange};
 use crate::domain::{AgreementId, JobId, Owner};
 
-/// Which jobs. At least one of the three is needed; all that are given must match.
+/// The parameters of GET /compute. At least one of agreementId, jobId and owner is needed; all that are given must match.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub(in crate::api) struct StatusRequest {
-    /// Jobs of this agreement.
+    /// Only jobs of this agreement.
     agreement_id: Option<AgreementId>,
-    /// The job with this id.
+    /// Only the job with this id.
     job_id: Option<JobId>,
-    /// Jobs of this owner.
+    /// Only jobs of this owner.
     owner: Option<Owner>,
-    /// How many jobs at most; 5,000 if more.
+    /// The maximum number of jobs in the response; values above 5,000 count as 5,000.
     #[param(required = false, minimum = 0, default = 5000)]
     limit: i64,
-    /// How many jobs are skipped.
+    /// The number of jobs that the response skips.
     #[param(required = false, minimum = 0, default = 0)]
     offset: i64,
 }
@@ -42,7 +42,7 @@ impl<S> FromParams<S> for StatusRequest {
     }
 }
 
-/// Follow jobs.
+/// Show the status of jobs.
 ///
 /// Newest first; an empty list if none matches. The parameters may also be sent in a JSON body.
 #[utoipa::path(
@@ -52,7 +52,7 @@ impl<S> FromParams<S> for StatusRequest {
     params(StatusRequest),
     responses(
         (status = 200, description = "The jobs.", body = Vec<JobStatus>),
-        (status = 400, description = "None of the three is given, or a parameter cannot be read.", body = ErrorBody),
+        (status = 400, description = "None of agreementId, jobId and owner is given, or a parameter cannot be read.", body = ErrorBody),
         CommonErrors,
     )
 )]
@@ -61,6 +61,6 @@ pub(in crate::api) async fn status(
     Input(request): Input<StatusRequest>,
 ) -> Result<Json<Vec<JobStatus>>, ApiError> {
     let StatusRequest { agreement_id, job_id, owner, limit, offset } = request;
-    let jobs = state.db.jobs(JobFilter { agreement_id, job_id, owner }, ListRange { limit, offset }).await?;
+    let jobs = state.db.list_jobs(JobFilter { agreement_id, job_id, owner }, ListRange { limit, offset }).await?;
     Ok(Json(jobs.into_iter().map(JobStatus::from).collect()))
 }

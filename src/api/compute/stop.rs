@@ -11,9 +11,9 @@ use crate::db::Change;
 
 /// A request to stop jobs.
 #[derive(Debug)]
-pub(in crate::api) struct StopRequest(ChangeRequest);
+pub(in crate::api) struct StopJobsRequest(ChangeRequest);
 
-impl FromParams<Compute> for StopRequest {
+impl FromParams<Compute> for StopJobsRequest {
     const CALL: &'static str = "PUT:/compute";
 
     fn read(params: &Params, state: &Compute) -> Result<Self, ApiError> {
@@ -34,14 +34,14 @@ impl FromParams<Compute> for StopRequest {
     request_body(content = Option<ChangeRequest>, description = "The same parameters, if the query string is empty."),
     responses(
         (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
-        (status = 400, description = "What to change: a parameter, the signature or the nonce.", body = ErrorBody),
+        (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.", body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
         CommonErrors,
     )
 )]
 pub(in crate::api) async fn stop(
     State(state): State<Compute>,
-    Input(StopRequest(request)): Input<StopRequest>,
+    Input(StopJobsRequest(request)): Input<StopJobsRequest>,
 ) -> Result<Json<Vec<JobStatus>>, ApiError> {
     change(state, Change::Stop, request).await
 }

@@ -1,4 +1,4 @@
-//! The answer of getResult, made from the origin's.
+//! The response of getResult, made from the origin's.
 
 use axum::body::Body;
 use axum::http::header::{
@@ -19,18 +19,18 @@ use crate::storage::{Storage, StorageError};
 pub(super) struct File<'a> {
     /// The job.
     pub job_id: &'a JobId,
-    /// Which of its outputs.
+    /// The index of the output, as the caller wrote it.
     pub index: &'a str,
     /// Where the file is; never shown.
     pub url: &'a str,
 }
 
 impl File<'_> {
-    /// Fetches the file, or the part of it that `range` asks for. `limit` is the most that one answer may hold, in bytes.
+    /// Fetches the file, or the part of it that `range` asks for. `limit` is the maximum size of one response, in bytes.
     ///
     /// # Errors
     /// A 5xx if the file cannot be fetched, a 413 if it is too large.
-    pub async fn answer(
+    pub async fn respond(
         self,
         storage: &Storage,
         range: Option<&HeaderValue>,
@@ -57,7 +57,7 @@ impl File<'_> {
         ApiError::new(status, format!("Result {index} of job {job_id} cannot be fetched: {error}"))
     }
 
-    /// A redirect to S3 itself, if the file is in one of our buckets.
+    /// A redirect to S3 itself; `None` if the file is not in one of OUTPUT_BUCKETS.
     async fn presigned(self, storage: &Storage, origin: &reqwest::Response) -> Result<Option<Response>, StorageError> {
         let disposition = FileName::of_origin(origin.headers(), self.url).content_disposition();
         let disposition = String::from_utf8_lossy(disposition.as_bytes());
@@ -97,15 +97,15 @@ impl File<'_> {
         }
 
         let (job_id, index) = (self.job_id.clone(), self.index.to_owned());
-        // An error ends the stream and cuts the connection, so that the caller does not take a part for the whole.
+        // An error ends the stream and closes the connection, so that the caller does not take a part for the whole.
         let content = storage.content(origin).inspect_err(move |error| {
-            tracing::warn!(job = %job_id, index, error = error as &dyn std::error::Error, "a result broke off");
+            tracing::warn!(job = %job_id, index, error = error as &dyn std::error::Error, "the stream of a result was interrupted");
         });
         (status, headers, Body::from_stream(content)).into_response()
     }
 }
 
-/// The length of an origin's answer in bytes, if it has one.
+/// The length of an origin's response in bytes, if it states one.
 fn length(origin: &reqwest::Response) -> Option<u64> {
     origin.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }

@@ -8,7 +8,7 @@ use url::Url;
 /// The name of a file that has none.
 const UNNAMED: &str = "result";
 
-/// The usual extensions of content types that have several.
+/// The extension to use for content types that have several.
 const USUAL_EXTENSIONS: [(&str, &str); 8] = [
     ("application/octet-stream", "bin"),
     ("application/gzip", "gz"),
@@ -75,6 +75,7 @@ impl FileName {
     }
 }
 
+/// Escapes a name for a quoted string (RFC 9110, 5.6.4).
 fn quoted(name: &str) -> String {
     name.replace('\\', "\\\\").replace('"', "\\\"")
 }

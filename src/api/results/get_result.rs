@@ -16,7 +16,7 @@ use crate::db::ResultRow;
 use crate::domain::{JobId, Owner, ProviderAddress, output};
 use crate::telemetry;
 
-/// Which result, and who asks for it.
+/// The parameters of GET /getResult.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub(in crate::api) struct ResultRequest {
@@ -53,7 +53,7 @@ impl<S> FromParams<S> for ResultRequest {
             nonce: params.required("nonce", Params::nonce)?,
             index: params.required("index", Params::number_text).and_then(Index::parse)?,
             job_id: params.required("jobId", Params::id)?,
-            provider_address: params.short_id("providerAddress")?,
+            provider_address: params.id_of_any_length("providerAddress")?,
         })
     }
 }
@@ -74,7 +74,7 @@ impl ResultRequest {
     fn locate(&self, signer: Address, row: Option<ResultRow>) -> Result<String, ApiError> {
         let Self { owner, job_id, index: Index(index), .. } = self;
         let row = row.ok_or_else(|| ApiError::not_found(format!("Owner {owner} mismatch for job {job_id}")))?;
-        // The old service recorded wrong signers: for its jobs the right owner is enough.
+        // docs/contract/engine.md, "Rows of the Python service"
         if row.signer_verified && row.provider != Some(signer) {
             return Err(ApiError::not_found(format!("Provider {signer} mismatch for job {job_id}")));
         }
@@ -111,7 +111,7 @@ impl ResultRequest {
         )),
         (status = 302, description = "The file is too large for one answer; it can be fetched from there for 5 minutes.",
             headers(("Location" = String, description = "A URL of S3 that needs no credentials"))),
-        (status = 400, description = "What to change: a parameter, the signature or the nonce.", body = ErrorBody),
+        (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.", body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
         (status = 404, description = "The job is another's or has no such result, or its results have expired.",
             body = ErrorBody),
@@ -145,20 +145,20 @@ pub(in crate::api) async fn get_result(
     let nonce = policy.nonce_use(signer, &request.nonce);
 
     // A failure of the origin has to leave the nonce free, and no transaction may wait for an origin. So the nonce is only
-    // checked first, and taken when the answer is certain; of several requests that get so far, one passes.
+    // checked here, and taken when the response is certain; of concurrent requests with one nonce, one takes it.
     state.db.check_nonce(nonce.clone()).await?;
     let row = state.db.result(&request.job_id, &request.owner).await?;
-    let answer = match request.locate(signer, row) {
+    let response = match request.locate(signer, row) {
         Ok(url) => {
             let file = File { job_id: &request.job_id, index: &request.index.0, url: &url };
             let limit = state.config.storage.stream_limit;
-            file.answer(&state.storage, headers.get(RANGE), limit).await
+            file.respond(&state.storage, headers.get(RANGE), limit).await
         }
         Err(not_found) => Err(not_found),
     };
-    if answer.as_ref().is_err_and(ApiError::is_server_error) {
-        return answer;
+    if response.as_ref().is_err_and(ApiError::is_server_error) {
+        return response;
     }
     state.db.take_nonce(nonce).await?;
-    answer
+    response
 }

@@ -7,16 +7,16 @@ use crate::auth::{Address, NonceUse};
 use crate::db::{Database, DatabaseError, NonceError, nonces};
 use crate::domain::{AgreementId, Job, JobId, Namespace, Owner, SETTLING_SECONDS, Status};
 
-/// What is asked for.
+/// A change of jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Unfinished jobs are to stop.
+    /// Stops unfinished jobs.
     Stop,
-    /// Jobs are to be deleted; unfinished ones are stopped first.
+    /// Deletes jobs; unfinished ones are stopped first.
     Delete,
 }
 
-/// Which jobs a change applies to. A type of its own, so that what is added to [`JobFilter`] cannot widen a change.
+/// Selects the jobs that a change applies to. A type of its own, so that what is added to [`JobFilter`] cannot widen a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobSelector {
     /// Only jobs of this owner.
@@ -35,12 +35,12 @@ impl JobSelector {
     }
 }
 
-/// Whose jobs a change may touch.
+/// The caller of a change, which decides whose jobs it may touch.
 #[derive(Debug, Clone, Copy)]
 pub enum RequestedBy {
-    /// Everybody's: signatures are not required.
+    /// Anyone, who may change all jobs: signatures are not required.
     Anyone,
-    /// Those of this signer, and those of the old service, which recorded wrong signers.
+    /// A signer, who may change the jobs that it started, and those of the Python service, which recorded wrong signers.
     Signer(Address),
 }
 
@@ -49,11 +49,11 @@ pub enum RequestedBy {
 pub struct TouchedJob {
     /// The job's id.
     pub job_id: JobId,
-    /// Where it runs.
+    /// The namespace that its row names.
     pub namespace: Option<Namespace>,
-    /// It is not finished: its algorithm has to be ended.
+    /// Whether it is unfinished: then its algorithm has to be ended.
     pub unfinished: bool,
-    /// It is finished and its engine is done with its objects: they may be deleted
+    /// Whether it is settled: then its objects may be deleted
     /// (docs/contract/engine.md, "Finished jobs").
     pub settled: bool,
 }
@@ -63,7 +63,7 @@ pub struct TouchedJob {
 pub struct ChangedJobs {
     /// The jobs that were touched.
     pub touched: Vec<TouchedJob>,
-    /// All that match, newest first.
+    /// All jobs that match, newest first.
     pub jobs: Vec<Job>,
 }
 
@@ -77,7 +77,7 @@ impl Database {
         &self,
         change: Change,
         selector: JobSelector,
-        by: RequestedBy,
+        requested_by: RequestedBy,
         nonce: Option<NonceUse>,
         range: ListRange,
     ) -> Result<ChangedJobs, NonceError> {
@@ -86,7 +86,7 @@ impl Database {
             if let Some(nonce) = &nonce {
                 nonces::take(&mut transaction, nonce).await?;
             }
-            let touched = mark(&mut transaction, change, &selector, by).await?;
+            let touched = mark(&mut transaction, change, &selector, requested_by).await?;
             let jobs = select(&mut transaction, &selector.filter(), range).await?;
             transaction.commit().await?;
             Ok(ChangedJobs { touched, jobs })
@@ -101,13 +101,14 @@ async fn mark(
     connection: &mut PgConnection,
     change: Change,
     selector: &JobSelector,
-    by: RequestedBy,
+    requested_by: RequestedBy,
 ) -> Result<Vec<TouchedJob>, DatabaseError> {
-    let signer = match by {
+    let signer = match requested_by {
         RequestedBy::Anyone => None,
         RequestedBy::Signer(signer) => Some(signer.to_lowercase()),
     };
-    // The planner reaches `owner` by its index and the rest, being narrower still, by theirs.
+    // One statement serves every selector: `owner` is always given and has an index; where an id or an agreement is given,
+    // the planner uses the index on that.
     Ok(sqlx::query_as!(
         TouchedJob,
         r#"

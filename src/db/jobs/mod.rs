@@ -1,4 +1,4 @@
-//! The jobs: lists of them, and what single routes ask about one.
+//! The jobs: lists of them, and what some routes need to know of one.
 
 mod change;
 mod start;
@@ -13,7 +13,7 @@ use super::{Database, DatabaseError};
 use crate::auth::Address;
 use crate::domain::{AgreementId, Job, JobId, Namespace, Owner, Status, StopRequest, output, workflow};
 
-/// Which jobs a list shows: those that match all that is given. Without any of the three, none.
+/// Selects the jobs of a list: those that match all fields that are given. Without any, none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JobFilter {
     /// Jobs of this agreement.
@@ -24,19 +24,12 @@ pub struct JobFilter {
     pub owner: Option<Owner>,
 }
 
-impl JobFilter {
-    /// Returns whether nothing is given.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// Which part of a list, in rows.
+/// A part of a list, in rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListRange {
-    /// How many rows at most.
+    /// The maximum number of rows.
     pub limit: i64,
-    /// How many rows are skipped.
+    /// The number of rows that are skipped.
     pub offset: i64,
 }
 
@@ -45,7 +38,7 @@ pub struct ListRange {
 pub struct ResultRow {
     /// The signer who started the job.
     pub provider: Option<Address>,
-    /// Whether `provider` is the true signer: not so in rows of the old service.
+    /// Whether `provider` is the true signer: not so in rows of the Python service.
     pub signer_verified: bool,
     /// Whether the job was deleted or its outputs have expired.
     pub removed: bool,
@@ -53,7 +46,7 @@ pub struct ResultRow {
     pub outputs: Option<String>,
 }
 
-/// A row as it is. Any column but the two ids may be missing in rows of the old service.
+/// A row as it is stored. Any column but the two ids may be missing in rows of the Python service.
 struct JobRow {
     agreement_id: AgreementId,
     job_id: JobId,
@@ -98,7 +91,7 @@ impl From<JobRow> for Job {
     }
 }
 
-/// Selects jobs. Rows are read one by one: a workflow may hold hundreds of kilobytes, and a list thousands of jobs.
+/// Selects jobs. Rows are converted one by one: a workflow may hold hundreds of kilobytes, and a list thousands of jobs.
 /// Timestamps carry no time zone and are read as UTC.
 macro_rules! select_jobs {
     ($connection:expr, $condition:literal, $($argument:expr),*) => {
@@ -123,18 +116,18 @@ macro_rules! select_jobs {
 
 impl Database {
     /// Records that a job's object is in the cluster.
-    pub async fn registered(&self, job_id: &JobId) -> Result<(), DatabaseError> {
+    pub async fn record_registration(&self, job_id: &JobId) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!("UPDATE jobs SET registered = true WHERE workflowid = $1", job_id.as_str())).await?;
         Ok(())
     }
 
     /// The jobs that match, newest first.
-    pub async fn jobs(&self, filter: JobFilter, range: ListRange) -> Result<Vec<Job>, DatabaseError> {
+    pub async fn list_jobs(&self, filter: JobFilter, range: ListRange) -> Result<Vec<Job>, DatabaseError> {
         self.run(async |connection| select(connection, &filter, range).await).await
     }
 
     /// Every unfinished job, oldest first.
-    pub async fn unfinished(&self, range: ListRange) -> Result<Vec<Job>, DatabaseError> {
+    pub async fn list_unfinished(&self, range: ListRange) -> Result<Vec<Job>, DatabaseError> {
         self.run(async |connection| {
             select_jobs!(
                 connection,

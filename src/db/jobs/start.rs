@@ -1,4 +1,4 @@
-//! Writing a new job.
+//! Starting a job: inserts its row.
 
 use sqlx::{Acquire, PgConnection};
 
@@ -8,7 +8,7 @@ use crate::db::{Database, DatabaseError, NonceError, nonces};
 use crate::domain::workflow::Summary;
 use crate::domain::{AgreementId, ChainId, Job, JobId, Namespace, Owner, Status, StopRequest, environment};
 
-/// A job that is to be written.
+/// A job to insert.
 #[derive(Debug, Clone)]
 pub struct NewJob {
     /// The job's id.
@@ -25,18 +25,18 @@ pub struct NewJob {
     pub must_be_announced: bool,
     /// The job's chain, if the caller named one.
     pub chain_id: Option<ChainId>,
-    /// When it may not be started any more, in seconds since the epoch.
+    /// The time after which it may not be started, in seconds since the epoch.
     pub valid_until: Option<i64>,
     /// The document that the engine reads, as ASCII.
     pub workflow: String,
-    /// What the answer shows of the workflow.
+    /// What the status object shows of the workflow.
     pub summary: Summary,
 }
 
-/// What became of a job that was to be written. The nonce is taken in each case.
+/// The result of a start. The nonce is taken in each case.
 #[derive(Debug, Clone)]
 pub enum StartOutcome {
-    /// It is written.
+    /// The job is inserted.
     Accepted(Box<Job>),
     /// The agreement has an unfinished job.
     AgreementInUse,
@@ -45,10 +45,10 @@ pub enum StartOutcome {
 }
 
 impl Database {
-    /// Takes the nonce, checks agreement and environment, and writes the job, in one transaction.
+    /// Takes the nonce, checks agreement and environment, and inserts the job, in one transaction.
     ///
     /// # Errors
-    /// If the nonce is refused or the database fails. Then nothing was written, and the nonce is as it was.
+    /// If the nonce is refused or the database fails. Then nothing was written, not even the nonce.
     pub async fn start(&self, job: NewJob, nonce: Option<NonceUse>) -> Result<StartOutcome, NonceError> {
         let result = self
             .run(async |connection| {
@@ -56,19 +56,19 @@ impl Database {
                 if let Some(nonce) = &nonce {
                     nonces::take(&mut transaction, nonce).await?;
                 }
-                let outcome = write(&mut transaction, &job).await?;
+                let outcome = insert(&mut transaction, &job).await?;
                 transaction.commit().await?;
                 Ok(outcome)
             })
             .await;
         match result {
-            // Nothing was sent.
+            // No connection was acquired, so nothing was sent.
             Err(NonceError::Database(DatabaseError::Unavailable(sqlx::Error::PoolTimedOut))) => result,
             // The connection may have been lost after the commit. Then the job is there, and an error would make the
             // caller's next attempt fail.
             Err(NonceError::Database(error)) => {
                 let filter = JobFilter { job_id: Some(job.job_id), ..JobFilter::default() };
-                let found = self.jobs(filter, ListRange { limit: 1, offset: 0 }).await.unwrap_or_default();
+                let found = self.list_jobs(filter, ListRange { limit: 1, offset: 0 }).await.unwrap_or_default();
                 let job = found.into_iter().next().ok_or(error)?;
                 Ok(StartOutcome::Accepted(Box::new(job)))
             }
@@ -77,7 +77,7 @@ impl Database {
     }
 }
 
-async fn write(connection: &mut PgConnection, job: &NewJob) -> Result<StartOutcome, DatabaseError> {
+async fn insert(connection: &mut PgConnection, job: &NewJob) -> Result<StartOutcome, DatabaseError> {
     let found = sqlx::query!(
         r#"
         SELECT EXISTS (SELECT FROM jobs WHERE agreementid = $1 AND datefinished IS NULL) AS "in_use!",

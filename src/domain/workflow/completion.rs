@@ -1,4 +1,4 @@
-//! What the service decides about a workflow.
+//! Completes a workflow with what the service decides.
 
 use serde::Serialize;
 use serde_json::json;
@@ -36,10 +36,10 @@ pub struct Completion {
 
 impl Completion {
     /// The `maxtime` that a job gets; `None` if it asks for none and there is no limit.
-    fn max_time(&self, asked: Option<u64>) -> Option<u64> {
-        match (asked.filter(|asked| *asked > 0), self.max_time) {
-            (Some(asked), Some(limit)) => Some(asked.min(limit)),
-            (asked, limit) => asked.or(limit),
+    fn max_time(&self, requested: Option<u64>) -> Option<u64> {
+        match (requested.filter(|requested| *requested > 0), self.max_time) {
+            (Some(requested), Some(limit)) => Some(requested.min(limit)),
+            (requested, limit) => requested.or(limit),
         }
     }
 }
@@ -50,7 +50,7 @@ impl Workflow {
     pub fn complete(&mut self, completion: &Completion, namespace: &Namespace, chain_id: Option<&ChainId>) {
         for stage in &mut self.stages {
             let compute = &mut stage.compute;
-            if let Some(granted) = completion.max_time(compute.maxtime.map(|asked| asked.0)) {
+            if let Some(granted) = completion.max_time(compute.maxtime.map(|requested| requested.0)) {
                 compute.fields.insert("maxtime".into(), granted.into());
             }
             compute.fields.insert("resources".into(), json!(completion));

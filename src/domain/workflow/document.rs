@@ -14,10 +14,10 @@ use super::{Object, Summary};
 /// is a few levels deeper than the workflow.
 const DEPTH_LIMIT: usize = 100;
 
-/// Why a workflow cannot be run, in words that tell the caller what to change.
+/// Why a workflow cannot be run. The text tells the caller what to change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Invalid(String);
+pub struct InvalidWorkflow(String);
 
 /// A workflow. Fields that are not named here are kept, for the engine.
 #[derive(Debug, Clone, ToSchema)]
@@ -99,7 +99,7 @@ impl Workflow {
     ///
     /// # Errors
     /// If the workflow cannot be run. The error names the field.
-    pub fn check(workflow: Value) -> Result<Self, Invalid> {
+    pub fn check(workflow: Value) -> Result<Self, InvalidWorkflow> {
         if is_deeper(&workflow, DEPTH_LIMIT) {
             return Err(invalid(format!("`workflow` must not be nested deeper than {DEPTH_LIMIT} levels")));
         }
@@ -133,7 +133,7 @@ impl Workflow {
 }
 
 impl Stage {
-    fn check(stage: Value) -> Result<Self, Invalid> {
+    fn check(stage: Value) -> Result<Self, InvalidWorkflow> {
         let mut fields = object(stage, "stages[0]")?;
         for name in ["algorithm", "compute", "input", "output"] {
             if fields.get(name).is_none_or(Value::is_null) {
@@ -163,7 +163,7 @@ impl Stage {
 }
 
 impl Input {
-    fn check(input: Value, path: &str) -> Result<Self, Invalid> {
+    fn check(input: Value, path: &str) -> Result<Self, InvalidWorkflow> {
         let mut fields = object(input, path)?;
         Ok(Self { id: optional_text(take(&mut fields, "id"), &format!("{path}.id"))?, fields })
     }
@@ -175,7 +175,7 @@ impl Input {
 }
 
 impl Algorithm {
-    fn check(algorithm: Value) -> Result<Self, Invalid> {
+    fn check(algorithm: Value) -> Result<Self, InvalidWorkflow> {
         let mut fields = object(algorithm, "stages[0].algorithm")?;
         Ok(Self {
             id: optional_text(take(&mut fields, "id"), "stages[0].algorithm.id")?,
@@ -194,8 +194,8 @@ impl Algorithm {
 impl Container {
     const PATH: &str = "stages[0].algorithm.container";
 
-    /// The engine needs an entrypoint, an image, and a tag or a SHA-256 checksum.
-    fn check(container: Value) -> Result<Self, Invalid> {
+    /// Checks that there is what the engine needs: an entrypoint, an image, and a tag or a SHA-256 checksum.
+    fn check(container: Value) -> Result<Self, InvalidWorkflow> {
         let path = Self::PATH;
         if container.is_null() {
             return Err(invalid(format!("Missing `{path}`")));
@@ -236,12 +236,12 @@ impl Container {
 }
 
 impl Compute {
-    fn check(compute: Value) -> Result<Self, Invalid> {
+    fn check(compute: Value) -> Result<Self, InvalidWorkflow> {
         let fields = object(compute, "stages[0].compute")?;
         let maxtime = match fields.get("maxtime") {
             None | Some(Value::Null) => None,
-            Some(asked) => Some(
-                Seconds::of_json(asked)
+            Some(requested) => Some(
+                Seconds::of_json(requested)
                     .ok_or_else(|| invalid("`stages[0].compute.maxtime` must be a number of seconds"))?,
             ),
         };
@@ -267,26 +267,26 @@ fn take(fields: &mut Object, name: &str) -> Value {
     fields.get_mut(name).map(Value::take).unwrap_or_default()
 }
 
-/// The engine fails if the key `id` is missing, so an absent one is stored as the empty text.
+/// Inserts an id. The engine fails if the key is missing, so an absent id becomes empty text.
 fn insert_id(fields: &mut Object, id: Option<String>) {
     fields.insert("id".into(), id.unwrap_or_default().into());
 }
 
-fn object(value: Value, path: &str) -> Result<Object, Invalid> {
+fn object(value: Value, path: &str) -> Result<Object, InvalidWorkflow> {
     match value {
         Value::Object(fields) => Ok(fields),
         _ => Err(invalid(format!("`{path}` must be an object"))),
     }
 }
 
-fn list(value: Value, path: &str) -> Result<Vec<Value>, Invalid> {
+fn list(value: Value, path: &str) -> Result<Vec<Value>, InvalidWorkflow> {
     match value {
         Value::Array(items) => Ok(items),
         _ => Err(invalid(format!("`{path}` must be a list"))),
     }
 }
 
-fn optional_text(value: Value, path: &str) -> Result<Option<String>, Invalid> {
+fn optional_text(value: Value, path: &str) -> Result<Option<String>, InvalidWorkflow> {
     match value {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text)),
@@ -298,8 +298,8 @@ fn objects<T>(items: Vec<T>, into_object: impl Fn(T) -> Object) -> Value {
     items.into_iter().map(|item| Value::Object(into_object(item))).collect()
 }
 
-fn invalid(text: impl Into<String>) -> Invalid {
-    Invalid(text.into())
+fn invalid(text: impl Into<String>) -> InvalidWorkflow {
+    InvalidWorkflow(text.into())
 }
 
 fn is_deeper(value: &Value, limit: usize) -> bool {

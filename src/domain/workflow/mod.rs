@@ -7,7 +7,7 @@ mod stored;
 
 pub use ascii_json::to_ascii_json;
 pub use completion::Completion;
-pub use document::{Algorithm, Compute, Container, Input, Invalid, Seconds, Stage, Workflow};
+pub use document::{Algorithm, Compute, Container, Input, InvalidWorkflow, Seconds, Stage, Workflow};
 pub use stored::{Summary, document, stored, stored_expiry, stored_max_time, summarize};
 
 /// A JSON object. Keeps the order of its fields.

@@ -1,4 +1,4 @@
-//! The document in `jobs.workflow` (docs/contract/engine.md, "jobs.workflow"). Rows of the old service may hold anything.
+//! The document in `jobs.workflow` (docs/contract/engine.md, "jobs.workflow"). Rows of the Python service may hold anything.
 
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ pub fn document(workflow: &Object, job_id: &JobId, namespace: &Namespace) -> Str
     }))
 }
 
-/// Reads what can be read of a document, be it damaged, empty or missing.
+/// Summarizes a document, as far as it can be read: it may be damaged, empty or missing.
 pub fn summarize(document: Option<&str>) -> Summary {
     let document: Option<Value> = document.and_then(|document| serde_json::from_str(document).ok());
     let workflow = document.as_ref().and_then(|document| document.pointer("/spec/metadata"));
