@@ -1,4 +1,4 @@
-//! operator-service: takes compute jobs over HTTP, keeps their records in Postgres, registers them in Kubernetes.
+//! operator-service: takes compute jobs over HTTP, keeps their records in PostgreSQL, registers them in Kubernetes.
 //!
 //! docs/architecture.md says where things are and what may depend on what.
 

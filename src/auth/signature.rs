@@ -1,4 +1,4 @@
-//! Signatures. Each caller signs another message in another way (docs/contract/callers.md, "What is signed"): [`forms`]
+//! Signatures. Each caller signs a different message in a different way (docs/contract/callers.md, "What is signed"): [`forms`]
 //! lists what the caller of a request may have signed, [`recover`] returns whose key signed it.
 
 use k256::ecdsa::{RecoveryId, Signature as EcdsaSignature, VerifyingKey};

@@ -20,25 +20,25 @@ use crate::cache::{Cached, Versioned};
 use crate::config::EksEndpoint;
 
 /// The prefix of a token.
-const PREFIX: &str = "k8s-aws-v1.";
+const TOKEN_PREFIX: &str = "k8s-aws-v1.";
 /// The header that names the cluster. It is signed, so that a token is valid for one cluster only.
 const CLUSTER_HEADER: &str = "x-k8s-aws-id";
 /// The expiry in the URL, as in those of `aws eks get-token`. The cluster ignores it: it accepts signatures of the last 15
 /// minutes.
-const EXPIRES: Duration = Duration::from_secs(60);
+const URL_EXPIRY: Duration = Duration::from_secs(60);
 /// The lifetime that `aws eks get-token` prints.
 const PRINTED_LIFETIME: Duration = Duration::from_secs(14 * 60);
 /// How long a token is used here: five minutes less than the cluster accepts it, for clocks that differ.
-const KEPT: Duration = Duration::from_secs(10 * 60);
+const TOKEN_MAX_AGE: Duration = Duration::from_secs(10 * 60);
 
 /// Makes a token for a cluster, signed at this time.
 pub fn token(cluster: &str, region: &str, credentials: &Credentials, at: SystemTime) -> Result<SecretString, AwsError> {
     let url = format!("https://sts.{region}.{}/?Action=GetCallerIdentity&Version=2011-06-15", domain(region));
     let headers = [(CLUSTER_HEADER, cluster)];
     let request =
-        Unsigned { method: "GET", url: &url, headers: &headers, service: Service::Sts, region, expires: EXPIRES };
+        Unsigned { method: "GET", url: &url, headers: &headers, service: Service::Sts, region, expires: URL_EXPIRY };
     let url = presign(request, credentials, at)?;
-    Ok(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(url)).into())
+    Ok(format!("{TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(url)).into())
 }
 
 /// Tokens for one cluster. A token is used for ten minutes by the wall clock; after that, or when the cluster refuses it,
@@ -100,22 +100,22 @@ impl TokenSource {
     }
 
     /// A token to use in place of one that the cluster refused.
-    pub async fn instead_of(&self, refused: &Token) -> Result<Token, AwsError> {
+    pub async fn replace(&self, refused: &Token) -> Result<Token, AwsError> {
         self.get(Some(refused.0.version)).await
     }
 
     async fn get(&self, refused: Option<u64>) -> Result<Token, AwsError> {
         let Shared { cluster, tokens, clock, .. } = &*self.shared;
         let now = clock();
-        let held = tokens.get(now, refused, async || {
+        let cached = tokens.get(now, refused, async || {
             let account = self.account().await;
             let credentials = account.credentials().await?;
             let token = token(cluster, account.region().await?, &credentials, now)?;
             // A token expires with the session that signed it.
-            let until = credentials.expiry().map_or(now + KEPT, |end| end.min(now + KEPT));
+            let until = credentials.expiry().map_or(now + TOKEN_MAX_AGE, |end| end.min(now + TOKEN_MAX_AGE));
             Ok((token, until))
         });
-        Ok(Token(held.await?))
+        Ok(Token(cached.await?))
     }
 
     async fn account(&self) -> &Account {
@@ -147,7 +147,7 @@ pub async fn describe(account: &Account, cluster: &str) -> Result<EksEndpoint, A
     Ok(EksEndpoint { url, authority })
 }
 
-/// Makes what `aws eks get-token` prints, for the `exec` section of a kubeconfig. `exec_info` is KUBERNETES_EXEC_INFO,
+/// Makes the JSON that `aws eks get-token` prints, for the `exec` section of a kubeconfig. `exec_info` is KUBERNETES_EXEC_INFO,
 /// with the API version that kubectl supports.
 pub async fn exec_credential(
     account: &Account,
@@ -178,9 +178,9 @@ fn exec_credential_of(token: &SecretString, at: SystemTime, exec_info: Option<&s
 
 fn api_version(exec_info: Option<&str>) -> String {
     const KNOWN: [&str; 3] = ["v1", "v1beta1", "v1alpha1"];
-    let asked: Option<Value> = exec_info.and_then(|info| serde_json::from_str(info).ok());
+    let info: Option<Value> = exec_info.and_then(|info| serde_json::from_str(info).ok());
     let version =
-        asked.as_ref().and_then(|info| info["apiVersion"].as_str()?.strip_prefix("client.authentication.k8s.io/"));
+        info.as_ref().and_then(|info| info["apiVersion"].as_str()?.strip_prefix("client.authentication.k8s.io/"));
     let version = version.filter(|version| KNOWN.contains(version)).unwrap_or("v1beta1");
     format!("client.authentication.k8s.io/{version}")
 }
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     fn url_of(token: &SecretString) -> String {
-        let encoded = token.expose_secret().strip_prefix(PREFIX).unwrap();
+        let encoded = token.expose_secret().strip_prefix(TOKEN_PREFIX).unwrap();
         String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).unwrap()).unwrap()
     }
 
@@ -313,7 +313,7 @@ mod tests {
         let serials: BTreeSet<u64> = all.iter().map(|token| token.as_ref().unwrap().0.version).collect();
         assert_eq!(serials.len(), 1);
         let refused = source.token().await.unwrap();
-        let all = futures_util::future::join_all((0..100).map(|_| source.instead_of(&refused))).await;
+        let all = futures_util::future::join_all((0..100).map(|_| source.replace(&refused))).await;
         let others: BTreeSet<u64> = all.iter().map(|token| token.as_ref().unwrap().0.version).collect();
         assert_eq!(others.len(), 1);
         assert_ne!(others, serials);

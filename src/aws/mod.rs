@@ -1,4 +1,4 @@
-//! AWS: the process's credentials, tokens for an EKS cluster, passwords for Postgres, presigned URLs of S3.
+//! AWS: the process's credentials, tokens for an EKS cluster, passwords for PostgreSQL, presigned URLs of S3.
 //!
 //! Whatever can be made from credentials alone is made here without a call, so that a function's first request does not
 //! wait for one. There are calls only for a role (`sts:AssumeRole`), a cluster whose endpoint is not configured
@@ -34,12 +34,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a call may take, its second attempt included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
-/// How many attempts a call has.
-const ATTEMPTS: u32 = 2;
+/// The maximum number of attempts of a call.
+const MAX_ATTEMPTS: u32 = 2;
 /// How long before they expire credentials are renewed.
 const CREDENTIALS_MARGIN: Duration = Duration::from_secs(5 * 60);
-/// How long credentials without an expiry are kept.
-const CREDENTIALS_KEPT: Duration = Duration::from_secs(5 * 60);
+/// How long credentials without an expiry are used.
+const CREDENTIALS_MAX_AGE: Duration = Duration::from_secs(5 * 60);
 
 /// Why AWS could not be used. Never contains a secret. Cheap to clone, since many requests may wait for one call.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -142,7 +142,7 @@ impl Account {
                 let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
                     .http_client(http)
                     .timeout_config(timeouts)
-                    .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS));
+                    .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS));
                 match &self.region {
                     Some(region) => loader.region(Region::new(region.clone())).load().await,
                     None => loader.load().await,
@@ -160,7 +160,7 @@ impl Account {
     /// expire by the wall clock.
     pub async fn credentials(&self) -> Result<Credentials, AwsError> {
         let now = SystemTime::now();
-        let held = self.credentials.get(now, None, async || {
+        let cached = self.credentials.get(now, None, async || {
             let provider = self
                 .sdk()
                 .await
@@ -170,11 +170,11 @@ impl Account {
                 provider.provide_credentials().await.map_err(|error| AwsError::Credentials(Cause::of(error)))?;
             let until = match credentials.expiry() {
                 Some(end) => end.checked_sub(CREDENTIALS_MARGIN).unwrap_or(now),
-                None => now + CREDENTIALS_KEPT,
+                None => now + CREDENTIALS_MAX_AGE,
             };
             Ok((credentials, until))
         });
-        Ok(held.await?.value)
+        Ok(cached.await?.value)
     }
 }
 

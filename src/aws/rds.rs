@@ -10,7 +10,7 @@ use super::AwsError;
 use super::sign::{ENCODED, Service, Unsigned, presign};
 
 /// How long a password is accepted for new connections; open ones stay open.
-const VALID_FOR: Duration = Duration::from_secs(15 * 60);
+const PASSWORD_VALIDITY: Duration = Duration::from_secs(15 * 60);
 
 /// The certificate authorities of RDS in all regions, as a PEM file
 /// (<https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.SSL.html>); RDS Proxy's
@@ -29,8 +29,14 @@ pub fn password(
 ) -> Result<SecretString, AwsError> {
     let user = utf8_percent_encode(user, ENCODED);
     let url = format!("https://{host}:{port}/?Action=connect&DBUser={user}");
-    let request =
-        Unsigned { method: "GET", url: &url, headers: &[], service: Service::RdsDb, region, expires: VALID_FOR };
+    let request = Unsigned {
+        method: "GET",
+        url: &url,
+        headers: &[],
+        service: Service::RdsDb,
+        region,
+        expires: PASSWORD_VALIDITY,
+    };
     let url = presign(request, credentials, at)?;
     Ok(url.trim_start_matches("https://").into())
 }

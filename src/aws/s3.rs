@@ -9,8 +9,8 @@ use url::Url;
 use super::sign::{ENCODED, Service, Unsigned, presign};
 use super::{AwsError, domain};
 
-/// What is encoded in a key: slashes are not.
-const KEY: &AsciiSet = &ENCODED.remove(b'/');
+/// The characters that are encoded in a key: as [`ENCODED`], without the slash.
+const ENCODED_IN_KEY: &AsciiSet = &ENCODED.remove(b'/');
 
 /// An object in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,14 +23,14 @@ pub struct Object {
     pub key: String,
 }
 
-/// What a presigned URL asks for.
+/// The request that a presigned URL makes.
 #[derive(Debug, Clone, Copy)]
 pub struct ObjectRequest<'a> {
     /// The HTTP method.
     pub method: &'a str,
-    /// S3's URL if it is not AWS's own.
+    /// The URL of S3, if it is not AWS's own.
     pub endpoint: Option<&'a Url>,
-    /// The region of a bucket whose URL names none.
+    /// The region to use for a bucket whose URL names none.
     pub default_region: &'a str,
     /// The `Content-Disposition` that S3 sends.
     pub disposition: Option<&'a str>,
@@ -80,7 +80,7 @@ impl Object {
         let ObjectRequest { method, endpoint, default_region, disposition, valid_for } = request;
         let Self { bucket, region, key } = self;
         let region = region.as_deref().unwrap_or(default_region);
-        let key = utf8_percent_encode(key, KEY);
+        let key = utf8_percent_encode(key, ENCODED_IN_KEY);
         let mut url = match endpoint {
             Some(endpoint) => format!("{}/{bucket}/{key}", endpoint.as_str().trim_end_matches('/')),
             // A bucket with dots cannot be part of the host name: a certificate's wildcard matches one label.

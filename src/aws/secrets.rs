@@ -45,13 +45,13 @@ pub async fn database(account: &Account, arn: &str) -> Result<DatabaseSecret, Aw
     let client = aws_sdk_secretsmanager::Client::new(account.sdk().await);
     let answer = client.get_secret_value().secret_id(arn).send().await;
     let answer = answer.map_err(|error| AwsError::Secret(Cause::of(aws_sdk_secretsmanager::Error::from(error))))?;
-    let text = answer.secret_string().ok_or_else(|| AwsError::Secret(Cause::of("it is a binary one")))?;
+    let text = answer.secret_string().ok_or_else(|| AwsError::Secret(Cause::of("it is binary, not text")))?;
     parse(text)
 }
 
 fn parse(text: &str) -> Result<DatabaseSecret, AwsError> {
     serde_json::from_str(text).map_err(|error| {
-        // serde's message may repeat what it read.
+        // serde's message may contain the secret.
         let kind = error.classify();
         AwsError::Secret(Cause::of(format!("it is not a JSON object with username and password ({kind:?} error)")))
     })

@@ -1,4 +1,4 @@
-//! URLs with their signature in the query
+//! Presigns URLs: the signature is in the query
 //! (<https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>).
 
 use std::time::{Duration, SystemTime};

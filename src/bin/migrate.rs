@@ -8,13 +8,13 @@ use operator_service::db::Database;
 use operator_service::runtime::{self, BoxError, lambda};
 use serde_json::json;
 
-/// How long after the first attempt another one may begin: a new role, the policy of a secret and a security group take
-/// that long to apply everywhere.
-const RETRY_LIMIT: Duration = Duration::from_secs(90);
+/// How long after the first attempt another one may begin: a new role, a secret's policy and a security group may take
+/// that long to take effect.
+const RETRY_PERIOD: Duration = Duration::from_secs(90);
 /// The maximum duration of an attempt, and of reporting that it failed.
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(35);
+const MAX_ATTEMPT_TIME: Duration = Duration::from_secs(35);
 /// The pause between two attempts.
-const PAUSE: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     runtime::run(lambda::run_events(DatabaseUse::Required, |config| {
@@ -26,15 +26,15 @@ fn main() -> ExitCode {
     }))
 }
 
-/// Migrates, and retries errors that may pass as long as there is time.
+/// Migrates, and retries temporary errors as long as there is time.
 async fn migrate(db: &Database, deadline: SystemTime) -> Result<(), BoxError> {
-    let last_start = (SystemTime::now() + RETRY_LIMIT).min(deadline - ATTEMPT_LIMIT);
+    let last_start = (SystemTime::now() + RETRY_PERIOD).min(deadline - MAX_ATTEMPT_TIME);
     loop {
         match db.migrate().await {
             Ok(()) => return Ok(()),
-            Err(error) if error.may_pass() && SystemTime::now() + PAUSE < last_start => {
+            Err(error) if error.is_temporary() && SystemTime::now() + RETRY_PAUSE < last_start => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the migration failed and is retried");
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
             Err(error) => return Err(runtime::with_causes(error)),
         }

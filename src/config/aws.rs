@@ -30,12 +30,12 @@ pub(super) const SECTION: Section = Section {
     variables: &[&AWS_REGION, &AWS_ENDPOINT_URL, &AWS_ENDPOINT_URL_S3, &AWS_LAMBDA_FUNCTION_NAME],
 };
 
-/// Whether this process is a Lambda function.
+/// Returns whether this process is a Lambda function.
 pub(super) fn is_lambda(reader: &Reader<'_>) -> bool {
     reader.text(&AWS_LAMBDA_FUNCTION_NAME).is_some()
 }
 
-/// Where S3 is; `None` for AWS's own.
+/// The URL of S3; `None` for AWS's own.
 pub(super) fn s3_endpoint(reader: &mut Reader<'_>) -> Option<url::Url> {
     let variable = [&AWS_ENDPOINT_URL_S3, &AWS_ENDPOINT_URL].into_iter().find(|name| reader.text(name).is_some())?;
     reader.optional(variable, "a URL")

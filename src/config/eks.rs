@@ -1,4 +1,4 @@
-//! Which Kubernetes cluster is used, and how to reach it if it is an EKS cluster.
+//! The Kubernetes cluster to use, and how to reach it if it is an EKS cluster.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -44,7 +44,7 @@ pub(super) const SECTION: Section = Section {
 pub struct EksConfig {
     /// EKS_CLUSTER_NAME
     pub name: String,
-    /// EKS_CLUSTER_ENDPOINT and EKS_CLUSTER_CA; `None` if EKS has to be asked.
+    /// EKS_CLUSTER_ENDPOINT and EKS_CLUSTER_CA; `None` if EKS has to be called for them.
     pub endpoint: Option<EksEndpoint>,
     /// EKS_ROLE_ARN: the role that has access to the cluster, if it is not the process's own.
     pub role_arn: Option<String>,

@@ -1,4 +1,4 @@
-//! What jobs get that they do not ask for: namespace, limits, volumes and resources.
+//! What the service sets for every job: namespace, limits, volumes and resources.
 
 use super::variables::{Reader, Section, Unset, Variable};
 use crate::domain::Namespace;
@@ -78,27 +78,27 @@ pub(super) const SECTION: Section = Section {
     ],
 };
 
-/// What jobs get that they do not ask for.
+/// What the service sets for every job.
 #[derive(Debug, Clone)]
 pub struct JobsConfig {
     /// OPERATOR_ADDRESS
     pub operator_address: Option<String>,
     /// DEFAULT_NAMESPACE
     pub default_namespace: Namespace,
-    /// ALGO_POD_TIMEOUT
-    pub time_limit: Limit,
-    /// STORAGE_EXPIRY
-    pub storage_expiry: Limit,
+    /// The maximum duration of an algorithm (ALGO_POD_TIMEOUT).
+    pub time_limit: OptionalSeconds,
+    /// How long outputs are kept after a job's end (STORAGE_EXPIRY).
+    pub storage_expiry: OptionalSeconds,
     /// What every workflow is completed with.
     pub completion: Completion,
 }
 
-/// A number of seconds where 0 means no limit.
+/// A number of seconds that may be unset; 0 means no limit, too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limit(Option<u64>);
+pub struct OptionalSeconds(Option<u64>);
 
-impl Limit {
-    /// The limit in seconds; `None` if there is none.
+impl OptionalSeconds {
+    /// The seconds; `None` for no limit.
     pub fn seconds(self) -> Option<u64> {
         self.0.filter(|seconds| *seconds > 0)
     }
@@ -111,7 +111,7 @@ impl Limit {
 
 impl JobsConfig {
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {
-        let mut limit = |variable| Limit(reader.optional(variable, "a whole number of seconds"));
+        let mut limit = |variable| OptionalSeconds(reader.optional(variable, "a whole number of seconds"));
         let (time_limit, storage_expiry) = (limit(&ALGO_POD_TIMEOUT), limit(&STORAGE_EXPIRY));
         Self {
             operator_address: reader.text(&OPERATOR_ADDRESS),

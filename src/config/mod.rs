@@ -18,7 +18,7 @@ use std::fmt;
 pub use access::AccessConfig;
 pub use database::{DatabaseConfig, Login};
 pub use eks::{EksConfig, EksEndpoint};
-pub use jobs::{JobsConfig, Limit};
+pub use jobs::{JobsConfig, OptionalSeconds};
 pub use log::LogConfig;
 pub use reaper::ReaperRules;
 pub use server::ServerConfig;
@@ -48,7 +48,7 @@ pub struct Config {
     pub eks: Option<EksConfig>,
     /// Whose requests are accepted.
     pub access: AccessConfig,
-    /// What jobs get that they do not ask for.
+    /// What the service sets for every job.
     pub jobs: JobsConfig,
     /// Where outputs may be fetched from, and how.
     pub storage: StorageConfig,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_limit_0_and_unset_mean_none() {
+    fn zero_and_unset_mean_no_limit() {
         for (vars, limit, configured) in [
             (&[][..], None, None),
             (&[("ALGO_POD_TIMEOUT", "0")], None, Some(0)),

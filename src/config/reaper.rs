@@ -65,8 +65,8 @@ pub(super) const SECTION: Section = Section {
     ],
 };
 
-/// The least time for which a used nonce is kept.
-const NONCES_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// The minimum time for which a used nonce is kept.
+const MIN_NONCE_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// The reaper's rules. All times are in seconds.
 #[derive(Debug, Clone)]
@@ -77,13 +77,13 @@ pub struct ReaperRules {
     pub storage_expiry: Option<u64>,
     /// The namespace of jobs whose row has none (DEFAULT_NAMESPACE).
     pub default_namespace: Namespace,
-    /// How long a dispatched job may not have begun before it is requeued (REAP_DISPATCH_GRACE).
+    /// How long a dispatched job may take to begin before it is requeued (REAP_DISPATCH_GRACE).
     pub dispatch_grace: f64,
-    /// How long a problem may last that the cluster retries (REAP_RETRY_GRACE).
+    /// How long a problem may last after which the cluster tries again (REAP_RETRY_GRACE).
     pub retry_grace: f64,
     /// How long a step may wait for a node with room for it (REAP_SCHEDULE_GRACE).
     pub schedule_grace: f64,
-    /// How long the cluster has to hold no object of a running job (REAP_ABSENT_GRACE).
+    /// How long the cluster has to hold no step of a begun job before the job is orphaned (REAP_ABSENT_GRACE).
     pub absent_grace: f64,
     /// How long a job may make no progress beyond its limit (REAP_LIMIT_GRACE).
     pub limit_grace: f64,
@@ -91,8 +91,8 @@ pub struct ReaperRules {
     pub unknown_grace: f64,
     /// How long a WorkFlow object stays after its job's end; `None` for ever (WORKFLOW_TTL).
     pub workflow_ttl: Option<f64>,
-    /// How far below its signer's highest a used nonce is kept: so far that it is not accepted again.
-    pub nonces_kept: f64,
+    /// How far below its signer's highest a used nonce is kept, so that it is not accepted again.
+    pub nonce_retention: f64,
     /// The maximum requests per second to the cluster (REAP_RATE).
     pub requests_per_second: NonZeroU32,
 }
@@ -111,7 +111,7 @@ impl ReaperRules {
             limit_grace: seconds(&REAP_LIMIT_GRACE),
             unknown_grace: seconds(&REAP_UNKNOWN_GRACE),
             workflow_ttl: Some(seconds(&WORKFLOW_TTL)).filter(|seconds| *seconds > 0.0),
-            nonces_kept: (2.0 * access.policy.nonce_window.as_secs_f64()).max(NONCES_KEPT.as_secs_f64()),
+            nonce_retention: (2.0 * access.policy.nonce_window.as_secs_f64()).max(MIN_NONCE_RETENTION.as_secs_f64()),
             requests_per_second: reader.value(&REAP_RATE, "a number above 0"),
         }
     }

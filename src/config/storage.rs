@@ -80,7 +80,7 @@ pub(super) const SECTION: Section = Section {
     ],
 };
 
-/// The most bytes that a Lambda function can stream in one response
+/// The maximum number of bytes that a Lambda function can stream in one response
 /// (<https://docs.aws.amazon.com/lambda/latest/dg/configuration-response-streaming.html>).
 const LAMBDA_STREAM_LIMIT: u64 = 200_000_000;
 
@@ -140,17 +140,17 @@ pub struct HostPattern {
 }
 
 impl HostPattern {
-    /// Whether the URL is on this host, and on this port if the pattern has one.
+    /// Returns whether the URL is on this host, and on this port if the pattern has one.
     pub fn matches(&self, url: &Url) -> bool {
         self.names_host_of(url) && self.port.is_none_or(|port| url.port_or_known_default() == Some(port))
     }
 
-    /// Whether the URL is on this host, on any port.
+    /// Returns whether the URL is on this host, on any port.
     pub fn names_host_of(&self, url: &Url) -> bool {
         url.host_str().is_some_and(|host| self.is_host(host))
     }
 
-    /// Whether a name or address is this host's.
+    /// Returns whether a name or address is this host's.
     pub fn is_host(&self, host: &str) -> bool {
         host.trim_matches(['[', ']']).eq_ignore_ascii_case(&self.host)
     }

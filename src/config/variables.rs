@@ -122,7 +122,7 @@ impl<'a> Reader<'a> {
         self.value(variable, "a whole number of seconds")
     }
 
-    /// Whether the value is 1.
+    /// Reads 0 or 1. Returns whether the value is 1.
     pub(super) fn flag(&mut self, variable: &Variable<Off>) -> bool {
         let value = self.text(variable);
         if !matches!(value.as_deref(), None | Some("0" | "1")) {

@@ -36,7 +36,7 @@ pub enum DatabaseError {
 impl DatabaseError {
     /// Returns whether the same operation may succeed a little later. Rights that were granted a moment ago may not be in
     /// effect yet, so a refused login counts too.
-    pub fn may_pass(&self) -> bool {
+    pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::NoPassword(_) | Self::TimedOut)
     }
 }
@@ -59,7 +59,7 @@ impl From<sqlx::Error> for DatabaseError {
     }
 }
 
-/// Whether a SQLSTATE says that the same request may succeed later
+/// Returns whether a SQLSTATE says that the same request may succeed later
 /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>): connections (08), authentication (28), an
 /// unknown database (3D), rollbacks (40), resources (53), locks and read-only replicas (55, 25006), an operator's
 /// intervention (57), the system (58).

@@ -27,12 +27,12 @@ use crate::telemetry::waiting_for_cluster;
 
 /// How long the API server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the API server may pause within an answer.
+/// How long the API server may pause within a response.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Objects per page of a list.
+/// The number of objects in a page of a list.
 pub(super) const LIST_PAGE_SIZE: u32 = 250;
-/// Finalizers of Kubernetes itself: it removes them without help.
-const COMMON_FINALIZERS: [&str; 4] =
+/// Kubernetes' own finalizers, which it removes itself.
+const KUBERNETES_FINALIZERS: [&str; 4] =
     ["kubernetes.io/pvc-protection", "foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"];
 
 /// The cluster. Cheap to clone; connects on first use.
@@ -44,7 +44,7 @@ pub struct Cluster {
     rate_limit: Option<RateLimit>,
 }
 
-/// Where a cluster is.
+/// How a cluster is found.
 #[derive(Clone)]
 enum ClusterLocation {
     /// As kubectl finds it: KUBECONFIG, else ~/.kube/config, else the pod's service account.
@@ -86,7 +86,8 @@ impl Cluster {
         Self { rate_limit, ..Self::at(self.location.clone()) }
     }
 
-    /// The objects of a kind in a namespace. The only way to objects: names come from outside and become part of paths.
+    /// The objects of a kind in a namespace. All calls use this or [`Cluster::job_api`], which check the names: these come
+    /// from outside and become part of paths.
     pub(super) async fn api<K>(&self, namespace: &Namespace) -> Result<Api<K>, ClusterError>
     where
         K: Resource<Scope = NamespaceResourceScope>,
@@ -173,7 +174,7 @@ fn builder(mut config: kube::Config, retry: bool) -> Result<ClientBuilder<KubeSe
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     config.write_timeout = Some(READ_TIMEOUT);
-    // Else the time for which a kept connection was idle counts as a pause of the server.
+    // Otherwise the time for which a pooled connection was idle counts as a pause of the server.
     config.reset_reader_on_write = true;
     let name = HeaderValue::from_static(concat!("operator-service/", env!("CARGO_PKG_VERSION")));
     config.headers.push((USER_AGENT, name));
@@ -212,7 +213,7 @@ where
     }
 }
 
-/// The token of the page that follows; `None` on the last page.
+/// The token of the next page; `None` on the last page.
 pub(super) fn next_page<K: Clone>(page: &ObjectList<K>) -> Option<String> {
     page.metadata.continue_.clone().filter(|token| !token.is_empty())
 }
@@ -225,8 +226,10 @@ where
     match api.delete(name, params).await {
         Ok(deleted) => {
             let finalizers = deleted.left().map(|object| object.finalizers().to_vec()).unwrap_or_default();
-            let held: Vec<String> =
-                finalizers.into_iter().filter(|finalizer| !COMMON_FINALIZERS.contains(&finalizer.as_str())).collect();
+            let held: Vec<String> = finalizers
+                .into_iter()
+                .filter(|finalizer| !KUBERNETES_FINALIZERS.contains(&finalizer.as_str()))
+                .collect();
             Ok(if held.is_empty() { Deletion::Gone } else { Deletion::Held(held) })
         }
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Deletion::Gone),

@@ -17,7 +17,7 @@ use crate::telemetry::waiting_for_cluster;
 /// Selects the engine's Jobs and their pods.
 const STEPS: &str = "workflow,component in (configure,algorithm,filter,publish)";
 
-/// An object that is marked as deleted and stays until somebody removes finalizers that are not Kubernetes' own.
+/// An object that is marked as deleted and stays until finalizers that are not Kubernetes' own are removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldObject {
     /// The object's kind.
@@ -128,9 +128,9 @@ impl Cluster {
     }
 }
 
-/// Objects without the fields that are not used here: there may be many objects, and their templates are large.
+/// Removes fields that are not used here: there may be many objects, and their templates are large.
 trait Slim {
-    /// Removes the fields that are not used here.
+    /// Returns the object without these fields.
     fn slim(self) -> Self;
 }
 

@@ -13,17 +13,17 @@ use super::{Cluster, ClusterError};
 use crate::domain::{Component, JobId, Namespace};
 
 /// How long reading a log may take.
-const LOG_LIMIT: Duration = Duration::from_secs(20);
-/// The most bytes of a log's start, so that they fit a buffered Lambda answer (6 MB).
+const LOG_TIMEOUT: Duration = Duration::from_secs(20);
+/// The maximum number of bytes of a log's start: they have to fit a buffered response of Lambda (6 MB).
 const START_BYTES: usize = 5 * 1024 * 1024;
-/// The most bytes of a log's end.
+/// The maximum number of bytes of a log's end.
 const END_BYTES: usize = 64 * 1024;
-/// From how many lines the end of a log is taken. Lines may be long: if they exceed `TAIL_BYTES`, fewer are requested.
+/// How many lines are requested to find the end of a log. If they exceed `TAIL_BYTES`, fewer are requested.
 const TAIL_LINES: [i64; 3] = [10_000, 100, 1];
-/// The most bytes that are read to find the end of a log.
+/// The maximum number of bytes that are read to find the end of a log.
 const TAIL_BYTES: usize = 16 * 1024 * 1024;
 
-/// Which part of a log to read.
+/// The part of a log to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogPart {
     /// The first 5 MiB.
@@ -43,7 +43,7 @@ impl Cluster {
         namespace: &Namespace,
         part: LogPart,
     ) -> Result<Option<Vec<u8>>, ClusterError> {
-        within(LOG_LIMIT, async {
+        within(LOG_TIMEOUT, async {
             let pods: Api<Pod> = self.job_api(job_id, namespace).await?;
             let Some(pod) = youngest_pod(&pods, job_id, component).await? else { return Ok(None) };
             match part {
@@ -79,7 +79,7 @@ async fn read_start(pods: &Api<Pod>, pod: &str) -> Result<Option<Vec<u8>>, Clust
 }
 
 async fn read_end(pods: &Api<Pod>, pod: &str) -> Result<Option<Vec<u8>>, ClusterError> {
-    // The API server counts from the end in lines only.
+    // The API server can count from the end in lines, not in bytes.
     for lines in TAIL_LINES {
         let params = LogParams { tail_lines: Some(lines), ..LogParams::default() };
         let stream = match pods.log_stream(pod, &params).await {

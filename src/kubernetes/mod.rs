@@ -46,7 +46,7 @@ pub enum ClusterError {
     /// The API server's certificate is not trusted.
     #[error(
         "The cluster's certificate was refused: its name or its authority is not the one that EKS_CLUSTER_CA or the \
-             kubeconfig gives"
+         kubeconfig gives"
     )]
     Untrusted(#[source] Box<kube::Error>),
     /// AWS did not return the cluster's endpoint or a token for it.

@@ -7,11 +7,11 @@ use k8s_openapi::jiff::Timestamp;
 /// Why a step is stuck.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
-    /// The kernel killed it for want of memory. The memory limit, if known.
+    /// The kernel killed it because it exceeded its memory. The memory limit, if known.
     OutOfMemory(Option<String>),
     /// It ended with this exit code.
     ExitCode(i32),
-    /// Its node evicted it for want of resources.
+    /// Its node evicted it because the node ran short of resources.
     Evicted,
     /// It exceeded the `activeDeadlineSeconds` of its own Job.
     DeadlineExceeded,
@@ -29,10 +29,10 @@ pub enum Problem {
     NoPod,
 }
 
-/// Whether a problem may end without intervention.
+/// How a problem may end without intervention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovery {
-    /// It will not.
+    /// It does not.
     None,
     /// The cluster tries again.
     Retry,
@@ -43,22 +43,22 @@ pub enum Recovery {
     Capacity,
 }
 
-/// Seconds since a time; 0 if it is in the future.
+/// The seconds since a time; 0 if it is in the future, `None` if there is none.
 pub(super) fn age(time: Option<&Time>, now: Timestamp) -> Option<f64> {
     time.map(|time| now.duration_since(time.0).as_secs_f64().max(0.0))
 }
 
-/// The problem of a step's youngest pod, if it has one, whether that may end without intervention, and for how many
-/// seconds it has lasted.
+/// The problem of a step's youngest pod, if it has one, how it may end without intervention, and for how many seconds it
+/// has lasted.
 pub(super) fn pod_problem(pod: &Pod, now: Timestamp) -> Option<(Problem, Recovery, f64)> {
     let status = pod.status.as_ref()?;
-    let begun = || age(status.start_time.as_ref().or(pod.metadata.creation_timestamp.as_ref()), now).unwrap_or(0.0);
+    let pod_age = || age(status.start_time.as_ref().or(pod.metadata.creation_timestamp.as_ref()), now).unwrap_or(0.0);
     let condition = |name: &str| {
         let conditions = status.conditions.as_deref().unwrap_or_default();
         conditions.iter().find(|condition| condition.type_ == name && condition.status == "False")
     };
     let since = |condition: Option<&PodCondition>| {
-        age(condition.and_then(|condition| condition.last_transition_time.as_ref()), now).unwrap_or_else(begun)
+        age(condition.and_then(|condition| condition.last_transition_time.as_ref()), now).unwrap_or_else(pod_age)
     };
     let ready = condition("ContainersReady").or_else(|| condition("Ready"));
     match status.phase.as_deref() {
@@ -68,7 +68,7 @@ pub(super) fn pod_problem(pod: &Pod, now: Timestamp) -> Option<(Problem, Recover
             let not_ready = ready.and_then(|condition| condition.last_transition_time.as_ref());
             // Without a time of failure: the pod may have run for hours before it failed.
             let seconds = age(ended.max().or(not_ready), now).unwrap_or(0.0);
-            return Some((how_it_failed(pod), Recovery::Retry, seconds));
+            return Some((failure(pod), Recovery::Retry, seconds));
         }
         _ => {}
     }
@@ -103,7 +103,7 @@ pub(super) fn pod_problem(pod: &Pod, now: Timestamp) -> Option<(Problem, Recover
     })
 }
 
-/// The least number of seconds since a container first failed, by its restarts: its conditions change with each of them,
+/// The minimum number of seconds since a container first failed, by its restarts: its conditions change with each of them,
 /// but the back-off is known: none, 10 seconds, and twice as long each time
 /// (<https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy>).
 fn restarting_for(restarts: i32) -> f64 {
@@ -111,7 +111,7 @@ fn restarting_for(restarts: i32) -> f64 {
 }
 
 /// The reason for which a pod failed.
-pub(super) fn how_it_failed(pod: &Pod) -> Problem {
+pub(super) fn failure(pod: &Pod) -> Problem {
     let status = pod.status.as_ref();
     match status.and_then(|status| status.reason.as_deref()) {
         Some("Evicted") => return Problem::Evicted,

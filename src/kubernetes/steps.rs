@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::pods::{Problem, Recovery, age, how_it_failed, pod_problem};
+use super::pods::{Problem, Recovery, age, failure, pod_problem};
 use crate::domain::{Component, JobId};
 
 /// A step of a job as the cluster shows it.
@@ -13,7 +13,7 @@ use crate::domain::{Component, JobId};
 pub struct Step {
     /// The job that the step belongs to.
     pub job_id: JobId,
-    /// Which step of the job it is.
+    /// The step's kind.
     pub component: Component,
     /// The Kubernetes Job's uid.
     pub uid: String,
@@ -28,17 +28,17 @@ pub struct Step {
 /// The state of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepState {
-    /// It runs, is about to, or waits for something that Kubernetes provides without help.
+    /// It runs, is about to, or waits for what Kubernetes is about to provide.
     Running,
     /// It has succeeded.
     Done,
     /// Its Kubernetes Job is marked as deleted, and a finalizer still holds it.
     Terminating,
-    /// It does not get on.
+    /// It cannot continue.
     Stuck {
         /// Why.
         problem: Problem,
-        /// Whether the problem may end without intervention.
+        /// How the problem may end without intervention.
         recovery: Recovery,
         /// How long the problem has lasted, in seconds by the cluster's clock.
         seconds: f64,
@@ -93,7 +93,7 @@ fn state(job: &EngineJob, pods: &[&Pod], now: Timestamp) -> StepState {
     if let Some(failed) = condition("Failed") {
         let problem = match (failed.reason.as_deref(), latest(true)) {
             (Some("DeadlineExceeded"), _) => Problem::DeadlineExceeded,
-            (_, Some(pod)) => how_it_failed(pod),
+            (_, Some(pod)) => failure(pod),
             (_, None) => Problem::Failed,
         };
         let seconds = age(failed.last_transition_time.as_ref(), now).unwrap_or(0.0);

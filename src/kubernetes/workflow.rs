@@ -61,7 +61,7 @@ pub struct WorkFlowStatus {
     pub date_finished: Option<String>,
 }
 
-/// The schema of a workflow: structural where all callers agree, open where they differ.
+/// The schema of a workflow: it names the fields that all callers send, and keeps all others.
 fn workflow_schema(_: &mut SchemaGenerator) -> Schema {
     let open = json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true });
     json_schema!({

@@ -12,8 +12,8 @@ use super::{Cluster, ClusterError, Deletion, WorkFlow, WorkFlowSpec, WorkFlowSta
 use crate::domain::{JobId, Namespace};
 use crate::telemetry::waiting_for_cluster;
 
-/// How long a read may take that a request waits for.
-const READ_LIMIT: Duration = Duration::from_secs(20);
+/// How long a read for an HTTP request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// The label that marks an object as created by this service.
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "operator-service");
 
@@ -22,7 +22,7 @@ const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "operator-serv
 pub struct ListPage<T> {
     /// The page's items.
     pub items: Vec<T>,
-    /// The token of the page that follows; `None` on the last page.
+    /// The token of the next page; `None` on the last page.
     pub next: Option<String>,
 }
 
@@ -66,7 +66,7 @@ impl Cluster {
 
     /// Reads a job's WorkFlow object; `None` if there is none. Fails after 20 seconds.
     pub async fn get_workflow(&self, job_id: &JobId, namespace: &Namespace) -> Result<Option<WorkFlow>, ClusterError> {
-        within(READ_LIMIT, async {
+        within(REQUEST_TIMEOUT, async {
             let workflows: Api<WorkFlow> = self.job_api(job_id, namespace).await?;
             Ok(workflows.get_opt(job_id.as_str()).await?)
         })
@@ -77,7 +77,7 @@ impl Cluster {
     /// logged and left out: environments that announced themselves long ago may not exist any more. Fails after 20
     /// seconds.
     pub async fn workflow_names(&self, namespaces: BTreeSet<Namespace>) -> Result<Vec<String>, ClusterError> {
-        within(READ_LIMIT, async {
+        within(REQUEST_TIMEOUT, async {
             let mut names = Vec::new();
             for namespace in namespaces {
                 match self.names_in(&namespace).await {

@@ -82,8 +82,8 @@ impl Sweep<'_> {
         }
         let outputs = job.outputs.as_deref().and_then(output::parse);
         let urls = outputs.iter().flatten().filter_map(output::url_of);
-        let removals: Vec<_> = urls.map(|url| self.reaper.storage.remove(url)).collect();
-        stream::iter(removals).buffer_unordered(CONCURRENCY as usize).try_collect::<Vec<bool>>().await?;
+        let deletions: Vec<_> = urls.map(|url| self.reaper.storage.delete(url)).collect();
+        stream::iter(deletions).buffer_unordered(CONCURRENCY as usize).try_collect::<Vec<bool>>().await?;
         let unreadable = outputs.is_none() && job.outputs.as_deref().is_some_and(|text| !matches!(text, "" | "[]"));
         let without_urls = outputs.map(|outputs| workflow::to_ascii_json(&output::without_urls(outputs).into()));
         if !self.db().record_outputs_deleted(&job.job_id, job.outputs.as_deref(), without_urls.as_deref()).await? {

@@ -22,7 +22,7 @@ pub(super) fn rules() -> ReaperRules {
         limit_grace: 3600.0,
         unknown_grace: 3600.0,
         workflow_ttl: Some(1000.0),
-        nonces_kept: 86_400.0,
+        nonce_retention: 86_400.0,
         requests_per_second: NonZeroU32::MIN,
     }
 }

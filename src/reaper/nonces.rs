@@ -17,7 +17,7 @@ impl Sweep<'_> {
         }
         let mut after = String::new();
         loop {
-            let (count, last) = self.db().prune_nonces(self.rules().nonces_kept, &after, self.dry_run).await?;
+            let (count, last) = self.db().prune_nonces(self.rules().nonce_retention, &after, self.dry_run).await?;
             self.report.found(Duty::Nonces, count);
             if !self.dry_run {
                 self.report.ended(Duty::Nonces, count, Outcome::Done);

@@ -1,4 +1,4 @@
-//! A router or a handler of events as a Lambda function.
+//! Runs a router, or a handler of events, as a Lambda function.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,7 +18,7 @@ use crate::config::{Config, DatabaseUse};
 use crate::reaper::Reaper;
 use crate::telemetry::{self, Format};
 
-/// How long before the end of its invocation a sweep stops.
+/// How long before the deadline of its invocation a sweep ends.
 const SWEEP_MARGIN: Duration = Duration::from_secs(10);
 
 /// The payload of an invocation, and its context, which has the deadline.

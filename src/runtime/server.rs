@@ -15,7 +15,7 @@ use crate::kubernetes::Cluster;
 use crate::telemetry::{self, Format};
 
 /// How long requests in flight may take to end after SIGTERM.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to send a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -39,12 +39,10 @@ pub async fn serve() -> Result<(), BoxError> {
     let admins = Admins::of_server(&config, server.host);
     match &admins {
         Admins::AnyoneLocal => {
-            tracing::warn!(
-                "ALLOWED_ADMINS is not set: the administrators' routes accept every request from this machine"
-            )
+            tracing::warn!("ALLOWED_ADMINS is not set: the admin routes accept every request from this machine")
         }
         Admins::Listed(admins) if admins.is_empty() => {
-            tracing::warn!("ALLOWED_ADMINS is not set: the administrators' routes refuse every request")
+            tracing::warn!("ALLOWED_ADMINS is not set: the admin routes refuse every request")
         }
         Admins::Listed(_) => {}
     }
@@ -63,7 +61,7 @@ pub async fn serve() -> Result<(), BoxError> {
     tokio::spawn(async move {
         shutdown_signal().await;
         tracing::info!("shutting down after the requests in flight");
-        handle.graceful_shutdown(Some(SHUTDOWN_LIMIT));
+        handle.graceful_shutdown(Some(SHUTDOWN_TIMEOUT));
     });
     Ok(serving.await?)
 }

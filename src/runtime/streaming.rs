@@ -1,8 +1,8 @@
-//! A Lambda function that streams its responses.
+//! Runs a Lambda function that streams its responses.
 //!
-//! `lambda_http` has one too, but if a response breaks off, it ends the stream normally, with the text of an error
+//! `lambda_http` can do that too, but if a response is interrupted, it ends the stream normally, with the text of an error
 //! trailer after the content (`lambda_runtime`, `requests.rs`): callers would read that as the file's last bytes. This
-//! one closes the connection, as a server does, and Lambda then closes the caller's.
+//! module closes the connection, as a server does, and Lambda then closes the caller's.
 
 use axum::Router;
 use axum::body::Body;

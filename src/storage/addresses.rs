@@ -1,4 +1,4 @@
-//! Which addresses may be fetched from.
+//! The addresses that may be fetched from: public ones.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -17,7 +17,7 @@ use crate::config::StorageConfig;
 use origin::Origins;
 
 /// How long a presigned URL is valid.
-const PRESIGNED: Duration = Duration::from_secs(5 * 60);
+const PRESIGNED_VALIDITY: Duration = Duration::from_secs(5 * 60);
 
 /// Why a file cannot be fetched or deleted. Never contains a URL.
 #[derive(Debug, thiserror::Error)]
@@ -108,9 +108,9 @@ impl Storage {
 
     /// Deletes a file that is in one of OUTPUT_BUCKETS; returns false for any other. A file that does not exist counts as
     /// deleted.
-    pub async fn remove(&self, url: &str) -> Result<bool, StorageError> {
+    pub async fn delete(&self, url: &str) -> Result<bool, StorageError> {
         let Some(object) = self.object(url) else { return Ok(false) };
-        let removed = async {
+        let deleted = async {
             let url = self.presign("DELETE", &object, None).await?;
             let response = self.s3.delete(url).send().await.map_err(unreachable)?;
             match response.status() {
@@ -118,7 +118,7 @@ impl Storage {
                 status => Err(StorageError::Status(status)),
             }
         };
-        tokio::time::timeout(self.config.timeout, removed).await.unwrap_or(Err(StorageError::TimedOut))
+        tokio::time::timeout(self.config.timeout, deleted).await.unwrap_or(Err(StorageError::TimedOut))
     }
 
     /// The content of a response, as it arrives. Only the time in which the content is polled counts as the origin's
@@ -154,7 +154,8 @@ impl Storage {
     async fn presign(&self, method: &str, object: &Object, disposition: Option<&str>) -> Result<String, StorageError> {
         let (region, credentials) = (self.account.region().await?, self.account.credentials().await?);
         let endpoint = self.config.s3_endpoint.as_ref();
-        let request = ObjectRequest { method, endpoint, default_region: region, disposition, valid_for: PRESIGNED };
+        let request =
+            ObjectRequest { method, endpoint, default_region: region, disposition, valid_for: PRESIGNED_VALIDITY };
         Ok(object.presigned(request, &credentials, SystemTime::now())?)
     }
 }

@@ -13,7 +13,7 @@ tokio::task_local! {
     static CURRENT: Arc<RequestMetrics>;
 }
 
-/// A number that CloudWatch keeps.
+/// A number that is recorded in CloudWatch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Metric {
     name: &'static str,
@@ -87,7 +87,7 @@ async fn waiting<T>(latency: fn(&RequestMetrics) -> &Latency, call: impl Future<
     result
 }
 
-/// Changes the current request's metrics. Outside of a request it does nothing.
+/// Changes the current request's metrics. Does nothing outside of a request.
 fn update(change: impl FnOnce(&RequestMetrics)) {
     CURRENT.try_with(|metrics| change(metrics)).ok();
 }

@@ -61,7 +61,7 @@ where
             match copy {
                 Some(copy) if response.status() == StatusCode::UNAUTHORIZED => {
                     tracing::info!("the cluster refused a token; trying once more with a new one");
-                    let token = tokens.instead_of(&token).await?;
+                    let token = tokens.replace(&token).await?;
                     inner.oneshot(with_token(copy, &token)?).await
                 }
                 _ => Ok(response),

@@ -1,4 +1,4 @@
-//! What is done to every request to the cluster and every response, as tower layers.
+//! The tower layers that every request to the cluster and its response pass.
 
 mod clock;
 mod eks_auth;
@@ -11,7 +11,7 @@ pub(super) use clock::ClusterClock;
 pub(super) use eks_auth::EksAuthLayer;
 pub(super) use rate_limit::RateLimit;
 
-/// How many requests may wait in front of a service that takes one at a time.
+/// The number of requests that may wait for a service that accepts one at a time.
 const QUEUE_LENGTH: usize = 64;
 
 /// Copies a request, so that it can be sent again. `None` if its body is a stream, which no call here sends.

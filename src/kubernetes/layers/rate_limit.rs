@@ -1,4 +1,4 @@
-//! The rate of requests of a process that makes many.
+//! A limit on the rate of requests, with retries of those that the cluster refuses as too many.
 
 use std::future::{Ready, ready};
 use std::num::NonZeroU32;
@@ -18,16 +18,16 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, timeout};
 
 use super::{QUEUE_LENGTH, clone_request};
 
-/// How long the cluster may take to begin its answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How often a request is repeated that the cluster refuses with 429.
-const RETRIES: u32 = 3;
+/// How long the cluster may take to begin its response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum number of retries of a request that the cluster refuses with 429.
+const MAX_RETRIES: u32 = 3;
 /// The pause after a 429 that names none.
 const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after a 429.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// Sends requests at most at a rate, gives each 10 seconds to be answered, and repeats those that the cluster refuses with
+/// Sends requests at most at a rate, gives each 10 seconds to be answered, and retries those that the cluster refuses with
 /// 429 (too many requests). After a 429 no request is sent for the time that the cluster asks for.
 #[derive(Clone)]
 pub(in crate::kubernetes) struct RateLimit {
@@ -51,16 +51,16 @@ where
 
     fn layer(&self, inner: S) -> Self::Service {
         ServiceBuilder::new()
-            .retry(RetryRefused { pause: self.pause.clone(), retries: RETRIES })
+            .retry(RetryRefused { pause: self.pause.clone(), retries: MAX_RETRIES })
             .buffer(QUEUE_LENGTH)
             .rate_limit(1, self.interval)
             .layer(layer_fn(|inner| Pausing::new(inner, self.pause.clone())))
-            .timeout(ANSWER_LIMIT)
+            .timeout(RESPONSE_TIMEOUT)
             .service(inner)
     }
 }
 
-/// Until when no request is sent.
+/// The time until which no request is sent.
 #[derive(Clone)]
 struct Pause(Arc<Mutex<Instant>>);
 
@@ -80,7 +80,7 @@ impl Pause {
     }
 }
 
-/// Takes no request during a pause. tower's retry delays only the request that was refused, and its rate limit cannot be
+/// Accepts no request during a pause. tower's retry delays only the request that was refused, and its rate limit cannot be
 /// paused.
 struct Pausing<S> {
     inner: S,
@@ -116,7 +116,7 @@ impl<S: Service<R>, R> Service<R> for Pausing<S> {
     }
 }
 
-/// Repeats a request that was refused with 429, after the pause that the response asks for.
+/// Retries a request that was refused with 429, after the pause that the response asks for.
 #[derive(Clone)]
 pub(in crate::kubernetes) struct RetryRefused {
     pause: Pause,
@@ -248,6 +248,6 @@ mod tests {
             assert!(time >= SECOND, "{time:?}");
         }
         let (status, times, _) = refused(99, Some("0")).await;
-        assert_eq!((status, times), (StatusCode::TOO_MANY_REQUESTS, 1 + RETRIES as usize));
+        assert_eq!((status, times), (StatusCode::TOO_MANY_REQUESTS, 1 + MAX_RETRIES as usize));
     }
 }
