@@ -8,8 +8,8 @@ use tokio::sync::Mutex;
 /// Caches a value. Of concurrent callers one makes it and the others wait. If that fails, it fails for all of them, and
 /// the next caller tries again.
 ///
-/// Expiry is by the wall clock: the monotonic clock of a frozen Lambda environment may stop while credentials and tokens
-/// expire.
+/// Expiry is by the wall clock: the monotonic clock of a frozen Lambda environment may stop while credentials and
+/// tokens expire.
 #[derive(Debug)]
 pub(crate) struct Cached<T, E> {
     slot: Mutex<Slot<T, E>>,
@@ -39,8 +39,8 @@ impl<T, E> Default for Cached<T, E> {
 }
 
 impl<T: Clone, E: Clone> Cached<T, E> {
-    /// Returns the cached value if it has not expired at `now` and its version is not the `refused` one, else the one that
-    /// `make` returns with its expiry.
+    /// Returns the cached value if it has not expired at `now` and its version is not the `refused` one, else the one
+    /// that `make` returns with its expiry.
     pub(crate) async fn get(
         &self,
         now: SystemTime,

@@ -37,8 +37,8 @@ impl<S> FromParams<S> for EnvironmentsRequest {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Environment {
-    /// What the engine announces: `cpuNumber`, `ramGB`, `maxJobs`, `maxJobDuration`, `priceMin`, `allowedChainId` and so
-    /// on.
+    /// What the engine announces: `cpuNumber`, `ramGB`, `maxJobs`, `maxJobDuration`, `priceMin`, `allowedChainId` and
+    /// so on.
     #[serde(flatten)]
     #[schema(value_type = Object)]
     announcement: Map<String, Value>,

@@ -15,8 +15,8 @@ use crate::api::error::ApiError;
 use crate::auth::Nonce;
 use crate::domain::{ChainId, InvalidId};
 
-/// The maximum size of a request's body, in bytes: the engine keeps the workflow twice in a ConfigMap, which holds 1 MiB
-/// (docs/contract/engine.md, "jobs.workflow").
+/// The maximum size of a request's body, in bytes: the engine keeps the workflow twice in a ConfigMap, which holds 1
+/// MiB (docs/contract/engine.md, "jobs.workflow").
 pub const BODY_LIMIT: usize = 400 * 1024;
 /// How long a caller may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,8 +50,8 @@ impl<S: Send + Sync, T: FromParams<S>> FromRequest<S> for Input<T> {
     }
 }
 
-/// The parameters of a request: those of its query string if that is not empty, otherwise those of the JSON object in its
-/// body, whatever the method. JSON null counts as absent.
+/// The parameters of a request: those of its query string if that is not empty, otherwise those of the JSON object in
+/// its body, whatever the method. JSON null counts as absent.
 #[derive(Debug)]
 pub struct Params {
     call: &'static str,

@@ -38,8 +38,8 @@ async fn method_not_allowed() -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "This route does not have this method; see /api/v1/docs/")
 }
 
-/// Merges groups of routes, and adds what all of them need: paths as callers write them, JSON errors for unknown routes,
-/// wrong methods and panics, and a log line for each request.
+/// Merges groups of routes, and adds what all of them need: paths as callers write them, JSON errors for unknown
+/// routes, wrong methods and panics, and a log line for each request.
 pub fn finish(groups: impl IntoIterator<Item = Router>) -> Router {
     let routes = groups
         .into_iter()

@@ -8,8 +8,8 @@ use super::{about, admin, compute, environments, results};
 use crate::auth::Nonce;
 use crate::domain::{AgreementId, ChainId, Component, JobId, Namespace, Owner, ProviderAddress};
 
-/// Made from the types that the handlers read and write. The URL of the server is relative to that of the document, so that
-/// it is right behind a stage prefix too.
+/// Made from the types that the handlers read and write. The URL of the server is relative to that of the document, so
+/// that it is right behind a stage prefix too.
 #[derive(OpenApi)]
 #[openapi(
     info(

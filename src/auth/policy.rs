@@ -39,8 +39,8 @@ pub enum AccessError {
 }
 
 impl Policy {
-    /// Returns the signer of a request, if the policy allows it: one of the messages that the caller may have signed has to
-    /// give an allowed signer.
+    /// Returns the signer of a request, if the policy allows it: one of the messages that the caller may have signed
+    /// has to give an allowed signer.
     ///
     /// Without `signature_required`, the signer is the one that equals the request's provider address, else the one of
     /// the first form.

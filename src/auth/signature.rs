@@ -1,5 +1,5 @@
-//! Signatures. Each caller signs a different message in a different way (docs/contract/callers.md, "What is signed"): [`forms`]
-//! lists what the caller of a request may have signed, [`recover`] returns whose key signed it.
+//! Signatures. Each caller signs a different message in a different way (docs/contract/callers.md, "What is signed"):
+//! [`forms`] lists what the caller of a request may have signed, [`recover`] returns whose key signed it.
 
 use k256::ecdsa::{RecoveryId, Signature as EcdsaSignature, VerifyingKey};
 use sha3::{Digest, Keccak256};
@@ -46,7 +46,8 @@ pub struct Signed<'a> {
 pub enum Hashing {
     /// keccak(prefix, "32", keccak(M)), where the prefix is `"\x19Ethereum Signed Message:\n"`.
     Hashed,
-    /// As [`Hashing::Hashed`], without the leading zero bytes of keccak(M), and with the length of the rest in place of 32.
+    /// As [`Hashing::Hashed`], without the leading zero bytes of keccak(M), and with the length of the rest in place of
+    /// 32.
     HashedTrimmed,
     /// keccak(prefix, len(M), M)
     Personal,

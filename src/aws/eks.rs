@@ -23,8 +23,8 @@ use crate::config::EksEndpoint;
 const TOKEN_PREFIX: &str = "k8s-aws-v1.";
 /// The header that names the cluster. It is signed, so that a token is valid for one cluster only.
 const CLUSTER_HEADER: &str = "x-k8s-aws-id";
-/// The expiry in the URL, as in those of `aws eks get-token`. The cluster ignores it: it accepts signatures of the last 15
-/// minutes.
+/// The expiry in the URL, as in those of `aws eks get-token`. The cluster ignores it: it accepts signatures of the last
+/// 15 minutes.
 const URL_EXPIRY: Duration = Duration::from_secs(60);
 /// The lifetime that `aws eks get-token` prints.
 const PRINTED_LIFETIME: Duration = Duration::from_secs(14 * 60);
@@ -41,8 +41,8 @@ pub fn token(cluster: &str, region: &str, credentials: &Credentials, at: SystemT
     Ok(format!("{TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(url)).into())
 }
 
-/// Tokens for one cluster. A token is used for ten minutes by the wall clock; after that, or when the cluster refuses it,
-/// another is made. Cheap to clone.
+/// Tokens for one cluster. A token is used for ten minutes by the wall clock; after that, or when the cluster refuses
+/// it, another is made. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TokenSource {
     shared: Arc<Shared>,
@@ -147,8 +147,8 @@ pub async fn describe(account: &Account, cluster: &str) -> Result<EksEndpoint, A
     Ok(EksEndpoint { url, authority })
 }
 
-/// Makes the JSON that `aws eks get-token` prints, for the `exec` section of a kubeconfig. `exec_info` is KUBERNETES_EXEC_INFO,
-/// with the API version that kubectl supports.
+/// Makes the JSON that `aws eks get-token` prints, for the `exec` section of a kubeconfig. `exec_info` is
+/// KUBERNETES_EXEC_INFO, with the API version that kubectl supports.
 pub async fn exec_credential(
     account: &Account,
     cluster: &str,

@@ -4,8 +4,8 @@
 //! wait for one. There are calls only for a role (`sts:AssumeRole`), a cluster whose endpoint is not configured
 //! (`eks:DescribeCluster`) and a secret (`secretsmanager:GetSecretValue`), each with time limits and one retry.
 //!
-//! No variable of the service itself is read here; the AWS SDK reads its own (AWS_REGION, AWS_ACCESS_KEY_ID, AWS_PROFILE,
-//! AWS_ENDPOINT_URL …).
+//! No variable of the service itself is read here; the AWS SDK reads its own (AWS_REGION, AWS_ACCESS_KEY_ID,
+//! AWS_PROFILE, AWS_ENDPOINT_URL …).
 
 pub mod eks;
 pub mod rds;

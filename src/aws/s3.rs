@@ -101,8 +101,8 @@ fn bucket_and_region(host: &str) -> Option<(Option<String>, Option<String>)> {
     let host = host.to_ascii_lowercase();
     let service =
         [".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu"].iter().find_map(|end| host.strip_suffix(end))?;
-    // From the right: [bucket.]s3[.dualstack][.region] or [bucket.]s3-region. A bucket's name may contain dots, and labels
-    // such as s3.
+    // From the right: [bucket.]s3[.dualstack][.region] or [bucket.]s3-region. A bucket's name may contain dots, and
+    // labels such as s3.
     let labels: Vec<&str> = service.split('.').collect();
     let (begin, region) = match labels.as_slice() {
         [.., "s3"] => (labels.len() - 1, None),

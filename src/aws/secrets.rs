@@ -5,8 +5,8 @@ use serde::Deserialize;
 
 use super::{Account, AwsError, Cause};
 
-/// A database secret: `username` and `password` alone if RDS manages it, the rest as well if it is from a rotation template
-/// (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_json_structure.html>).
+/// A database secret: `username` and `password` alone if RDS manages it, the rest as well if it is from a rotation
+/// template (<https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_json_structure.html>).
 #[derive(Debug, Clone, Deserialize)]
 pub struct DatabaseSecret {
     /// The user.

@@ -34,8 +34,8 @@ pub enum DatabaseError {
 }
 
 impl DatabaseError {
-    /// Returns whether the same operation may succeed a little later. Rights that were granted a moment ago may not be in
-    /// effect yet, so a refused login counts too.
+    /// Returns whether the same operation may succeed a little later. Rights that were granted a moment ago may not be
+    /// in effect yet, so a refused login counts too.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::NoPassword(_) | Self::TimedOut)
     }

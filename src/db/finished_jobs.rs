@@ -6,7 +6,8 @@ use super::cursor::{Cursor, PAGE_ROWS};
 use super::{Database, DatabaseError};
 use crate::domain::{JobId, Namespace, SETTLING_SECONDS, Status};
 
-/// The maximum that is added to a timestamp, in seconds: a thousand years. More could exceed the range of PostgreSQL's types.
+/// The maximum that is added to a timestamp, in seconds: a thousand years. More could exceed the range of PostgreSQL's
+/// types.
 const MAX_INTERVAL: i64 = 1000 * 365 * 24 * 3600;
 
 /// A finished job for which something may be due.
@@ -26,8 +27,8 @@ pub struct FinishedJob {
     pub cleaned_up: bool,
     /// Whether its outputs and their URLs are deleted.
     pub outputs_deleted: bool,
-    /// For how many seconds its outputs are kept, 0 for ever, -1 as configured; `None` if that has not been read from its
-    /// workflow yet.
+    /// For how many seconds its outputs are kept, 0 for ever, -1 as configured; `None` if that has not been read from
+    /// its workflow yet.
     pub expiry: Option<i64>,
     /// The document that the engine read, if `expiry` is not known.
     pub workflow: Option<String>,
@@ -106,9 +107,9 @@ impl Database {
         Ok(())
     }
 
-    /// The finished jobs for which something is due, those first that have waited longest, a page at a time: those whose
-    /// time has come, and those that expire `shared_expiry` seconds after their end, as configured. Those whose expiry
-    /// has not been read yet are left out, unless `include_unscheduled`.
+    /// The finished jobs for which something is due, those first that have waited longest, a page at a time: those
+    /// whose time has come, and those that expire `shared_expiry` seconds after their end, as configured. Those whose
+    /// expiry has not been read yet are left out, unless `include_unscheduled`.
     pub async fn due_jobs(
         &self,
         shared_expiry: Option<i64>,

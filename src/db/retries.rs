@@ -4,8 +4,8 @@ use super::{Database, DatabaseError};
 use crate::domain::JobId;
 
 impl Database {
-    /// Records that an action on a job failed. No sweep acts on the job until the pause is over, which lasts at most ten
-    /// minutes, or an hour if the job is finished. A finished job is then cleaned up from the beginning.
+    /// Records that an action on a job failed. No sweep acts on the job until the pause is over, which lasts at most
+    /// ten minutes, or an hour if the job is finished. A finished job is then cleaned up from the beginning.
     pub async fn record_job_failure(&self, job_id: &JobId) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             "UPDATE jobs

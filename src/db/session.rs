@@ -61,8 +61,8 @@ impl Database {
         Self { pool, logins, in_use: Arc::default() }
     }
 
-    /// Takes a connection that works. If the database refuses the password, because it has been rotated, the password is
-    /// looked up again and tried once more.
+    /// Takes a connection that works. If the database refuses the password, because it has been rotated, the password
+    /// is looked up again and tried once more.
     async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>, DatabaseError> {
         let login = self.logins.get(None).await?;
         self.connect_with(&login);

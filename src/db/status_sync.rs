@@ -22,8 +22,8 @@ pub struct StatusToSync {
 }
 
 impl Database {
-    /// The jobs whose WorkFlow object has another status than their row, by id, a page at a time. Unfinished jobs that are
-    /// not registered are left out: they get their object first. Finished ones may have an object: the process that
+    /// The jobs whose WorkFlow object has another status than their row, by id, a page at a time. Unfinished jobs that
+    /// are not registered are left out: they get their object first. Finished ones may have an object: the process that
     /// created it may have been killed before it recorded that.
     pub async fn statuses_to_sync(
         &self,

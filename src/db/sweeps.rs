@@ -100,7 +100,8 @@ impl Database {
         Ok(())
     }
 
-    /// Records that an environment was skipped, because it could not be read: other environments come first in the next sweep.
+    /// Records that an environment was skipped, because it could not be read: other environments come first in the next
+    /// sweep.
     pub async fn record_environment_skipped(&self, namespace: &Namespace) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             "INSERT INTO sweptenvs (namespace, swept) VALUES ($1, now())

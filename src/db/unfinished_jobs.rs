@@ -1,5 +1,5 @@
-//! Unfinished jobs: what the reaper decides by, and what it changes. Every change depends on the state that was read: it
-//! does nothing if the job has another state meanwhile.
+//! Unfinished jobs: what the reaper decides by, and what it changes. Every change depends on the state that was read:
+//! it does nothing if the job has another state meanwhile.
 //!
 //! Ages are measured by the database's clock alone: the process that asks may have another.
 
@@ -32,8 +32,8 @@ pub struct UnfinishedJob {
     pub requeues: i16,
     /// How many seconds ago a sweep first found no step of it in the cluster; `None` if the last sweep found one.
     pub absent_for: Option<f64>,
-    /// The document that the engine reads, if the decision depends on it: of jobs that no engine has begun, and of those
-    /// with no other limit than their own.
+    /// The document that the engine reads, if the decision depends on it: of jobs that no engine has begun, and of
+    /// those with no other limit than their own.
     pub workflow: Option<String>,
 }
 

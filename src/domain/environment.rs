@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 
 use super::ChainId;
 
-/// Returns whether an announcement accepts jobs of a chain: its `allowedChainId` is absent, empty, not a list, or contains
-/// the chain.
+/// Returns whether an announcement accepts jobs of a chain: its `allowedChainId` is absent, empty, not a list, or
+/// contains the chain.
 ///
 /// An announcement that is not a JSON object accepts every job, as one without the list does.
 pub fn allows_chain(announcement: &str, chain_id: Option<&ChainId>) -> bool {

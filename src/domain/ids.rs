@@ -1,7 +1,7 @@
 //! Identifiers. Each is checked where it arrives, and is never a bare `String` after that.
 //!
-//! `parse` takes what a caller sent. `stored` takes what a row holds: the Python service wrote rows without checking them,
-//! so a stored identifier may be one that no caller can send.
+//! `parse` takes what a caller sent. `stored` takes what a row holds: the Python service wrote rows without checking
+//! them, so a stored identifier may be one that no caller can send.
 
 use std::fmt;
 use std::str::FromStr;
@@ -63,8 +63,8 @@ macro_rules! text_id {
 }
 
 text_id! {
-    /// A job's identifier: 32 hex digits without dashes, in rows of the Python service possibly other text. It is also the
-    /// name of the job's objects in the cluster, if [`JobId::can_name_objects`].
+    /// A job's identifier: 32 hex digits without dashes, in rows of the Python service possibly other text. It is also
+    /// the name of the job's objects in the cluster, if [`JobId::can_name_objects`].
     JobId
 }
 
@@ -85,7 +85,8 @@ text_id! {
 }
 
 text_id! {
-    /// The Ethereum address that a caller claims to sign with. Kept as it was sent, because Brizo's message contains it.
+    /// The Ethereum address that a caller claims to sign with. Kept as it was sent, because Brizo's message contains
+    /// it.
     ProviderAddress
 }
 
@@ -121,14 +122,14 @@ impl Namespace {
     }
 }
 
-/// The namespace that a job runs in: the one that its row names, else the one of requests that name no environment. Rows
-/// of the Python service may name none.
+/// The namespace that a job runs in: the one that its row names, else the one of requests that name no environment.
+/// Rows of the Python service may name none.
 pub fn effective_namespace<'a>(row: Option<&'a Namespace>, default: &'a Namespace) -> &'a Namespace {
     row.unwrap_or(default)
 }
 
-/// A blockchain, by its number (EIP-155). Compares by value, and keeps whether the caller wrote it as a JSON number or as
-/// text, because the workflow and `/runningjobs` show it as it was sent.
+/// A blockchain, by its number (EIP-155). Compares by value, and keeps whether the caller wrote it as a JSON number or
+/// as text, because the workflow and `/runningjobs` show it as it was sent.
 #[derive(Debug, Clone)]
 pub struct ChainId {
     digits: String,

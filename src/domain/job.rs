@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::workflow::Summary;
 use super::{AgreementId, JobId, Namespace, Owner, Status, StopRequest};
 
-/// A job as every caller may see it: without URLs, secrets and code. What is missing in a row of the Python service is missing
-/// here.
+/// A job as every caller may see it: without URLs, secrets and code. What is missing in a row of the Python service is
+/// missing here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// The job's id.

@@ -118,8 +118,8 @@ impl Serialize for Status {
     }
 }
 
-/// In how many seconds a job that finished `finished_age` seconds ago is settled: its engine is done with its objects, and
-/// they may be removed. 0 or less if it is settled (docs/contract/engine.md, "Finished jobs").
+/// In how many seconds a job that finished `finished_age` seconds ago is settled: its engine is done with its objects,
+/// and they may be removed. 0 or less if it is settled (docs/contract/engine.md, "Finished jobs").
 pub fn settles_in(status: Status, finished_age: f64) -> f64 {
     if Status::SETTLED.contains(&status) { 0.0 } else { SETTLING_SECONDS as f64 - finished_age }
 }

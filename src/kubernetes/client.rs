@@ -86,8 +86,8 @@ impl Cluster {
         Self { rate_limit, ..Self::at(self.location.clone()) }
     }
 
-    /// The objects of a kind in a namespace. All calls use this or [`Cluster::job_api`], which check the names: these come
-    /// from outside and become part of paths.
+    /// The objects of a kind in a namespace. All calls use this or [`Cluster::job_api`], which check the names: these
+    /// come from outside and become part of paths.
     pub(super) async fn api<K>(&self, namespace: &Namespace) -> Result<Api<K>, ClusterError>
     where
         K: Resource<Scope = NamespaceResourceScope>,

@@ -90,9 +90,9 @@ impl Cluster {
         .await
     }
 
-    /// Deletes what the engine created for a finished job: Jobs with their pods, claims, ConfigMap. Makes nine requests;
-    /// the first that fails decides the result and does not prevent the others. Returns the objects that finalizers
-    /// hold. The caller limits the time.
+    /// Deletes what the engine created for a finished job: Jobs with their pods, claims, ConfigMap. Makes nine
+    /// requests; the first that fails decides the result and does not prevent the others. Returns the objects that
+    /// finalizers hold. The caller limits the time.
     pub async fn delete_engine_objects(
         &self,
         job_id: &JobId,

@@ -48,8 +48,8 @@ pub(super) fn age(time: Option<&Time>, now: Timestamp) -> Option<f64> {
     time.map(|time| now.duration_since(time.0).as_secs_f64().max(0.0))
 }
 
-/// The problem of a step's youngest pod, if it has one, how it may end without intervention, and for how many seconds it
-/// has lasted.
+/// The problem of a step's youngest pod, if it has one, how it may end without intervention, and for how many seconds
+/// it has lasted.
 pub(super) fn pod_problem(pod: &Pod, now: Timestamp) -> Option<(Problem, Recovery, f64)> {
     let status = pod.status.as_ref()?;
     let pod_age = || age(status.start_time.as_ref().or(pod.metadata.creation_timestamp.as_ref()), now).unwrap_or(0.0);
@@ -103,8 +103,8 @@ pub(super) fn pod_problem(pod: &Pod, now: Timestamp) -> Option<(Problem, Recover
     })
 }
 
-/// The minimum number of seconds since a container first failed, by its restarts: its conditions change with each of them,
-/// but the back-off is known: none, 10 seconds, and twice as long each time
+/// The minimum number of seconds since a container first failed, by its restarts: its conditions change with each of
+/// them, but the back-off is known: none, 10 seconds, and twice as long each time
 /// (<https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy>).
 fn restarting_for(restarts: i32) -> f64 {
     10.0 * (2_f64.powi(restarts.clamp(1, 6) - 1) - 1.0)

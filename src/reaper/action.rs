@@ -1,10 +1,10 @@
-//! What can be done with an unfinished job.
+//! The actions on an unfinished job.
 
 use super::report::Duty;
 use crate::domain::Status;
 use crate::kubernetes::Step;
 
-/// What is to be done with an unfinished job.
+/// An action on an unfinished job.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Action {
     /// Finish it in the database.
@@ -17,13 +17,13 @@ pub(super) enum Action {
         /// Whether that is because the cluster holds no step of it.
         absent: bool,
     },
-    /// Let it wait again, to be dispatched once more.
+    /// Requeue it, to be dispatched again.
     Requeue,
     /// End one of its steps: the engine continues with the next.
     EndStep {
         duty: Duty,
         step: Step,
-        /// Why, for its owner; `None` if there is nothing new to say.
+        /// Why, for its owner; `None` if nothing new is to be recorded.
         reason: Option<String>,
         /// Whether it ran longer than it may.
         timed_out: bool,
@@ -33,7 +33,7 @@ pub(super) enum Action {
 }
 
 impl Action {
-    /// The duty that it is reported under, if it is.
+    /// The duty that it is reported under; `None` if it is not reported.
     pub(super) fn duty(&self) -> Option<Duty> {
         match self {
             Self::Finish { duty, .. } | Self::EndStep { duty, .. } => Some(*duty),

@@ -1,4 +1,4 @@
-//! Which parts of the cluster a sweep could not reach, so that it does not wait for them again and again.
+//! The parts of the cluster that a sweep could not reach, so that it does not wait for them repeatedly.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,31 +7,31 @@ use std::sync::{Mutex, PoisonError};
 use crate::domain::Namespace;
 use crate::kubernetes::ClusterError;
 
-/// How many requests in a row may find the cluster unavailable until it is not asked any more.
+/// The number of consecutive requests that find the cluster unavailable after which a sweep sends no more.
 const MAX_OUTAGES: u32 = 5;
 
-/// How the cluster has answered a sweep.
+/// What a sweep could not reach so far.
 #[derive(Debug, Default)]
 pub(super) struct Availability {
-    /// How many requests in a row found the cluster unavailable.
+    /// The number of consecutive requests that found the cluster unavailable.
     outages: AtomicU32,
     /// The namespaces that may not be read.
     pub(super) forbidden: NamespaceSet,
 }
 
 impl Availability {
-    /// Records whether the cluster answered, and passes the answer on.
-    pub(super) fn observe<T>(&self, answer: Result<T, ClusterError>) -> Result<T, ClusterError> {
-        match &answer {
+    /// Records whether the cluster was available. Returns the result unchanged.
+    pub(super) fn observe<T>(&self, result: Result<T, ClusterError>) -> Result<T, ClusterError> {
+        match &result {
             Err(error) if is_outage(error) => {
                 self.outages.fetch_add(1, Ordering::Relaxed);
             }
             _ => self.outages.store(0, Ordering::Relaxed),
         }
-        answer
+        result
     }
 
-    /// Returns whether the cluster is to be left alone for the rest of the sweep.
+    /// Returns whether the sweep is to send no more requests.
     pub(super) fn is_cluster_down(&self) -> bool {
         self.outages.load(Ordering::Relaxed) >= MAX_OUTAGES
     }
@@ -51,7 +51,7 @@ impl NamespaceSet {
     }
 }
 
-/// Returns whether any other request would have failed as well.
+/// Returns whether an error concerns the whole cluster: any other request would have failed as well.
 pub(super) fn is_outage(error: &ClusterError) -> bool {
     matches!(
         error,

@@ -5,13 +5,12 @@ use tokio::time::Instant;
 
 use super::expiry::{self, Expiry};
 use super::report::Duty;
-use super::sweep::{ActionError, ActionResult, Applied, Progress, Sweep, halfway_to};
+use super::sweep::{ActionError, ActionResult, Applied, Progress, Sweep, halfway_to, held_remark};
 use crate::config::ReaperRules;
 use crate::db::{Cursor, DatabaseError, FinishedJob};
 use crate::domain::{JobId, Namespace, settles_in};
-use crate::kubernetes::HeldObject;
 
-/// What is to be deleted of a finished job.
+/// The part of a finished job that is to be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
     /// The objects that the engine created.
@@ -20,12 +19,12 @@ enum Scope {
     Everything,
 }
 
-/// What is to be done with a finished job.
+/// A decision on a finished job.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Decision {
     /// What is to be deleted now.
     now: Option<Scope>,
-    /// In how many seconds something is next due.
+    /// In how many seconds something is next due; `None` for never.
     next_in: Option<f64>,
 }
 
@@ -38,7 +37,7 @@ fn decide(job: &FinishedJob, rules: &ReaperRules) -> Decision {
     let expiry = Expiry::of(job, rules);
     let objects = (!job.cleaned_up).then_some(Scope::EngineObjects);
     match job {
-        // An engine created something once more, and it could not be deleted.
+        // An engine has created objects again, and they could not be deleted.
         FinishedJob { outputs_deleted: true, .. } => Decision { now: objects, next_in: None },
         _ if job.removed || expiry.has_passed() => Decision { now: Some(Scope::Everything), next_in: None },
         _ => Decision { now: objects, next_in: expiry.own_seconds_left() },
@@ -46,11 +45,11 @@ fn decide(job: &FinishedJob, rules: &ReaperRules) -> Decision {
 }
 
 impl Sweep<'_> {
-    /// Goes through the finished jobs for which something is due.
+    /// Decides on each finished job for which something is due, and acts.
     pub(super) async fn sweep_finished_jobs(&self, until: Instant) -> Result<Progress, DatabaseError> {
         let scheduled = match self.dry_run {
             true => Progress::Complete,
-            // Half of the time, so that some jobs are cleaned up even if very many have to be scheduled.
+            // For half of the time, so that jobs are cleaned up even if very many have to be scheduled.
             false => self.schedule_expiries(halfway_to(until)).await?,
         };
         let shared_expiry = self.rules().storage_expiry.map(expiry::in_range);
@@ -70,8 +69,8 @@ impl Sweep<'_> {
             if self.availability.is_cluster_down() {
                 return Ok(Progress::Partial);
             }
-            let delete = |(job, decision)| self.delete(job, decision);
-            if self.for_each_concurrently(due, until, delete).await == Progress::Partial {
+            let act = |(job, decision)| self.act_on_finished(job, decision);
+            if self.for_each_concurrently(due, until, act).await == Progress::Partial {
                 return Ok(Progress::Partial);
             }
             after = next;
@@ -79,7 +78,7 @@ impl Sweep<'_> {
         Ok(scheduled)
     }
 
-    async fn delete(&self, job: FinishedJob, Decision { now, next_in }: Decision) {
+    async fn act_on_finished(&self, job: FinishedJob, Decision { now, next_in }: Decision) {
         match now {
             Some(scope @ Scope::EngineObjects) => {
                 let action = self.clean_up(&job, next_in).boxed();
@@ -91,8 +90,8 @@ impl Sweep<'_> {
             }
             None if self.dry_run => {}
             None => {
-                let waits = job.removed && next_in.is_some();
-                if let Err(error) = self.db().schedule_next(&job.job_id, next_in, waits).await {
+                let removal_waits = job.removed && next_in.is_some();
+                if let Err(error) = self.db().schedule_next(&job.job_id, next_in, removal_waits).await {
                     self.report.problem(error.to_string());
                 }
             }
@@ -113,9 +112,7 @@ impl Sweep<'_> {
             return Err(ActionError::NamespaceForbidden);
         }
         let held = self.availability.observe(self.cluster().delete_engine_objects(job_id, namespace).await)?;
-        let held: Vec<String> = held.iter().map(HeldObject::to_string).collect();
-        let remark = (!held.is_empty()).then(|| format!("held by others' finalizers: {}", held.join("; ")));
-        Ok(Applied::Done(remark))
+        Ok(Applied::Done(held_remark(&held)))
     }
 }
 

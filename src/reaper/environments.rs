@@ -1,4 +1,4 @@
-//! Environment by environment: unfinished jobs, and the objects that engines left of finished ones.
+//! Sweeps of environments: their unfinished jobs, and orphaned objects of finished ones.
 
 use std::collections::BTreeMap;
 
@@ -64,9 +64,9 @@ impl Sweep<'_> {
         if environment.paused || self.availability.is_cluster_down() {
             return Ok(None);
         }
-        // A slow environment does not take the time of the others.
-        let listing = tokio::time::timeout_at(until, self.cluster().list_steps(namespace).boxed());
-        let error = match self.availability.observe(listing.await.unwrap_or(Err(ClusterError::TimedOut))) {
+        // Limited: a slow environment must not take the time of the others.
+        let list = tokio::time::timeout_at(until, self.cluster().list_steps(namespace).boxed());
+        let error = match self.availability.observe(list.await.unwrap_or(Err(ClusterError::TimedOut))) {
             Ok(steps) => return Ok(Some(steps)),
             Err(error) => error,
         };
@@ -114,7 +114,7 @@ impl Sweep<'_> {
         Ok(Progress::Complete)
     }
 
-    /// Deletes the objects of settled jobs whose Jobs were listed, unless that is due anyway.
+    /// Deletes the objects of settled jobs that have steps, unless that is due anyway.
     async fn delete_orphaned_objects(
         &self,
         namespace: &Namespace,

@@ -8,7 +8,7 @@ use crate::config::ReaperRules;
 use crate::db::{Cursor, DatabaseError, FinishedJob};
 use crate::domain::{output, workflow};
 
-/// The expiry of a job whose workflow sets none: the configured one applies.
+/// The value of `jobs.expiry` of a job whose workflow sets none: the configured expiry applies.
 const AS_CONFIGURED: i64 = -1;
 
 /// When the outputs of a job expire.
@@ -16,7 +16,7 @@ const AS_CONFIGURED: i64 = -1;
 pub(super) struct Expiry {
     /// In how many seconds; `None` for never.
     seconds_left: Option<f64>,
-    /// Whether the job's own workflow says so, and not the configuration.
+    /// Whether the job's own workflow sets it, and not the configuration.
     is_own: bool,
 }
 
@@ -34,14 +34,15 @@ impl Expiry {
         self.seconds_left.is_some_and(|left| left <= 0.0)
     }
 
-    /// In how many seconds the job is due, if its own workflow says so. Jobs that expire as configured are found by
+    /// In how many seconds the job is due, if its own workflow sets that. Jobs that expire as configured are found by
     /// their age.
     pub(super) fn own_seconds_left(self) -> Option<f64> {
         self.seconds_left.filter(|_| self.is_own)
     }
 }
 
-/// For how many seconds a job's own workflow has its outputs kept: 0 for ever, -1 if it does not say.
+/// For how many seconds a job's outputs are kept by its own workflow: 0 for ever, [`AS_CONFIGURED`] if it sets no
+/// expiry.
 fn own_expiry(document: Option<&str>) -> i64 {
     document.and_then(workflow::stored_expiry).map_or(AS_CONFIGURED, in_range)
 }
@@ -52,7 +53,7 @@ pub(super) fn in_range(seconds: u64) -> i64 {
 }
 
 impl Sweep<'_> {
-    /// Reads from the workflows of finished jobs for how long their outputs are kept.
+    /// Reads the expiry of finished jobs from their workflows, and records it.
     pub(super) async fn schedule_expiries(&self, until: Instant) -> Result<Progress, DatabaseError> {
         let mut after = Some(Cursor::default());
         while let Some(from) = after {
@@ -70,8 +71,8 @@ impl Sweep<'_> {
         Ok(Progress::Complete)
     }
 
-    /// Deletes objects first, then files, then the URLs in the database: if it is killed in between, the job is still
-    /// due.
+    /// Deletes a job's objects first, then its files, then the URLs in the database: if it is killed in between, the
+    /// job is still due.
     pub(super) async fn expire(&self, job: &FinishedJob) -> ActionResult {
         let cleaned_up = self.delete_engine_objects(&job.job_id, job.namespace.as_ref()).await?;
         if job.removed
@@ -87,11 +88,11 @@ impl Sweep<'_> {
         let unreadable = outputs.is_none() && job.outputs.as_deref().is_some_and(|text| !matches!(text, "" | "[]"));
         let without_urls = outputs.map(|outputs| workflow::to_ascii_json(&output::without_urls(outputs).into()));
         if !self.db().record_outputs_deleted(&job.job_id, job.outputs.as_deref(), without_urls.as_deref()).await? {
-            return Ok(Applied::Skipped("the job published something meanwhile"));
+            return Ok(Applied::Skipped("the job has published something meanwhile"));
         }
         self.db().schedule_next(&job.job_id, None, false).await?;
         Ok(match unreadable {
-            true => Applied::Done(Some("its outputs could not be read: files of it may be left".to_owned())),
+            true => Applied::Done(Some("the list of its outputs is damaged: files may be left".to_owned())),
             false => cleaned_up,
         })
     }

@@ -1,4 +1,4 @@
-//! What the tests of the rules share.
+//! Values that the tests of the rules share.
 
 use std::num::NonZeroU32;
 

@@ -1,10 +1,10 @@
-//! A sweep's report as CloudWatch's metrics.
+//! The metrics of a sweep, made from its report.
 
 use super::report::{Count, Report};
 use crate::telemetry::{self, Metric};
 
 impl Report {
-    /// Records the metrics of the sweep. A dry run and a sweep that did nothing because another one runs have none.
+    /// Records the metrics of the sweep. A dry run has none, nor a sweep that was skipped because another one runs.
     pub fn record_metrics(&self) {
         if self.dry_run || self.skipped.is_some() {
             return;

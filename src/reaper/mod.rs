@@ -1,9 +1,9 @@
-//! The reaper: brings database and cluster in line, and cleans up.
+//! The reaper: reconciles the cluster with the database, ends jobs that are stuck, and cleans up.
 //!
 //! Each duty has a file with its rule and its action. The rules are pure functions: rows and objects in, actions out.
 //! A sweep may be killed at any line, run twice and run concurrently with another: what is due stays due until it is
 //! done, a change is made only if the job is still in the state that it was decided on, and the steps of an action are
-//! in such an order that a half-done one is due again. docs/reaper.md has the rules and the invariants.
+//! ordered so that an action that was interrupted is due again. docs/reaper.md has the rules and the invariants.
 
 mod action;
 mod availability;
@@ -40,10 +40,10 @@ use sweep::Sweep;
 pub use report::{Count, Duty, Entry, Outcome, Report};
 
 /// How long the lease of a sweep lasts if it is not renewed, in seconds.
-const LEASE: f64 = 60.0;
-/// How often the lease is renewed.
+const LEASE_SECONDS: f64 = 60.0;
+/// The time between two renewals of the lease.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(15);
-/// How many renewals in a row may fail before the sweep ends.
+/// The number of consecutive renewals that may fail before the sweep ends.
 const MAX_FAILED_RENEWALS: u32 = 3;
 
 /// The reaper. Cheap to clone.
@@ -56,7 +56,7 @@ pub struct Reaper {
 }
 
 impl Reaper {
-    /// Makes a reaper of this database, this cluster and these outputs.
+    /// Makes a reaper for this database, cluster and storage. Its requests to the cluster are rate-limited.
     pub fn new(db: Database, cluster: &Cluster, storage: Storage, rules: ReaperRules) -> Self {
         let cluster = cluster.rate_limited(rules.requests_per_second);
         Self { db, cluster, storage, rules }
@@ -71,7 +71,7 @@ impl Reaper {
         if dry_run {
             return sweep.run().await;
         }
-        if !self.db.acquire_sweep_lease(&sweep.holder, LEASE).await? {
+        if !self.db.acquire_sweep_lease(&sweep.holder, LEASE_SECONDS).await? {
             let skipped = Some("another sweep is under way".to_owned());
             return Ok(Report { skipped, ..sweep.report.finish(false) });
         }
@@ -82,7 +82,7 @@ impl Reaper {
                 Ok(sweep.report.finish(false))
             }
         };
-        // Otherwise it expires.
+        // If this fails, the lease expires.
         if let Err(error) = self.db.release_sweep_lease(&sweep.holder).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the sweep lease could not be released");
         }
@@ -96,7 +96,7 @@ impl Reaper {
         let mut failures = 0;
         while failures < MAX_FAILED_RENEWALS {
             tick.tick().await;
-            match self.db.acquire_sweep_lease(holder, LEASE).await {
+            match self.db.acquire_sweep_lease(holder, LEASE_SECONDS).await {
                 Ok(true) => failures = 0,
                 Ok(false) => return,
                 Err(_) => failures += 1,

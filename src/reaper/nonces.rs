@@ -1,4 +1,4 @@
-//! Used nonces that cannot pass again are deleted.
+//! Nonces: used ones that cannot be accepted again are deleted.
 
 use tokio::time::Instant;
 
@@ -6,7 +6,7 @@ use super::report::{Duty, Outcome};
 use super::sweep::{Progress, Sweep};
 use crate::db::DatabaseError;
 
-/// How often used nonces are pruned, in seconds.
+/// The time between two prunings of used nonces, in seconds.
 const PRUNING_INTERVAL: f64 = 3600.0;
 
 impl Sweep<'_> {

@@ -1,18 +1,18 @@
-//! Begun jobs that no engine continues: what they are finished with.
+//! Orphans: begun jobs that no engine continues are finished.
 
 use super::action::Action;
 use super::report::Duty;
 use crate::db::UnfinishedJob;
 use crate::domain::{Status, StopRequest};
 
-/// The job has had no step in the cluster for the grace.
+/// Finishes a job that has had no step in the cluster for the grace.
 pub(super) fn lost(job: &UnfinishedJob) -> Action {
     finish(job, "The environment lost the job while it ran.", true)
 }
 
-/// The job has stayed in one state beyond its limit and the grace.
+/// Finishes a job that has kept one status beyond its limit and the grace.
 pub(super) fn not_continued(job: &UnfinishedJob) -> Action {
-    finish(job, "The environment did not go on with the job.", false)
+    finish(job, "The environment did not continue the job.", false)
 }
 
 fn finish(job: &UnfinishedJob, what: &str, absent: bool) -> Action {
@@ -25,8 +25,8 @@ fn finish(job: &UnfinishedJob, what: &str, absent: bool) -> Action {
     Action::Finish { duty: Duty::Orphans, status, reason, absent }
 }
 
-/// The status that an orphaned job ends with. A failure before stays; a job that has published is completed, and so is
-/// one that was asked to stop.
+/// The status that an orphaned job ends with. An earlier failure stays; a job that has published outputs is completed,
+/// and so is one that was asked to stop.
 fn last_status(job: &UnfinishedJob) -> Status {
     match job.status {
         Status::DataProvisioningFailed | Status::AlgorithmProvisioningFailed | Status::Completed => job.status,
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn begun_jobs_without_steps() {
         let lost = "Orphans The environment lost the job while it ran.";
-        let unchanged = "Orphans The environment did not go on with the job.";
+        let unchanged = "Orphans The environment did not continue the job.";
         let absent = |job: UnfinishedJob| UnfinishedJob { absent_for: Some(60.0), ..job };
         let long = |job: UnfinishedJob| UnfinishedJob { status_age: 7201.0, ..job };
         for (job, observed, expected) in [

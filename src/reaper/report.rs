@@ -1,4 +1,4 @@
-//! What a sweep found and did.
+//! The report of a sweep.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use crate::domain::JobId;
 
-/// The most jobs that a report lists.
-const MAX_JOBS: usize = 1000;
+/// The maximum number of actions on jobs that a report lists.
+const MAX_ENTRIES: usize = 1000;
 
-/// A kind of work.
+/// A duty of the reaper: the kind of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Duty {
@@ -22,7 +22,7 @@ pub enum Duty {
     Stops,
     /// Requeues jobs that were dispatched and not begun.
     Requeues,
-    /// Finishes jobs that are not to be begun any more.
+    /// Finishes jobs that may not be started any more.
     NeverStarted,
     /// Finishes jobs that no engine continues.
     Orphans,
@@ -34,11 +34,11 @@ pub enum Duty {
     Cleanups,
     /// Deletes outputs that have expired or were deleted by their owners.
     Expiries,
-    /// Deletes WorkFlow objects that no row knows.
+    /// Deletes WorkFlow objects without a row in the database.
     UnknownObjects,
     /// Deletes WorkFlow objects of jobs that finished long ago.
     OldObjects,
-    /// Deletes used nonces that cannot pass again.
+    /// Deletes used nonces that cannot be accepted again.
     Nonces,
 }
 
@@ -56,16 +56,16 @@ pub enum Outcome {
     Skipped,
 }
 
-/// How many actions of one kind.
+/// The numbers of actions of one kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Count {
-    /// What was due, as far as the sweep looked.
+    /// Those that were due, as far as the sweep looked.
     pub found: u64,
-    /// What was done.
+    /// Those that were done.
     pub done: u64,
-    /// What failed, and is tried again later.
+    /// Those that failed, and are tried again later.
     pub failed: u64,
-    /// What is left for the next sweep.
+    /// Those that are left for the next sweep.
     pub left: u64,
 }
 
@@ -75,7 +75,7 @@ pub struct Count {
 pub struct Entry {
     /// The job's id.
     pub job: JobId,
-    /// The kind of work.
+    /// The kind of the action.
     pub kind: Duty,
     /// How it ended.
     pub outcome: Outcome,
@@ -93,13 +93,13 @@ pub struct Report {
     /// Why nothing was done at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
-    /// Whether the sweep came to its end in time.
+    /// Whether the sweep went through everything that was due, in time.
     pub complete: bool,
-    /// How much was found and done, by kind of work.
+    /// The numbers of actions, by kind.
     pub kinds: BTreeMap<Duty, Count>,
     /// The actions on jobs, up to 1,000; of the status syncs, only those that failed.
     pub jobs: Vec<Entry>,
-    /// How many further actions there were.
+    /// The number of further actions that are not listed.
     pub jobs_omitted: u64,
     /// Environments that could not be read, and whatever else concerns no single job.
     pub problems: Vec<String>,
@@ -157,11 +157,11 @@ impl ReportBuilder {
     pub(super) fn job(&self, job: &JobId, duty: Duty, outcome: Outcome, reason: Option<String>) {
         self.ended(duty, 1, outcome);
         match outcome {
-            Outcome::Failed => tracing::warn!(%job, kind = ?duty, reason, "an action of the reaper failed"),
-            _ => tracing::info!(%job, kind = ?duty, ?outcome, reason, "an action of the reaper"),
+            Outcome::Failed => tracing::warn!(%job, kind = ?duty, reason, "an action of the sweep failed"),
+            _ => tracing::info!(%job, kind = ?duty, ?outcome, reason, "an action of the sweep"),
         }
         let mut report = self.lock();
-        if report.jobs.len() < MAX_JOBS {
+        if report.jobs.len() < MAX_ENTRIES {
             report.jobs.push(Entry { job: job.clone(), kind: duty, outcome, reason });
         } else {
             report.jobs_omitted += 1;
@@ -182,7 +182,7 @@ impl ReportBuilder {
         self.lock().oldest_unregistered = seconds;
     }
 
-    /// The report so far. What was found and has neither been done nor failed is left.
+    /// Returns the report. Actions that were found and have neither been done nor failed are left.
     pub(super) fn finish(&self, complete: bool) -> Report {
         let mut report = self.lock().clone();
         report.complete = complete;

@@ -1,4 +1,4 @@
-//! Jobs that no engine has begun: requeued, or finished if they are not to be started any more.
+//! Requeues: jobs that no engine has begun are requeued, or finished if they may not be started any more.
 
 use super::action::Action;
 use super::report::Duty;
@@ -6,7 +6,7 @@ use crate::config::ReaperRules;
 use crate::db::UnfinishedJob;
 use crate::domain::{Status, StopRequest, may_be_dispatched, workflow};
 
-/// How often a job is requeued.
+/// The maximum number of times that a job is requeued.
 const MAX_REQUEUES: i16 = 5;
 
 /// Decides on a job that waits: it is finished if it may not be dispatched any more.

@@ -14,16 +14,16 @@ impl Sweep<'_> {
     pub(super) async fn sync_statuses(&self, until: Instant) -> Result<Progress, DatabaseError> {
         let read_only = NamespaceSet::default();
         // In the order of the ids, from a random one to the end and then from the start up to it: jobs that always fail
-        // do not use up everyone's time in every sweep.
-        let middle = JobId::random();
-        let (mut last, mut end) = (middle.clone(), None);
+        // do not delay the same other jobs in every sweep.
+        let start = JobId::random();
+        let (mut last, mut end) = (start.clone(), None);
         loop {
             let jobs = self.db().statuses_to_sync(&last, end.as_ref()).await?;
             let Some(job) = jobs.last() else {
                 if end.is_some() {
                     return Ok(Progress::Complete);
                 }
-                (last, end) = (JobId::stored(""), Some(middle.clone()));
+                (last, end) = (JobId::stored(""), Some(start.clone()));
                 continue;
             };
             last = job.job_id.clone();
@@ -38,8 +38,8 @@ impl Sweep<'_> {
         }
     }
 
-    /// Syncs one status. Only failures are reported with their job. A namespace that refuses is left alone, and the
-    /// failure does not delay what else is due for the job.
+    /// Syncs one status. Only failures are reported with their job. A namespace that refuses writes is skipped from
+    /// then on, and the failure does not delay what else is due for the job.
     async fn sync_or_report(&self, job: StatusToSync, read_only: &NamespaceSet) {
         let namespace = self.namespace_of(&job.job_id, job.namespace.as_ref());
         // Planned syncs are counted, but too many to be listed.

@@ -1,4 +1,4 @@
-//! Steps that cannot finish: how long a problem may last, and what the job's owner reads about it.
+//! Stuck steps: how long a problem may last before the step is ended, and the reason for the job's owner.
 
 use crate::config::ReaperRules;
 use crate::domain::Component;
@@ -9,7 +9,8 @@ pub(super) fn grace(recovery: Recovery, rules: &ReaperRules) -> f64 {
     match recovery {
         Recovery::None => 0.0,
         Recovery::Retry => rules.retry_grace,
-        // Short enough to read why: the cluster deletes the pod when it gives up, after about five minutes.
+        // Short enough to read the reason from the pod: the cluster deletes it after about five minutes, when it gives
+        // up.
         Recovery::Restart => rules.retry_grace / 5.0,
         Recovery::Capacity => rules.schedule_grace,
     }

@@ -12,12 +12,12 @@ use super::report::{Duty, Outcome, Report, ReportBuilder};
 use crate::config::ReaperRules;
 use crate::db::{Database, DatabaseError, SweptEnvironment};
 use crate::domain::{JobId, Namespace, effective_namespace};
-use crate::kubernetes::{Cluster, ClusterError};
+use crate::kubernetes::{Cluster, ClusterError, HeldObject};
 use crate::storage::StorageError;
 
-/// For how long a sweep whose time is up may complete what it has begun.
+/// How long a sweep may take after its deadline to complete what it has begun.
 const COMPLETION_TIME: Duration = Duration::from_secs(4);
-/// How many actions are performed concurrently.
+/// The maximum number of actions that are performed concurrently.
 pub(super) const CONCURRENCY: u32 = 8;
 
 /// One sweep.
@@ -26,7 +26,7 @@ pub(super) struct Sweep<'a> {
     /// The name under which the lease is held.
     pub(super) holder: String,
     pub(super) dry_run: bool,
-    /// When nothing new is begun any more.
+    /// The time after which nothing new is begun.
     pub(super) deadline: Instant,
     pub(super) report: ReportBuilder,
     pub(super) availability: Availability,
@@ -68,7 +68,7 @@ pub(super) enum ActionError {
     NamespaceForbidden,
 }
 
-/// How an action ended that did not fail.
+/// The result of an action that did not fail.
 #[derive(Debug)]
 pub(super) enum Applied {
     /// It is done; with what the report says about it, if anything.
@@ -102,11 +102,12 @@ impl<'a> Sweep<'a> {
         Ok(report)
     }
 
-    /// Runs the most urgent duties first. None takes more than half of the time that is left, so that each sweep gets to
-    /// all of them.
+    /// Runs the duties, the most urgent first. None takes more than half of the time that is left, so that each sweep
+    /// reaches all of them.
     async fn run_duties(&self, environments: &[SweptEnvironment]) -> Progress {
-        // Boxed, here and in the duties: nested futures take too much stack, and their types exceed the recursion limit.
-        let parts = [
+        // Boxed, here and in the duties: nested futures take too much stack, and their types exceed the recursion
+        // limit.
+        let results = [
             // First, in case there is no time for it at the end.
             self.run_duty(self.measure_registrations().boxed()).await,
             self.run_duty(self.sweep_environments(environments, self.half_time()).boxed()).await,
@@ -117,7 +118,7 @@ impl<'a> Sweep<'a> {
             self.run_duty(self.prune_nonces(self.deadline).boxed()).await,
             self.run_duty(self.measure_registrations().boxed()).await,
         ];
-        parts.into_iter().fold(Progress::Complete, Progress::and)
+        results.into_iter().fold(Progress::Complete, Progress::and)
     }
 
     /// Runs a duty. An error of the database is reported as a problem: the other duties are still tried.
@@ -163,13 +164,13 @@ impl<'a> Sweep<'a> {
             Err(error) => error,
         };
         self.report.job(job_id, duty, Outcome::Failed, Some(error.to_string()));
-        // What fails for everybody is tried again by the next sweep; what fails for this job, after a pause.
-        let is_own_fault = match &error {
+        // After an outage the next sweep tries again; an error of this job alone delays the job.
+        let concerns_job_alone = match &error {
             ActionError::Database(_) => false,
             ActionError::Cluster(error) => !is_outage(error),
             _ => true,
         };
-        if !is_own_fault {
+        if !concerns_job_alone {
             return;
         }
         let recorded = match duty {
@@ -205,7 +206,7 @@ impl<'a> Sweep<'a> {
         progress
     }
 
-    /// Records that a namespace could not be read. If that is not temporary, the sweep does not ask for it again.
+    /// Records that a namespace could not be read. If that is not temporary, the sweep does not read it again.
     pub(super) fn namespace_unreadable(&self, namespace: &Namespace, error: &ClusterError) {
         if matches!(error, ClusterError::Refused { code: 401 | 403, .. }) {
             self.availability.forbidden.insert(namespace);
@@ -213,11 +214,18 @@ impl<'a> Sweep<'a> {
         self.report.problem(format!("{namespace}: {error}"));
     }
 
-    /// Where the objects of a job are, if it can have any: its id and its namespace have to be possible names.
+    /// The namespace of a job's objects; `None` if it cannot have any, because its id or its namespace is not a valid
+    /// name.
     pub(super) fn namespace_of<'n>(&'n self, job_id: &JobId, row: Option<&'n Namespace>) -> Option<&'n Namespace> {
         let namespace = effective_namespace(row, &self.rules().default_namespace);
         (job_id.can_name_objects() && namespace.is_valid()).then_some(namespace)
     }
+}
+
+/// What the report says about objects that finalizers hold; `None` if there are none.
+pub(super) fn held_remark(held: &[HeldObject]) -> Option<String> {
+    let held: Vec<String> = held.iter().map(HeldObject::to_string).collect();
+    (!held.is_empty()).then(|| format!("held by others' finalizers: {}", held.join("; ")))
 }
 
 /// The moment when half of the time until `until` has passed.

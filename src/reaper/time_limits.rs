@@ -1,4 +1,4 @@
-//! How long an algorithm may run (docs/contract/engine.md, "Stopping a job").
+//! Time limits: how long an algorithm may run (docs/contract/engine.md, "Stopping a job").
 
 use serde_json::Value;
 
@@ -8,15 +8,15 @@ use crate::domain::{environment, workflow};
 
 /// The time limit of an algorithm.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Limit {
+pub(super) struct TimeLimit {
     /// Seconds from the start of its Job.
     seconds: Option<f64>,
     /// In how many seconds the job's `validUntil` passes.
     valid_for: Option<f64>,
 }
 
-impl Limit {
-    /// The least of those that are set; only if none is, the stored `maxtime`.
+impl TimeLimit {
+    /// The shortest of the limits that are set; if none is, the stored `maxtime`.
     pub(super) fn of(job: &UnfinishedJob, announced: Option<f64>, rules: &ReaperRules) -> Self {
         let configured = rules.algorithm_limit.map(|limit| limit as f64);
         let seconds = match (configured, announced) {
@@ -44,8 +44,8 @@ impl Limit {
         }
     }
 
-    /// Returns whether a job whose status has not changed for `unchanged_for` seconds cannot be running any more: longer
-    /// than its algorithm may run, and `grace` seconds on top. False for a job without a limit.
+    /// Returns whether a job whose status has not changed for `unchanged_for` seconds cannot be running any more:
+    /// longer than its algorithm may run, and `grace` seconds on top. False for a job without a limit.
     pub(super) fn is_exceeded_for_long(self, unchanged_for: f64, grace: f64) -> bool {
         let limit = match self {
             Self { seconds: Some(limit), .. } => limit,
@@ -75,10 +75,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_limit_counts() {
+    fn the_shortest_limit_applies() {
         let limit = |configured, announced, valid_for, maxtime: Value| {
             let job = UnfinishedJob { valid_for, workflow: document(json!({ "maxtime": maxtime })), ..job(40) };
-            Limit::of(&job, announced, &ReaperRules { algorithm_limit: configured, ..rules() }).seconds
+            TimeLimit::of(&job, announced, &ReaperRules { algorithm_limit: configured, ..rules() }).seconds
         };
         for (found, expected) in [
             (limit(Some(50), Some(60.0), Some(9.0), json!(1)), Some(50.0)),
@@ -98,7 +98,7 @@ mod tests {
         }
         for damaged in [None, Some(""), Some("null"), Some("{"), Some("[[[["), Some(r#"{"spec": 1e999}"#)] {
             let job = UnfinishedJob { workflow: damaged.map(str::to_owned), ..job(40) };
-            assert_eq!(Limit::of(&job, None, &rules()).seconds, None, "{damaged:?}");
+            assert_eq!(TimeLimit::of(&job, None, &rules()).seconds, None, "{damaged:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Unfinished jobs: what is decided on each (time limits, stuck steps, stops, requeues, orphans), and what is done.
+//! Unfinished jobs: the decision on each (time limits, stuck steps, stops, requeues, orphans), and its action.
 //!
 //! Ages of rows are measured by the database's clock, ages of objects by the cluster's.
 
@@ -6,16 +6,16 @@ use futures_util::FutureExt;
 
 use super::action::Action;
 use super::report::Duty;
-use super::sweep::{ActionError, ActionResult, Applied, Sweep};
-use super::time_limits::Limit;
+use super::sweep::{ActionError, ActionResult, Applied, Sweep, held_remark};
+use super::time_limits::TimeLimit;
 use super::{orphans, requeues, stuck_steps};
 use crate::config::ReaperRules;
 use crate::db::UnfinishedJob;
 use crate::domain::{Component, Namespace, Status, StopRequest};
-use crate::kubernetes::{ClusterError, Deletion, LogPart, Step, StepState};
+use crate::kubernetes::{ClusterError, Deletion, HeldObject, LogPart, Step, StepState};
 
-/// How many times the limit grace applies to a job of which a step other than the algorithm runs: fetching data and
-/// publishing results have no limit of their own, and may take longer than the algorithm.
+/// The factor of the limit grace for a job of which a step other than the algorithm runs: fetching data and publishing
+/// results have no limit of their own, and may take longer than the algorithm.
 const RUNNING_STEP_FACTOR: f64 = 24.0;
 /// Why an action was skipped: an engine continued the job.
 const CONTINUED: Applied = Applied::Skipped("the job was continued meanwhile");
@@ -42,13 +42,13 @@ pub(super) fn decide(
         status if status.is_dispatched() && !has_steps => requeues::decide_dispatched(job, rules),
         // A job with steps is begun, even if its status does not say so yet.
         status if status.is_dispatched() || status.is_begun() => {
-            decide_begun(job, observed, Limit::of(job, announced, rules), rules)
+            decide_begun(job, observed, TimeLimit::of(job, announced, rules), rules)
         }
         _ => None,
     }
 }
 
-fn decide_begun(job: &UnfinishedJob, observed: Observed<'_>, limit: Limit, rules: &ReaperRules) -> Option<Action> {
+fn decide_begun(job: &UnfinishedJob, observed: Observed<'_>, limit: TimeLimit, rules: &ReaperRules) -> Option<Action> {
     let action = match observed {
         Observed::Unknown => None,
         Observed::Steps([]) => match job.absent_for {
@@ -57,21 +57,21 @@ fn decide_begun(job: &UnfinishedJob, observed: Observed<'_>, limit: Limit, rules
         },
         Observed::Steps(steps) => steps.iter().find_map(|step| decide_step(job, step, limit, rules)),
     };
-    let runs = |step: &Step| step.component != Component::Algorithm && step.state == StepState::Running;
+    let is_running_other = |step: &Step| step.component != Component::Algorithm && step.state == StepState::Running;
     let limit_grace = match observed {
-        Observed::Steps(steps) if steps.iter().any(runs) => rules.limit_grace * RUNNING_STEP_FACTOR,
+        Observed::Steps(steps) if steps.iter().any(is_running_other) => rules.limit_grace * RUNNING_STEP_FACTOR,
         _ => rules.limit_grace,
     };
     match (action, observed) {
         (Some(action), _) => Some(action),
-        // Nothing that could be tried was left out, and the status has not changed since.
+        // No other action is possible, and the status has not changed for too long.
         (None, _) if limit.is_exceeded_for_long(job.status_age, limit_grace) => Some(orphans::not_continued(job)),
         (None, Observed::Steps([_, ..])) if job.absent_for.is_some() => Some(Action::RecordAbsence(false)),
         (None, _) => None,
     }
 }
 
-fn decide_step(job: &UnfinishedJob, step: &Step, limit: Limit, rules: &ReaperRules) -> Option<Action> {
+fn decide_step(job: &UnfinishedJob, step: &Step, limit: TimeLimit, rules: &ReaperRules) -> Option<Action> {
     let end = |duty, reason, timed_out| Some(Action::EndStep { duty, step: step.clone(), reason, timed_out });
     match &step.state {
         StepState::Done | StepState::Terminating => None,
@@ -145,20 +145,23 @@ impl Sweep<'_> {
         // Before the step ends: after that the engine may finish the job at any moment.
         let mut recorded = None;
         if let Some(reason) = reason {
-            let Some(new) = self.db().record_reason(job_id, reason, timed_out).await? else { return Ok(CONTINUED) };
-            recorded = Some((reason, new));
+            let Some(newly) = self.db().record_reason(job_id, reason, timed_out).await? else { return Ok(CONTINUED) };
+            recorded = Some((reason, newly));
         }
         let ended = self.availability.observe(self.cluster().delete_step(step, namespace).await);
         // After any other error, the Job may have been deleted.
         let not_ended = matches!(ended, Ok(Deletion::Changed) | Err(ClusterError::Refused { code: 400..500, .. }));
-        if let (true, Some((reason, new))) = (not_ended, recorded) {
-            self.db().withdraw_reason(job_id, reason, new, &self.holder).await?;
+        if let (true, Some((reason, newly))) = (not_ended, recorded) {
+            self.db().withdraw_reason(job_id, reason, newly, &self.holder).await?;
         }
         let ended = ended?;
         self.db().record_job_recovery(job_id).await?;
         Ok(match ended {
             Deletion::Gone => Applied::Done(reason.map(str::to_owned)),
-            Deletion::Held(by) => Applied::Done(Some(format!("its Job is held by {}", by.join(", ")))),
+            Deletion::Held(finalizers) => {
+                let held = HeldObject { kind: "Job", name: step.component.job_name(job_id), finalizers };
+                Applied::Done(held_remark(&[held]))
+            }
             Deletion::Changed => CONTINUED,
         })
     }
@@ -171,7 +174,7 @@ impl Sweep<'_> {
             Ok(Some(log)) => self.db().keep_log(&step.job_id, step.component, log).await?,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(job = %step.job_id, error, "the log of a step that is ended could not be kept");
+                tracing::warn!(job = %step.job_id, error, "the log of a step could not be kept before the step is ended");
             }
         }
         Ok(())
@@ -241,7 +244,7 @@ mod tests {
                 step(Algorithm, 0.0, stuck(Recovery::None, 0.0)),
                 format!("end Algorithm StuckSteps false {image}"),
             ),
-            // What may recover has a limit all the same.
+            // A problem that may end does not suspend the limit.
             (job(40), step(Algorithm, 101.0, stuck(Recovery::Capacity, 0.0)), over.to_owned()),
             (
                 UnfinishedJob { absent_for: Some(99.0), ..job(40) },

@@ -1,21 +1,22 @@
-//! WorkFlow objects that no row knows, and those of jobs that finished long ago: a full scan of each environment.
+//! Unknown objects: a full scan of each environment deletes WorkFlow objects without a row in the database, and those
+//! of jobs that finished long ago.
 
 use tokio::time::Instant;
 
 use super::report::Duty;
-use super::sweep::{ActionResult, Applied, Progress, Sweep};
+use super::sweep::{ActionResult, Applied, Progress, Sweep, held_remark};
 use crate::config::ReaperRules;
 use crate::db::{DatabaseError, KnownJob, SweptEnvironment};
 use crate::domain::{JobId, Namespace};
-use crate::kubernetes::{Deletion, WorkflowListing};
+use crate::kubernetes::{Deletion, HeldObject, WorkflowListing};
 
 /// The longest time between two full scans of an environment, in seconds.
 const FULL_SCAN_INTERVAL: f64 = 3600.0;
 
-/// Decides whether a WorkFlow object is to be deleted, and why. `known` is the job of its name.
+/// Decides whether a WorkFlow object is to be deleted, and as which duty. `known` is the job of its name.
 fn decide(object: &WorkflowListing, known: Option<&KnownJob>, rules: &ReaperRules) -> Option<Duty> {
     match known {
-        // Objects that this service did not create are somebody else's.
+        // Objects that this service did not create may have another owner.
         None => (object.managed && object.age_seconds > rules.unknown_grace).then_some(Duty::UnknownObjects),
         Some(known) => {
             let old = known.finished_age? >= rules.workflow_ttl?;
@@ -48,8 +49,8 @@ impl Sweep<'_> {
     async fn scan_namespace(&self, namespace: &Namespace, until: Instant) -> Result<Progress, DatabaseError> {
         let mut from = None;
         loop {
-            let listing = self.cluster().list_workflows(namespace, from).await;
-            let page = match self.availability.observe(listing) {
+            let page = self.cluster().list_workflows(namespace, from).await;
+            let page = match self.availability.observe(page) {
                 Ok(page) => page,
                 Err(error) => {
                     self.namespace_unreadable(namespace, &error);
@@ -92,8 +93,9 @@ impl Sweep<'_> {
         Ok(match self.availability.observe(deleted)? {
             Deletion::Gone => Applied::Done(None),
             Deletion::Changed => Applied::Skipped("the object changed meanwhile"),
-            Deletion::Held(by) => {
-                Applied::Done(Some(format!("held by others' finalizers: WorkFlow {} ({})", item.job_id, by.join(", "))))
+            Deletion::Held(finalizers) => {
+                let held = HeldObject { kind: "WorkFlow", name: item.job_id.to_string(), finalizers };
+                Applied::Done(held_remark(&[held]))
             }
         })
     }
@@ -106,7 +108,7 @@ mod tests {
 
     #[test]
     fn unknown_and_old_objects() {
-        let found = |managed, age_seconds| WorkflowListing {
+        let object = |managed, age_seconds| WorkflowListing {
             job_id: JobId::stored("job"),
             uid: "uid".to_owned(),
             resource_version: "1".to_owned(),
@@ -115,20 +117,20 @@ mod tests {
         };
         let known =
             |finished_age, settled| KnownJob { job_id: JobId::stored("job"), finished_age, settled, due: false };
-        for (found, known, expected) in [
-            (found(true, 3601.0), None, Some(Duty::UnknownObjects)),
-            (found(true, 3600.0), None, None),
-            (found(true, -99.0), None, None),
-            (found(false, 1e12), None, None),
-            (found(true, 1e12), Some(known(None, false)), None),
-            (found(true, 1e12), Some(known(Some(999.0), true)), None),
-            (found(true, 1e12), Some(known(Some(-999.0), true)), None),
-            (found(false, 0.0), Some(known(Some(1000.0), true)), Some(Duty::OldObjects)),
-            (found(true, 1e12), Some(known(Some(1000.0), false)), None),
+        for (object, known, expected) in [
+            (object(true, 3601.0), None, Some(Duty::UnknownObjects)),
+            (object(true, 3600.0), None, None),
+            (object(true, -99.0), None, None),
+            (object(false, 1e12), None, None),
+            (object(true, 1e12), Some(known(None, false)), None),
+            (object(true, 1e12), Some(known(Some(999.0), true)), None),
+            (object(true, 1e12), Some(known(Some(-999.0), true)), None),
+            (object(false, 0.0), Some(known(Some(1000.0), true)), Some(Duty::OldObjects)),
+            (object(true, 1e12), Some(known(Some(1000.0), false)), None),
         ] {
-            assert_eq!(decide(&found, known.as_ref(), &rules()), expected, "{found:?} {known:?}");
+            assert_eq!(decide(&object, known.as_ref(), &rules()), expected, "{object:?} {known:?}");
         }
         let for_ever = ReaperRules { workflow_ttl: None, ..rules() };
-        assert_eq!(decide(&found(true, 1e12), Some(&known(Some(1e12), true)), &for_ever), None);
+        assert_eq!(decide(&object(true, 1e12), Some(&known(Some(1e12), true)), &for_ever), None);
     }
 }

@@ -32,8 +32,8 @@ pub async fn run_router(
     lambda_http::run(function(database_use, router)?).await
 }
 
-/// Runs a router as [`run_router`] does, and streams its responses. Separate, so that other binaries do not contain what
-/// streaming needs.
+/// Runs a router as [`run_router`] does, and streams its responses. Separate, so that other binaries do not contain
+/// what streaming needs.
 pub async fn run_streaming(
     database_use: DatabaseUse,
     router: impl FnOnce(Arc<Config>) -> Result<Router, BoxError>,
@@ -41,8 +41,8 @@ pub async fn run_streaming(
     streaming::run(function(database_use, router)?).await
 }
 
-/// Runs a function that is not invoked over HTTP. `open` returns the handler of its events, which returns JSON. An error
-/// fails the invocation, with its text as `errorMessage`.
+/// Runs a function that is not invoked over HTTP. `open` returns the handler of its events, which returns JSON. An
+/// error fails the invocation, with its text as `errorMessage`.
 pub async fn run_events<Handler>(
     database_use: DatabaseUse,
     open: impl FnOnce(Arc<Config>) -> Result<Handler, BoxError>,

@@ -1,8 +1,8 @@
 //! Runs a Lambda function that streams its responses.
 //!
-//! `lambda_http` can do that too, but if a response is interrupted, it ends the stream normally, with the text of an error
-//! trailer after the content (`lambda_runtime`, `requests.rs`): callers would read that as the file's last bytes. This
-//! module closes the connection, as a server does, and Lambda then closes the caller's.
+//! `lambda_http` can do that too, but if a response is interrupted, it ends the stream normally, with the text of an
+//! error trailer after the content (`lambda_runtime`, `requests.rs`): callers would read that as the file's last bytes.
+//! This module closes the connection, as a server does, and Lambda then closes the caller's.
 
 use axum::Router;
 use axum::body::Body;

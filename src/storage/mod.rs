@@ -106,8 +106,8 @@ impl Storage {
         }
     }
 
-    /// Deletes a file that is in one of OUTPUT_BUCKETS; returns false for any other. A file that does not exist counts as
-    /// deleted.
+    /// Deletes a file that is in one of OUTPUT_BUCKETS; returns false for any other. A file that does not exist counts
+    /// as deleted.
     pub async fn delete(&self, url: &str) -> Result<bool, StorageError> {
         let Some(object) = self.object(url) else { return Ok(false) };
         let deleted = async {

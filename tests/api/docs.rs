@@ -200,7 +200,8 @@ async fn every_example_of_the_spec_is_accepted() {
     let app = App::builder().var("ALLOWED_ADMINS", r#"["0xadmin"]"#).unannounced().start().await;
     app.database.announce("ocean-compute", "{}").await;
     let spec = app.send(get("/spec")).await.ok();
-    // Each list of parameters and each body, with all their examples at once and with each of the examples alone missing.
+    // Each list of parameters and each body, with all their examples at once and with each of the examples alone
+    // missing.
     let (mut sent, mut examples) = (Vec::new(), 0);
     for (method, path) in documented_routes() {
         let operation = &spec["paths"][path][&method];

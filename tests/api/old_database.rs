@@ -1,5 +1,5 @@
-//! The Python service's database: migrated, served, and still usable for the Python service (docs/contract/engine.md, "Rows of the
-//! Python service").
+//! The Python service's database: migrated, served, and still usable for the Python service (docs/contract/engine.md,
+//! "Rows of the Python service").
 
 use std::sync::Arc;
 use std::time::Duration;

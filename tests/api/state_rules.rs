@@ -1,5 +1,5 @@
-//! The rules on job states that both Rust and SQL need: every place decides the same, for every combination of what they
-//! depend on (docs/contract/engine.md, "announce()" and "Finished jobs").
+//! The rules on job states that both Rust and SQL need: every place decides the same, for every combination of what
+//! they depend on (docs/contract/engine.md, "announce()" and "Finished jobs").
 
 use std::collections::{BTreeMap, BTreeSet};
 

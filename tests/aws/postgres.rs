@@ -37,7 +37,8 @@ impl Server {
         connection.close().await.unwrap();
     }
 
-    /// Makes the server reload its configuration. It does so before its sessions do, so a session shows when it is done.
+    /// Makes the server reload its configuration. It does so before its sessions do, so a session shows when it is
+    /// done.
     async fn reload(&self) {
         let mut session = PgConnection::connect_with(&self.postgres.connect_options("postgres")).await.unwrap();
         let loaded = async |session: &mut PgConnection| -> String {

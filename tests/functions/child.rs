@@ -79,7 +79,8 @@ pub struct Process {
 impl Process {
     pub fn start(program: impl AsRef<OsStr>, arguments: &[&str], env: &Env) -> Self {
         let directory = Directory::new();
-        // Through `env`: the shell with which `Program` starts programs drops names that are invalid there, such as X-API-KEY.
+        // Through `env`: the shell with which `Program` starts programs drops names that are invalid there, such as
+        // X-API-KEY.
         let mut started = Program::new("env").log(&directory.file("output")).unwrap();
         started.command.arg("-i").arg(format!("PATH={}", std::env::var("PATH").unwrap_or_default()));
         started.command.args(env.0.iter().map(|(name, value)| format!("{name}={value}")));

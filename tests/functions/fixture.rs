@@ -1,5 +1,5 @@
-//! What most of these tests start with: a database of their own, the service as a process that uses it, a provider whose
-//! signature is accepted, and finished jobs.
+//! What most of these tests start with: a database of their own, the service as a process that uses it, a provider
+//! whose signature is accepted, and finished jobs.
 
 use reqwest::Response;
 use serde_json::{Value, json};

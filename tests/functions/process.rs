@@ -40,8 +40,8 @@ async fn serve_has_every_route() {
     }
 }
 
-/// `curl http://localhost:8050/api/v1/operator/list` works as the README shows, and a page in the user's browser cannot do
-/// the same through a name that resolves to this machine.
+/// `curl http://localhost:8050/api/v1/operator/list` works as the README shows, and a page in the user's browser cannot
+/// do the same through a name that resolves to this machine.
 #[tokio::test]
 async fn on_a_loopback_address_admin_routes_are_open_to_loopback_names() {
     let (_database, _key, env) = parts().await;

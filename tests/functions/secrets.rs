@@ -1,5 +1,5 @@
-//! Secrets, signatures, data URLs and raw code are not logged at any level: a run through all routes, and a search through
-//! everything that was logged.
+//! Secrets, signatures, data URLs and raw code are not logged at any level: a run through all routes, and a search
+//! through everything that was logged.
 
 use futures_util::future::join_all;
 use reqwest::Method;

@@ -1,7 +1,8 @@
 //! Random interleavings of requests, engine steps, crashes and sweeps, with the invariants of docs/reaper.md checked
 //! after each.
 //!
-//! The database of the test has a clock that can be set forward. The timestamps of pods and Jobs are set back by as much.
+//! The database of the test has a clock that can be set forward. The timestamps of pods and Jobs are set back by as
+//! much.
 //!
 //! PROPTEST_CASES=1000 runs more cases. A case that fails is shortened, printed and written to
 //! interleavings.regressions; the cases in that file are run first.

@@ -1,5 +1,5 @@
-//! Rules that have one home in Rust and are applied in SQL as well: which jobs may be dispatched, which are settled, and
-//! in which namespace a job runs.
+//! Rules that have one home in Rust and are applied in SQL as well: which jobs may be dispatched, which are settled,
+//! and in which namespace a job runs.
 
 use std::collections::BTreeSet;
 

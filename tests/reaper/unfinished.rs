@@ -401,7 +401,7 @@ async fn a_job_whose_status_does_not_change_beyond_its_limit_is_finished() {
     fixture.sweep().await;
     let status = fixture.status(&publishing).await;
     assert_eq!((&status["status"], &status["stopreq"]), (&json!(41), &json!(0)));
-    assert_eq!(status["reason"], "The environment did not go on with the job.");
+    assert_eq!(status["reason"], "The environment did not continue the job.");
     // Its outputs may still be published for an hour.
     assert_eq!(fixture.objects(&publishing).await, ["Job/publish-job", "WorkFlow"]);
     fixture.passed(&publishing.job_id, "datefinished", 3601).await;

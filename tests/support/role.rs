@@ -1,4 +1,5 @@
-//! The Role that the service is given in a cluster (infra/kubernetes/environment/role.yaml), and what it asks clusters for.
+//! The Role that the service is given in a cluster (infra/kubernetes/environment/role.yaml), and what it asks clusters
+//! for.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -8,8 +9,8 @@ use std::ops::Deref;
 use fake_kubernetes::{EmbeddedCluster, Request};
 use k8s_openapi::api::rbac::v1::Role;
 
-/// An embedded cluster. At its end, whatever the service has asked it for has to be something that the Role allows; else the test
-/// has failed.
+/// An embedded cluster. At its end, whatever the service has asked it for has to be something that the Role allows;
+/// else the test has failed.
 ///
 /// Both also go to the file that ROLE_REPORT names, by which scripts/test finds what the Role allows and nobody needs.
 #[derive(Debug)]

@@ -23,10 +23,10 @@ impl FromParams<Compute> for DeleteJobsRequest {
 
 /// Delete jobs.
 ///
-/// Marks every job that matches as removed: from then on its results have expired. The objects of a settled job are deleted
-/// from the cluster at once, an unfinished job is stopped first; the reaper deletes the output files. With
-/// SIGNATURE_REQUIRED=1 only jobs of the signer are changed. Returns all that match. The parameters may be sent in the query
-/// string or in a JSON body.
+/// Marks every job that matches as removed: from then on its results have expired. The objects of a settled job are
+/// deleted from the cluster at once, an unfinished job is stopped first; the reaper deletes the output files. With
+/// SIGNATURE_REQUIRED=1 only jobs of the signer are changed. Returns all that match. The parameters may be sent in the
+/// query string or in a JSON body.
 #[utoipa::path(
     delete,
     path = "/api/v1/operator/compute",
@@ -35,7 +35,8 @@ impl FromParams<Compute> for DeleteJobsRequest {
     request_body(content = Option<ChangeRequest>, description = "The same parameters, if the query string is empty."),
     responses(
         (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
-        (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.", body = ErrorBody),
+        (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.",
+            body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
         CommonErrors,
     )

@@ -170,10 +170,12 @@ pub(in crate::api) async fn start(
 async fn register(state: &Compute, job_id: &JobId, environment: &Namespace, spec: WorkFlowSpec) {
     let registered = async {
         state.cluster.create_workflow(job_id, environment, spec).await.map_err(|error| {
-            tracing::warn!(job = %job_id, error = &error as &dyn std::error::Error, "not yet registered in the cluster");
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(job = %job_id, error, "not yet registered in the cluster");
         })?;
         state.db.record_registration(job_id).await.map_err(|error| {
-            tracing::warn!(job = %job_id, error = &error as &dyn std::error::Error, "registered in the cluster, but not yet marked as registered");
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(job = %job_id, error, "registered in the cluster, but not yet marked as registered");
         })
     };
     if tokio::time::timeout(CLUSTER_TIMEOUT, registered).await.is_err() {

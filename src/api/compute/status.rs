@@ -10,7 +10,8 @@ use crate::api::input::{FromParams, Input, Params};
 use crate::db::{JobFilter, ListRange};
 use crate::domain::{AgreementId, JobId, Owner};
 
-/// The parameters of GET /compute. At least one of agreementId, jobId and owner is needed; all that are given must match.
+/// The parameters of GET /compute. At least one of agreementId, jobId and owner is needed; all that are given must
+/// match.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub(in crate::api) struct StatusRequest {
@@ -52,7 +53,8 @@ impl<S> FromParams<S> for StatusRequest {
     params(StatusRequest),
     responses(
         (status = 200, description = "The jobs.", body = Vec<JobStatus>),
-        (status = 400, description = "None of agreementId, jobId and owner is given, or a parameter cannot be read.", body = ErrorBody),
+        (status = 400, description = "None of agreementId, jobId and owner is given, or a parameter cannot be read.",
+            body = ErrorBody),
         CommonErrors,
     )
 )]

@@ -23,9 +23,9 @@ impl FromParams<Compute> for StopJobsRequest {
 
 /// Stop jobs.
 ///
-/// Requests a stop of every unfinished job that matches, and ends its algorithm; what the algorithm has written so far is
-/// published. With SIGNATURE_REQUIRED=1 only jobs of the signer are changed. Returns all that match. The parameters may be
-/// sent in the query string or in a JSON body.
+/// Requests a stop of every unfinished job that matches, and ends its algorithm; what the algorithm has written so far
+/// is published. With SIGNATURE_REQUIRED=1 only jobs of the signer are changed. Returns all that match. The parameters
+/// may be sent in the query string or in a JSON body.
 #[utoipa::path(
     put,
     path = "/api/v1/operator/compute",
@@ -34,7 +34,8 @@ impl FromParams<Compute> for StopJobsRequest {
     request_body(content = Option<ChangeRequest>, description = "The same parameters, if the query string is empty."),
     responses(
         (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
-        (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.", body = ErrorBody),
+        (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.",
+            body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
         CommonErrors,
     )

@@ -26,7 +26,8 @@ pub(super) struct File<'a> {
 }
 
 impl File<'_> {
-    /// Fetches the file, or the part of it that `range` asks for. `limit` is the maximum size of one response, in bytes.
+    /// Fetches the file, or the part of it that `range` asks for. `limit` is the maximum size of one response, in
+    /// bytes.
     ///
     /// # Errors
     /// A 5xx if the file cannot be fetched, a 413 if it is too large.

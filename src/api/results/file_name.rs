@@ -57,8 +57,8 @@ impl FileName {
         &self.content_type
     }
 
-    /// `attachment;filename=` and the name: quoted where it is not a token (RFC 9110, 5.6.2), and also in UTF-8 where it is
-    /// not ASCII (RFC 6266, 4.3).
+    /// `attachment;filename=` and the name: quoted where it is not a token (RFC 9110, 5.6.2), and also in UTF-8 where
+    /// it is not ASCII (RFC 6266, 4.3).
     pub fn content_disposition(&self) -> HeaderValue {
         let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         let value = if self.name.bytes().all(is_token) {
@@ -87,7 +87,8 @@ fn disposition_name(value: &str) -> Option<String> {
     values("filename*").find_map(|value| extended(value)).or_else(|| values("filename").next().cloned())
 }
 
-/// The text of an extended value, such as `UTF-8'en'na%C3%AFve` (RFC 8187, 3.2); `None` if it is malformed or not UTF-8.
+/// The text of an extended value, such as `UTF-8'en'na%C3%AFve` (RFC 8187, 3.2); `None` if it is malformed or not
+/// UTF-8.
 fn extended(value: &str) -> Option<String> {
     let (charset, rest) = value.split_once('\'')?;
     let (_language, encoded) = rest.split_once('\'')?;

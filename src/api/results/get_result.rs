@@ -94,8 +94,8 @@ impl ResultRequest {
 
 /// Fetch a result.
 ///
-/// The file is streamed from its origin, whose URL is never shown. A `Range` header is passed to it. A 5xx leaves the nonce
-/// free: the same request may be sent again. The parameters may also be sent in a JSON body.
+/// The file is streamed from its origin, whose URL is never shown. A `Range` header is passed to it. A 5xx leaves the
+/// nonce free: the same request may be sent again. The parameters may also be sent in a JSON body.
 #[utoipa::path(
     get,
     path = "/api/v1/operator/getResult",
@@ -109,16 +109,17 @@ impl ResultRequest {
             content_type = "application/octet-stream", headers(
             ("Content-Range" = String, description = "Which part of the file this is"),
         )),
-        (status = 302, description = "The file is too large for one answer; it can be fetched from there for 5 minutes.",
+        (status = 302, description = "The file is too large for one response; it can be fetched from there for 5 minutes.",
             headers(("Location" = String, description = "A URL of S3 that needs no credentials"))),
-        (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.", body = ErrorBody),
+        (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.",
+            body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
         (status = 404, description = "The job is another's or has no such result, or its results have expired.",
             body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
-        (status = 413, description = "The file is too large for one answer: fetch it in parts with `Range`. Or the \
+        (status = 413, description = "The file is too large for one response: fetch it in parts with `Range`. Or the \
             request's body is larger than 400 KiB.", body = ErrorBody),
-        (status = 416, description = "The file has no such range; the origin's own answer.",
+        (status = 416, description = "The file has no such range; the origin's own response.",
             content_type = "application/octet-stream"),
         (status = 500, description = "An error that has been logged.", body = ErrorBody),
         (status = 502, description = "The origin did not return the file.", body = ErrorBody),
@@ -144,8 +145,8 @@ pub(in crate::api) async fn get_result(
     let signer = policy.signer(&signed, &request.provider_signature)?;
     let nonce = policy.nonce_use(signer, &request.nonce);
 
-    // A failure of the origin has to leave the nonce free, and no transaction may wait for an origin. So the nonce is only
-    // checked here, and taken when the response is certain; of concurrent requests with one nonce, one takes it.
+    // A failure of the origin has to leave the nonce free, and no transaction may wait for an origin. So the nonce is
+    // only checked here, and taken when the response is certain; of concurrent requests with one nonce, one takes it.
     state.db.check_nonce(nonce.clone()).await?;
     let row = state.db.result(&request.job_id, &request.owner).await?;
     let response = match request.locate(signer, row) {

@@ -16,7 +16,8 @@ pub enum Change {
     Delete,
 }
 
-/// Selects the jobs that a change applies to. A type of its own, so that what is added to [`JobFilter`] cannot widen a change.
+/// Selects the jobs that a change applies to. A type of its own, so that what is added to [`JobFilter`] cannot widen a
+/// change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobSelector {
     /// Only jobs of this owner.
@@ -40,7 +41,8 @@ impl JobSelector {
 pub enum RequestedBy {
     /// Anyone, who may change all jobs: signatures are not required.
     Anyone,
-    /// A signer, who may change the jobs that it started, and those of the Python service, which recorded wrong signers.
+    /// A signer, who may change the jobs that it started, and those of the Python service, which recorded wrong
+    /// signers.
     Signer(Address),
 }
 
@@ -68,8 +70,8 @@ pub struct ChangedJobs {
 }
 
 impl Database {
-    /// Takes the nonce and marks the selected jobs, in one transaction. Returns the jobs that were touched, and all that
-    /// match in the range.
+    /// Takes the nonce and marks the selected jobs, in one transaction. Returns the jobs that were touched, and all
+    /// that match in the range.
     ///
     /// # Errors
     /// If the nonce is refused or the database fails. Then nothing was changed.
@@ -95,8 +97,8 @@ impl Database {
     }
 }
 
-/// Requests a stop of the selected unfinished jobs, and with [`Change::Delete`] marks all selected jobs as removed. The end
-/// of a finished job never changes.
+/// Requests a stop of the selected unfinished jobs, and with [`Change::Delete`] marks all selected jobs as removed. The
+/// end of a finished job never changes.
 async fn mark(
     connection: &mut PgConnection,
     change: Change,
@@ -107,8 +109,8 @@ async fn mark(
         RequestedBy::Anyone => None,
         RequestedBy::Signer(signer) => Some(signer.to_lowercase()),
     };
-    // One statement serves every selector: `owner` is always given and has an index; where an id or an agreement is given,
-    // the planner uses the index on that.
+    // One statement serves every selector: `owner` is always given and has an index; where an id or an agreement is
+    // given, the planner uses the index on that.
     Ok(sqlx::query_as!(
         TouchedJob,
         r#"

@@ -91,8 +91,8 @@ impl From<JobRow> for Job {
     }
 }
 
-/// Selects jobs. Rows are converted one by one: a workflow may hold hundreds of kilobytes, and a list thousands of jobs.
-/// Timestamps carry no time zone and are read as UTC.
+/// Selects jobs. Rows are converted one by one: a workflow may hold hundreds of kilobytes, and a list thousands of
+/// jobs. Timestamps carry no time zone and are read as UTC.
 macro_rules! select_jobs {
     ($connection:expr, $condition:literal, $($argument:expr),*) => {
         sqlx::query_as!(

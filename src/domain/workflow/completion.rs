@@ -45,8 +45,8 @@ impl Completion {
 }
 
 impl Workflow {
-    /// Adds what the service decides: each stage's limits, resources and namespace, and the chain. Replaces what the caller
-    /// sent under these names.
+    /// Adds what the service decides: each stage's limits, resources and namespace, and the chain. Replaces what the
+    /// caller sent under these names.
     pub fn complete(&mut self, completion: &Completion, namespace: &Namespace, chain_id: Option<&ChainId>) {
         for stage in &mut self.stages {
             let compute = &mut stage.compute;

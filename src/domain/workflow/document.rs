@@ -1,17 +1,18 @@
 //! The workflow that a caller sends, and its checks (docs/contract/http.md, "POST /compute", checks 3 and 4; what the
 //! engine needs: docs/contract/engine.md, "jobs.workflow").
 //!
-//! Fields that have no type here are kept as they were sent, for the engine. Each type holds all of its object's fields in
-//! `fields`, in the order in which they were sent; those that are typed are null there until [`Workflow::into_object`] puts
-//! them back. The schemas in the OpenAPI document are derived, so that they describe what is parsed.
+//! Fields that have no type here are kept as they were sent, for the engine. Each type holds all of its object's fields
+//! in `fields`, in the order in which they were sent; those that are typed are null there until
+//! [`Workflow::into_object`] puts them back. The schemas in the OpenAPI document are derived, so that they describe
+//! what is parsed.
 
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{Object, Summary};
 
-/// How deep a workflow may be nested. JSON readers stop at some depth, that of this service at 128, and the stored document
-/// is a few levels deeper than the workflow.
+/// How deep a workflow may be nested. JSON readers stop at some depth, that of this service at 128, and the stored
+/// document is a few levels deeper than the workflow.
 const DEPTH_LIMIT: usize = 100;
 
 /// Why a workflow cannot be run. The text tells the caller what to change.

@@ -1,4 +1,5 @@
-//! The document in `jobs.workflow` (docs/contract/engine.md, "jobs.workflow"). Rows of the Python service may hold anything.
+//! The document in `jobs.workflow` (docs/contract/engine.md, "jobs.workflow"). Rows of the Python service may hold
+//! anything.
 
 use serde_json::{Value, json};
 

@@ -16,8 +16,8 @@ use crate::aws::eks::{Token, TokenSource};
 /// Adds a token to every request. If the cluster refuses it (401: nothing was done), sends the request once more with a
 /// new token.
 ///
-/// A layer of its own, because tower's filters and retry policies do not share which token an attempt was sent with, and
-/// a token that another request has renewed already must not be renewed again.
+/// A layer of its own, because tower's filters and retry policies do not share which token an attempt was sent with,
+/// and a token that another request has renewed already must not be renewed again.
 #[derive(Clone)]
 pub(in crate::kubernetes) struct EksAuthLayer(pub(in crate::kubernetes) TokenSource);
 

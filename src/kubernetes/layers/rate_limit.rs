@@ -27,8 +27,8 @@ const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after a 429.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// Sends requests at most at a rate, gives each 10 seconds to be answered, and retries those that the cluster refuses with
-/// 429 (too many requests). After a 429 no request is sent for the time that the cluster asks for.
+/// Sends requests at most at a rate, gives each 10 seconds to be answered, and retries those that the cluster refuses
+/// with 429 (too many requests). After a 429 no request is sent for the time that the cluster asks for.
 #[derive(Clone)]
 pub(in crate::kubernetes) struct RateLimit {
     interval: Duration,
@@ -80,8 +80,8 @@ impl Pause {
     }
 }
 
-/// Accepts no request during a pause. tower's retry delays only the request that was refused, and its rate limit cannot be
-/// paused.
+/// Accepts no request during a pause. tower's retry delays only the request that was refused, and its rate limit cannot
+/// be paused.
 struct Pausing<S> {
     inner: S,
     pause: Pause,
@@ -229,8 +229,8 @@ mod tests {
         assert_eq!(*pause.end(), end);
     }
 
-    /// How a request ends that is refused a number of times: its status, how often it was sent, and how long it took until
-    /// it was last sent.
+    /// How a request ends that is refused a number of times: its status, how often it was sent, and how long it took
+    /// until it was last sent.
     async fn refused(refusals: usize, retry_after: Option<&'static str>) -> (StatusCode, usize, Duration) {
         let server = Server { refusals, retry_after, ..Server::default() };
         let begin = Instant::now();

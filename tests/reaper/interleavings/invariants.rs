@@ -130,8 +130,8 @@ impl Case<'_> {
         }
     }
 
-    /// Checks the changes that `who` made from the states in `before`, one after another, to `after`. `report` is that of
-    /// a sweep without faults.
+    /// Checks the changes that `who` made from the states in `before`, one after another, to `after`. `report` is that
+    /// of a sweep without faults.
     pub(super) fn check(&self, before: &[&Moment], after: &Moment, who: Who, report: Option<&Report>) {
         let last = *before.last().unwrap();
         let history = || self.history.join("\n");

@@ -1,8 +1,9 @@
 //! Jobs create pods and count how they end.
 //!
-//! Source: Kubernetes documentation, "Jobs". As in a real cluster each pod carries a finalizer until its end is counted.
-//! Failed pods are replaced at once, without the real controller's growing pauses. Where failed containers are restarted
-//! in their pods (restartPolicy OnFailure), the restarts count as well, and a Job that has had too many deletes its pods.
+//! Source: Kubernetes documentation, "Jobs". As in a real cluster each pod carries a finalizer until its end is
+//! counted. Failed pods are replaced at once, without the real controller's growing pauses. Where failed containers are
+//! restarted in their pods (restartPolicy OnFailure), the restarts count as well, and a Job that has had too many
+//! deletes its pods.
 
 use serde_json::{Value, json};
 
