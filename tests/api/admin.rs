@@ -78,7 +78,7 @@ async fn an_open_server_answers_only_to_loopback_names() {
             assert_eq!(app.send(call).await.error().0, 403, "{route} {origin}");
         }
     }
-    // The other routes are for everybody, under any name.
+    // The other routes are open to everybody, under any name.
     assert_eq!(app.send(Call::get("runningjobs").header("host", "service.example")).await.ok(), json!([]));
     // This service's own page.
     app.send(Call::get("list").header("origin", app.url.clone())).await.ok();

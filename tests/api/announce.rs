@@ -115,8 +115,7 @@ async fn concurrent_engines_never_get_the_same_job() {
         let database = database.clone();
         tokio::spawn(async move {
             let mut taken = Vec::new();
-            // Nobody may come away with nothing while there is something left that nobody holds, so that an
-            // engine's last call is one that finds nothing.
+            // A call returns no job only if every pending job is taken or locked: then the engine stops calling.
             loop {
                 let jobs = database.engine("here", "{}", 7).await;
                 if jobs.is_empty() {
@@ -131,7 +130,7 @@ async fn concurrent_engines_never_get_the_same_job() {
     for engine in engines {
         all.extend(engine.await.unwrap());
     }
-    // What was skipped because another was just looking at it is still there.
+    // Jobs that were skipped because another call had locked them are still pending.
     all.extend(database.engine("here", "{}", 200).await);
     assert_eq!(all.len(), 200);
     assert_eq!(all.iter().collect::<HashSet<_>>().len(), 200);

@@ -51,7 +51,7 @@ async fn delete_marks_jobs_as_removed_and_stops_unfinished_ones() {
     expected[0]["removed"] = json!(1);
     expected[1]["removed"] = json!(1);
     assert_eq!(answer, expected);
-    // Twice is once.
+    // A second deletion changes nothing.
     assert_eq!(app.send(caller::provider(&key).delete(&owner, None)).await.ok(), expected);
 }
 
@@ -89,7 +89,7 @@ async fn results_of_a_deleted_job_have_expired() {
         .is_error(404, &format!("Results of job {} have expired", job.job_id));
 }
 
-/// Starts a job whose engine has made everything, sets its row, deletes it; what is left in the cluster.
+/// Starts a job, creates its engine's objects, changes its row and deletes it. Returns what is left in the cluster.
 async fn left_after_delete(app: &App, status: i32, finished_ago: Option<f64>) -> Vec<String> {
     let job = started(app).await;
     app.cluster.engine_objects(&app.namespace, &job.job_id).await;

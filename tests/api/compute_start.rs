@@ -86,14 +86,14 @@ async fn check_2_missing_names_are_reported_in_their_order() {
     let app = App::start().await;
     let key = Key::new();
     let whole = start(&app, &key);
-    // Each call lacks a name and everything after it, and what is there is as wrong as can be.
+    // Each call lacks a parameter and all that follow it in the contract; those that it has are wrong in other ways.
     let mut call = Call::post("compute").with("something", "else");
     for name in ["workflow", "agreementId", "owner", "providerSignature"] {
         app.send(call.clone()).await.is_error(400, &format!(r#""{name}" is required in the call to POST:/compute"#));
         let wrong = if name == "workflow" { json!({}) } else { whole.parameter(name) };
         call = call.with(name, wrong);
     }
-    // Where environment or nonce is there, it is not Brizo's.
+    // A request with an environment or a nonce is not Brizo's.
     app.send(call.clone().with("nonce", nonce()))
         .await
         .is_error(400, r#""environment" is required in the call to POST:/compute"#);
@@ -191,7 +191,7 @@ async fn check_4_wrong_types_name_the_field() {
     let (status, text) = app.send(no_container).await.error();
     assert_eq!(status, 400);
     assert!(text.contains("container"), "{text}");
-    // Nothing of all this got as far as the nonce.
+    // None of these requests has taken a nonce.
     assert_eq!((app.database.count("usednonces").await, app.database.count("jobs").await), (0, 0));
 }
 
@@ -256,7 +256,7 @@ async fn checks_5_to_8_are_made_in_that_order() {
         caller::provider(key).start_at(environment, agreement, &owner(), workflow::sample(), nonce)
     };
 
-    // 5: everything after it is wrong too.
+    // 5: what the later checks read is wrong, too.
     let call = attempt(&stranger, "nowhere", &running.agreement_id, used);
     let (status, text) = app.send(call.clone()).await.error();
     assert_eq!(status, 401, "{text}");

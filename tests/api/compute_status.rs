@@ -77,7 +77,7 @@ async fn signatures_of_status_requests_are_not_checked() {
     ];
     for call in calls {
         assert_eq!(app.send(call.clone()).await.ok(), json!([status_of(&job)]), "{call:?}");
-        // A status costs no nonce.
+        // A status request takes no nonce.
         assert_eq!(app.send(call).await.ok(), json!([status_of(&job)]));
     }
     assert_eq!(app.database.count("usednonces").await, 0);
@@ -114,7 +114,7 @@ async fn a_reason_is_shown_only_if_there_is_one() {
     let mut expected = status_of(&job);
     expected["reason"] = reason.into();
     assert_eq!(app.send(Call::get("compute").with("jobId", job.job_id)).await.ok(), json!([expected]));
-    // All the others in this file are compared as a whole, and have none.
+    // The other tests in this file compare whole objects, which have no reason.
 }
 
 #[tokio::test]
@@ -172,7 +172,7 @@ async fn damaged_rows_are_served_with_what_is_known() {
     expected.push(status_of(&sound));
     assert_eq!(app.send(Call::get("compute").with("owner", owner)).await.ok(), json!(expected));
     assert_eq!(app.send(Call::get("runningjobs")).await.ok().as_array().unwrap().len(), damaged.len() + 1);
-    // Nor do they keep anybody from starting a job.
+    // Such rows do not prevent a start.
     started(&app).await;
 }
 

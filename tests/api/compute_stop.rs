@@ -71,7 +71,7 @@ async fn stop_marks_matching_unfinished_jobs_and_returns_all_that_match() {
     let mut expected = json!(expected);
     expected[0]["stopreq"] = json!(1);
     expected[1]["stopreq"] = json!(1);
-    // Whether one over its limit stays so or is marked anew is not laid down; it is marked.
+    // The contract does not define whether a stop replaces the mark of a job that is over its time limit.
     assert!(answer[2]["stopreq"].as_i64().unwrap() >= 1);
     expected[2]["stopreq"] = answer[2]["stopreq"].clone();
     assert_eq!(answer, expected);
@@ -128,7 +128,7 @@ async fn with_signatures_required_only_the_signers_jobs_are_changed() {
     assert_eq!(stopreqs(&answer), [1, 0, 1, 1]);
     let answer = app.send(caller::provider(&colleague).stop(&owner, Some(&others.job_id))).await.ok();
     assert_eq!(stopreqs(&answer), [1]);
-    // Whoever is not allowed touches nothing.
+    // A signer that is not allowed changes nothing.
     assert_eq!(app.send(caller::provider(&stranger).stop(&owner, Some(&legacy.job_id))).await.error().0, 401);
 }
 

@@ -31,7 +31,7 @@ async fn all_at_once(apps: &[&App], calls: Vec<Call>) -> Vec<Answer> {
     answers
 }
 
-/// How often each answer was given: status, and the text of errors.
+/// The number of each kind of answer: status, and the text of errors.
 fn tally(answers: &[Answer]) -> HashMap<(u16, String), usize> {
     let mut tally = HashMap::new();
     for answer in answers {
@@ -57,7 +57,7 @@ async fn one_agreement(app: &App, apps: &[&App]) {
     ]);
     assert_eq!(tally(&answers), expected);
     assert_eq!(app.database.count("jobs").await, 1);
-    // The nonces of those who lost are taken.
+    // The nonces of the refused starts are taken.
     assert_eq!(app.database.used_nonces(&key.address).await.len(), MANY);
     let won = answers.iter().find(|answer| answer.status == 200).unwrap().ok();
     let found = app.send(Call::get("compute").with("agreementId", agreement)).await.ok();
@@ -160,7 +160,7 @@ async fn requests_of_one_signer_do_not_wait_for_each_other() {
             caller::provider(&key).start_at(&app.namespace, &agreement_id(), &owner(), workflow::sample(), nonce);
         app.send(call).await.ok();
     }
-    // If it comes to nothing, its nonce is free.
+    // If it is rolled back, its nonce is free.
     held.rollback().await.unwrap();
     let call =
         caller::provider(&key).start_at(&app.namespace, &agreement_id(), &owner(), workflow::sample(), nonces[1]);

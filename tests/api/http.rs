@@ -1,4 +1,4 @@
-//! What goes for every route: paths, methods, CORS, bodies.
+//! What applies to every route: paths, methods, CORS, bodies.
 
 use std::time::Duration;
 

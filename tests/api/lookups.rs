@@ -1,4 +1,4 @@
-//! No request reads a table whole.
+//! No request reads a whole table.
 
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ const FILL: [&str; 5] = [
     "ANALYZE",
 ];
 
-/// How often each table was read whole so far, and how often through an index, as the server counts it.
+/// The number of sequential scans and of index scans of each table, as the server counts them.
 async fn scans(database: &TestDatabase) -> Vec<(String, i64, i64)> {
-    // A connection reports when it ends, at the latest. This one must not be among those that are ended.
+    // A connection reports its counts at its end, at the latest. This connection is not ended.
     let mut connection = database.connect().await;
     let statement = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                      WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
@@ -43,13 +43,13 @@ async fn scans(database: &TestDatabase) -> Vec<(String, i64, i64)> {
     rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
 }
 
-/// Makes a request that can be sent anew.
+/// Makes a request that can be sent repeatedly.
 type Request<'a> = Box<dyn Fn() -> Call + 'a>;
 
 #[tokio::test]
 async fn every_lookup_uses_an_index() {
     let key = Key::new();
-    // One connection, so that its statements are repeated until the server plans them for good.
+    // One connection, so that its statements are repeated until the server uses generic plans.
     let app = App::builder()
         .var("SIGNATURE_REQUIRED", "1")
         .var("ALLOWED_PROVIDERS", key.allowed())
@@ -121,6 +121,6 @@ async fn every_lookup_uses_an_index() {
         wrong.push("announce(): jobs".to_owned());
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // The server did count.
+    // The counts are not all zero.
     assert!(after.iter().all(|(_, _, through_an_index)| *through_an_index > 0), "{after:?}");
 }

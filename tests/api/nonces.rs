@@ -65,7 +65,7 @@ async fn nonces_pass_in_any_order_within_the_window_and_a_refusal_names_the_high
         let low = highest - below;
         app.send(start(&app, &key, low)).await.is_error(400, &refused(&highest.to_string(), &low.to_string()));
     }
-    // Those inside that were used name the highest, too.
+    // The refusal of a used one within the window names the highest, too.
     let used = highest - SECOND;
     app.send(start(&app, &key, used)).await.is_error(400, &refused(&highest.to_string(), &used.to_string()));
 }
@@ -175,15 +175,15 @@ async fn fractions_are_compared_to_the_last_digit() {
 }
 
 #[tokio::test]
-async fn nonces_of_the_old_service_count_as_used() {
+async fn nonces_of_the_python_service_count_as_used() {
     let app = App::start().await;
     let key = Key::new();
     let highest = nonce();
     // The Python service recorded signers in any case, several rows for one signer, and invalid nonces.
     app.database.old_nonce(&key.address, Some(&(highest - 10 * SECOND).to_string())).await;
     app.database.old_nonce(&key.address.to_lowercase(), Some(&highest.to_string())).await;
-    for junk in [None, Some(""), Some("None"), Some("nan"), Some("-1"), Some("1e"), Some("0x12"), Some("inf")] {
-        app.database.old_nonce(&key.address, junk).await;
+    for invalid in [None, Some(""), Some("None"), Some("nan"), Some("-1"), Some("1e"), Some("0x12"), Some("inf")] {
+        app.database.old_nonce(&key.address, invalid).await;
     }
     for used in [highest, highest - 10 * SECOND] {
         app.send(start(&app, &key, used)).await.is_error(400, &refused(&highest.to_string(), &used.to_string()));
@@ -192,7 +192,7 @@ async fn nonces_of_the_old_service_count_as_used() {
     app.send(start(&app, &key, low)).await.is_error(400, &refused(&highest.to_string(), &low.to_string()));
     app.send(start(&app, &key, highest - SECOND)).await.ok();
     app.send(start(&app, &key, nonce())).await.ok();
-    // A signer of whom there is nothing but junk is not locked out.
+    // A signer with only invalid nonces is not locked out.
     let other = Key::new();
     app.database.old_nonce(&other.address, None).await;
     app.database.old_nonce(&other.address, Some("junk")).await;
@@ -245,7 +245,7 @@ async fn a_5xx_leaves_the_nonce_free() {
         provider.delete(&running_owner, None),
         provider.result(&running_owner, &running.job_id, 0),
     ];
-    // Nobody gets at the jobs, as with a server that is overwhelmed.
+    // Statements on jobs wait, as with an overloaded server.
     let mut lock = app.database.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
     for answer in futures_util::future::join_all(calls.iter().map(|call| app.send(call.clone()))).await {

@@ -12,7 +12,7 @@ use crate::support::{App, Call, Key, TestDatabase, agreement_id, caller, eventua
 
 const MILLION: u32 = 1_000_000;
 
-/// What the rows of a table are, by the columns that the Python service knows.
+/// The rows of a table, with the columns that the Python service has.
 async fn rows(database: &TestDatabase) -> (Vec<Value>, Vec<Value>, (i64, i64)) {
     const NEW: &str = "to_jsonb(jobs) - '{signerverified,registered,validuntil,handedout,reason,statussince,closed,\
                        mirrored,absentsince,handbacks,reapat,reapfailures,tidied,purged,expiry,registerat,registerfailures}'::text[]";
@@ -30,13 +30,13 @@ async fn rows(database: &TestDatabase) -> (Vec<Value>, Vec<Value>, (i64, i64)) {
     (parse(jobs), parse(envs), nonces)
 }
 
-/// A guard against hanging; how fast it is does not matter here.
+/// How long a test waits before it fails.
 async fn in_time<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work).await.expect("the migration hangs")
 }
 
 async fn migrated() -> TestDatabase {
-    let database = TestDatabase::of_the_old_service(1000).await;
+    let database = TestDatabase::of_the_python_service(1000).await;
     in_time(database.service().migrate()).await.unwrap();
     database
 }
@@ -47,7 +47,7 @@ async fn serve(database: TestDatabase) -> App {
 
 #[tokio::test]
 async fn migrating_keeps_every_row_and_can_be_repeated() {
-    let database = TestDatabase::of_the_old_service(MILLION).await;
+    let database = TestDatabase::of_the_python_service(MILLION).await;
     let before = rows(&database).await;
     assert_eq!((before.0.len(), before.1.len(), before.2.0), (5009, 2, 1_000_004));
     for _ in 0..2 {
@@ -60,7 +60,7 @@ async fn migrating_keeps_every_row_and_can_be_repeated() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_migrations_all_succeed() {
-    let database = TestDatabase::of_the_old_service(MILLION).await;
+    let database = TestDatabase::of_the_python_service(MILLION).await;
     let before = rows(&database).await;
     let stores = [database.service(), database.service(), database.service()];
     let done = in_time(futures_util::future::join_all(stores.iter().map(|store| store.migrate()))).await;
@@ -80,7 +80,7 @@ async fn concurrent_migrations_all_succeed() {
 
 #[tokio::test]
 async fn pgsqlinit_migrates_the_old_database() {
-    let database = TestDatabase::of_the_old_service(MILLION).await;
+    let database = TestDatabase::of_the_python_service(MILLION).await;
     let before = rows(&database).await;
     let app = serve(database).await;
     let answer = in_time(app.send(Call::post("pgsqlinit"))).await;
@@ -90,8 +90,8 @@ async fn pgsqlinit_migrates_the_old_database() {
 }
 
 #[tokio::test]
-async fn schemas_of_earlier_versions_of_the_old_service_are_migrated() {
-    let database = TestDatabase::of_the_old_service(0).await;
+async fn schemas_of_earlier_versions_of_the_python_service_are_migrated() {
+    let database = TestDatabase::of_the_python_service(0).await;
     database.execute("ALTER TABLE jobs DROP COLUMN provider, DROP COLUMN did, DROP COLUMN chainid").await;
     for statement in ["DROP INDEX indx_owner_jobs", "DROP TABLE nonces"] {
         database.execute(statement).await;
@@ -109,8 +109,8 @@ async fn announced(app: App) -> App {
 
 #[tokio::test]
 async fn a_database_in_use_is_migrated() {
-    let database = Arc::new(TestDatabase::of_the_old_service(MILLION).await);
-    // A transaction of the Python service that takes its time.
+    let database = Arc::new(TestDatabase::of_the_python_service(MILLION).await);
+    // A long transaction of the Python service.
     let mut busy = database.pool.begin().await.unwrap();
     sqlx::query("UPDATE jobs SET stopreq=1 WHERE workflowId='by-hand'").execute(&mut *busy).await.unwrap();
     let migrating = tokio::spawn({
@@ -125,14 +125,14 @@ async fn a_database_in_use_is_migrated() {
     })
     .await;
     busy.commit().await.unwrap();
-    // It either got its turn or gave up, in bounded time, and can be repeated.
+    // It either succeeded or failed, in bounded time, and can be repeated.
     let _ = in_time(migrating).await.unwrap();
     in_time(database.service().migrate()).await.unwrap();
     assert_eq!(database.count("jobs WHERE stopreq = 1").await, 1);
 }
 
 #[tokio::test]
-async fn rows_of_the_old_service_are_served() {
+async fn rows_of_the_python_service_are_served() {
     let app = serve(migrated().await).await;
     let found = app.send(Call::get("compute").with("owner", "0xOldOwner")).await.ok();
     let status =
@@ -185,7 +185,7 @@ async fn rows_of_the_old_service_are_served() {
 }
 
 #[tokio::test]
-async fn damaged_rows_of_the_old_service_are_served_with_what_is_known() {
+async fn damaged_rows_of_the_python_service_are_served_with_what_is_known() {
     let app = serve(migrated().await).await;
     let found = app.send(Call::get("compute").with("owner", "0xDamaged")).await.ok();
     assert_eq!(
@@ -241,7 +241,7 @@ async fn jobs_can_be_started_in_the_migrated_database() {
 }
 
 #[tokio::test]
-async fn jobs_of_the_old_service_may_be_changed_by_any_allowed_provider() {
+async fn jobs_of_the_python_service_may_be_changed_by_any_allowed_provider() {
     let key = Key::new();
     let app = App::builder()
         .database(migrated().await)
@@ -253,7 +253,7 @@ async fn jobs_of_the_old_service_may_be_changed_by_any_allowed_provider() {
     let provider = caller::provider(&key);
     let stopped = app.send(provider.stop("0xOldOwner", Some("d0000000000000000000000000000001"))).await.ok();
     assert_eq!(stopped[0]["stopreq"], 1);
-    // Let in, and as far as the origin.
+    // The signer is accepted, and the origin is contacted.
     let (status, _) = app.send(provider.result("0xOldOwner", "f0000000000000000000000000000001", 0)).await.error();
     assert_eq!(status, 502);
     app.send(provider.result("0xOther", "f0000000000000000000000000000001", 0))
@@ -264,7 +264,7 @@ async fn jobs_of_the_old_service_may_be_changed_by_any_allowed_provider() {
 }
 
 #[tokio::test]
-async fn the_old_service_can_write_to_the_migrated_schema() {
+async fn the_python_service_can_write_to_the_migrated_schema() {
     let app = announced(serve(migrated().await).await).await;
     let pool = &app.database.pool;
     let insert = async |agreement: &str, job: &str| {
@@ -317,7 +317,7 @@ async fn the_old_service_can_write_to_the_migrated_schema() {
         .await
         .unwrap();
 
-    // And this service takes its rows for what they are.
+    // This service treats its rows as rows of the Python service.
     let found = app.send(Call::get("compute").with("agreementId", "0xnew")).await.ok();
     assert_eq!(found.as_array().unwrap().len(), 2);
     app.send(caller::provider(&key).start(&app.namespace, "0xnew", &owner(), workflow::sample()))
@@ -340,7 +340,7 @@ async fn the_old_service_can_write_to_the_migrated_schema() {
 }
 
 #[tokio::test]
-async fn the_old_services_own_pgsqlinit_still_works() {
+async fn the_python_services_own_pgsqlinit_still_works() {
     let app = serve(migrated().await).await;
     for statement in [
         "CREATE TABLE IF NOT EXISTS jobs (agreementId varchar(255) NOT NULL, workflowId varchar(255) NOT NULL)",
@@ -362,15 +362,15 @@ async fn the_old_services_own_pgsqlinit_still_works() {
     assert_eq!(app.send(Call::get("compute").with("agreementId", "0xdouble")).await.ok().as_array().unwrap().len(), 2);
 }
 
-/// What the database holds as announce().
+/// The definition of announce() in the database.
 async fn announce(database: &TestDatabase) -> String {
     const DEFINITION: &str = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'announce'";
     sqlx::query_scalar(DEFINITION).fetch_one(&database.pool).await.unwrap()
 }
 
-/// Puts the Python service's announce() in the place of what is there, as its POST /pgsqlinit does.
+/// Replaces announce() with the Python service's, as its POST /pgsqlinit does.
 async fn replace_announce(database: &TestDatabase) -> String {
-    let old = include_str!("../old_service.sql");
+    let old = include_str!("../python_service.sql");
     let begin = old.find("CREATE FUNCTION announce(").unwrap();
     let end = begin + old[begin..].find("$$;").unwrap() + "$$;".len();
     let statement = old[begin..end].replacen("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1);
@@ -379,7 +379,7 @@ async fn replace_announce(database: &TestDatabase) -> String {
 }
 
 #[tokio::test]
-async fn every_migration_replaces_the_old_services_announce() {
+async fn every_migration_replaces_the_python_services_announce() {
     // As the migrations alone make it.
     let database = TestDatabase::empty().await;
     sqlx::migrate!().run(&database.pool).await.unwrap();

@@ -13,7 +13,7 @@ use crate::support::{
 /// How long a test waits for a response before it fails. What blocks the database here blocks it for ever.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A service whose way to the database can be cut.
+/// A service whose connections to the database can be cut.
 async fn behind_a_proxy(configure: impl FnOnce(AppBuilder) -> AppBuilder) -> (App, Proxy) {
     let database = TestDatabase::migrated().await;
     let proxy = Proxy::to(database.address().await).await;
@@ -25,7 +25,7 @@ async fn behind_a_proxy(configure: impl FnOnce(AppBuilder) -> AppBuilder) -> (Ap
     (configure(builder).start().await, proxy)
 }
 
-/// Has to be a 503 in JSON, although the database does not answer.
+/// Sends a request while the database does not answer. The response has to be a 503 in JSON.
 async fn unavailable(app: &App, call: Call) {
     let answer = tokio::time::timeout(LIMIT, app.send(call.clone())).await;
     let (status, text) = answer.unwrap_or_else(|_| panic!("{call:?} is not answered")).error();
@@ -71,7 +71,7 @@ async fn a_database_that_is_down_is_a_503_and_leaves_nothing_behind() {
     }
     unavailable(&app, Call::post("pgsqlinit")).await;
     assert_eq!((app.database.count("jobs").await, app.database.count("usednonces").await), (0, 0));
-    // The very same requests, with their nonces.
+    // The same requests, with the same nonces.
     proxy.open();
     all_work(&app, calls).await;
     assert_eq!((app.database.count("jobs").await, app.database.count("usednonces").await), (1, 4));
@@ -99,7 +99,7 @@ async fn a_database_that_stops_answering_is_a_503_in_bounded_time() {
     let calls = one_of_each(&app, &key);
     proxy.silence();
     futures_util::future::join_all(calls.iter().map(|call| unavailable(&app, call.clone()))).await;
-    // New connections get nowhere, either.
+    // New connections get no response, either.
     futures_util::future::join_all(calls.iter().map(|call| unavailable(&app, call.clone()))).await;
     proxy.open();
     eventually("the end of the outage", LIMIT, async || {
@@ -150,7 +150,7 @@ async fn connections_that_the_server_ended_are_replaced() {
             assert!(answer.status < 500, "{call:?} {}", answer.text());
         }
     }
-    // And with the pool full of dead ones.
+    // Also with a pool that is full of closed connections.
     let many = futures_util::future::join_all((0..30).map(|_| app.send(Call::get("runningjobs")))).await;
     assert!(many.iter().all(|answer| answer.status == 200));
     assert!(app.database.terminate_connections().await > 1);
@@ -164,18 +164,18 @@ async fn connections_that_the_server_ended_are_replaced() {
 async fn a_full_pool_is_a_503_and_the_next_request_works() {
     let app = App::builder().var("POSTGRES_POOL_SIZE", "2").start().await;
     let key = Key::new();
-    // Two starts that wait for the end of somebody else's hold all there is.
+    // Two starts wait for the end of another transaction, and use all connections of the pool.
     let agreement = agreement_id();
-    let mut somebody = app.database.pool.begin().await.unwrap();
+    let mut other = app.database.pool.begin().await.unwrap();
     sqlx::query("INSERT INTO jobs (agreementid, workflowid, signerverified) VALUES ($1, 'theirs', true)")
         .bind(&agreement)
-        .execute(&mut *somebody)
+        .execute(&mut *other)
         .await
         .unwrap();
     let start = || caller::provider(&key).start(&app.namespace, &agreement, &owner(), workflow::sample());
     let waiting: Vec<Call> = (0..6).map(|_| start()).collect();
     futures_util::future::join_all(waiting.iter().map(|call| unavailable(&app, call.clone()))).await;
-    somebody.rollback().await.unwrap();
+    other.rollback().await.unwrap();
     app.send(waiting[0].clone()).await.ok();
     app.send(waiting[1].clone()).await.is_error(400, "`agreementId` already in use for other job.");
     assert_eq!(app.database.count("jobs").await, 1);
@@ -234,6 +234,6 @@ async fn routes_without_a_database_are_answered_during_an_outage() {
     for path in ["/", "/spec", "/api/v1/docs/"] {
         assert_eq!(app.send(Call::to_path(Method::GET, path)).await.status, 200, "{path}");
     }
-    // Nor does a mistake of the caller's need them.
+    // Wrong requests are answered without a database, too.
     app.send(Call::get("compute")).await.is_error(400, "You have to specify one of agreementId, jobId or owner");
 }

@@ -24,7 +24,7 @@ async fn every_method_reads_parameters_from_the_query_string() {
         .is_error(404, &format!("Results of job {} have expired", job.job_id));
     assert_eq!(app.send(Call::get("runningjobs").with("limit", "0")).await.ok(), json!([]));
     assert_eq!(app.send(Call::get("environments").with("chainId", "1")).await.ok().as_array().unwrap().len(), 1);
-    // A workflow is no text, so that a start in a query string only gets as far as that.
+    // In a query string every value is text, and a workflow must not be: a start fails at that check.
     let start = provider.start(&app.namespace, &agreement_id(), &owner, workflow::sample()).in_query();
     app.send(start).await.is_error(400, "`workflow` is required in the payload and must include workflow stages");
 }
@@ -96,7 +96,7 @@ async fn ids_of_fewer_than_two_characters_count_as_absent() {
             }
         }
     }
-    // Beside one that is there, an absent one narrows nothing down.
+    // An absent filter beside a present one selects nothing less.
     let job = Stored::default().insert(&app.database).await;
     let call = Call::get("compute").with("jobId", job.job_id.clone()).with("owner", "0").with("agreementId", "");
     assert_eq!(app.send(call).await.ok(), json!([status_of(&job)]));

@@ -1,4 +1,4 @@
-//! How a job that was accepted gets into the cluster, on good days and on bad ones.
+//! The registration of accepted jobs in the cluster, also while the cluster fails.
 
 use std::time::{Duration, Instant};
 
@@ -76,7 +76,7 @@ async fn jobs_are_registered_in_the_environment_they_name() {
     assert_eq!(app.database.job(job_id).await.unwrap()["namespace"], elsewhere.as_str());
 }
 
-/// A start on a bad day is answered all the same, and marked.
+/// Starts a job while the cluster fails: it is accepted, and marked as not registered. Returns its id.
 async fn accepted_but_not_registered(app: &App) -> String {
     let job = tokio::time::timeout(Duration::from_secs(60), started(app)).await.expect("the start is not answered");
     assert_eq!(job.status["status"], 1);
@@ -92,7 +92,7 @@ async fn a_job_is_accepted_while_the_cluster_is_down() {
     let app = App::builder().cluster(Cluster::embedded().await).start().await;
     app.cluster.stand_in().faults().refuse_connections();
     let first = accepted_but_not_registered(&app).await;
-    // Nor does it stay so.
+    // Jobs that are started after the outage are registered at once.
     app.cluster.stand_in().faults().clear();
     let second = started(&app).await;
     assert_eq!(app.database.job(&second.job_id).await.unwrap()["registered"], true);

@@ -9,7 +9,7 @@ fn vectors() -> Value {
     serde_json::from_str(include_str!("../signatures.json")).unwrap()
 }
 
-/// A service that lets in only these.
+/// A service that allows only these signers.
 async fn app_that_allows(addresses: &[&str]) -> App {
     App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", json!(addresses).to_string()).start().await
 }
@@ -38,12 +38,12 @@ fn call_of(vector: &Value, app: &App) -> Call {
     call.with("providerSignature", vector["providerSignature"].clone())
 }
 
-/// Whether the call got past the signature.
+/// Returns whether the signature of a call is accepted.
 async fn is_allowed(app: &App, call: &Call) -> bool {
     let answer = app.send(call.clone()).await;
     match answer.status {
         200 => true,
-        // getResult of an unknown job: only an allowed signer gets as far as a 404.
+        // getResult of an unknown job: only an allowed signer gets a 404.
         404 => {
             let expected = format!("Owner {} mismatch for job {}", call.text("owner"), call.text("jobId"));
             answer.is_error(404, &expected);
@@ -61,7 +61,7 @@ async fn every_accepted_vector_gives_its_signer() {
     let vectors = vectors();
     for vector in vectors["accept"].as_array().unwrap() {
         let address = vector["address"].as_str().unwrap();
-        // A fresh database for each: their nonces are years apart.
+        // A new database for each: their nonces are years apart.
         let app = app_that_allows(&[address]).await;
         let call = call_of(vector, &app);
         assert!(is_allowed(&app, &call).await, "{vector}");
@@ -262,7 +262,7 @@ async fn without_signatures_required_the_signer_is_the_named_address_if_one_form
     // Otherwise it is the signer of the first form.
     assert_ne!(provider_of(&app, nodes().without("providerAddress")).await, address);
     assert_ne!(provider_of(&app, nodes().with("providerAddress", owner())).await, address);
-    // The nonces are filed accordingly.
+    // The nonces are recorded for these signers.
     assert_eq!(app.database.used_nonces(&key.address).await.len(), 7);
 }
 
@@ -329,7 +329,7 @@ async fn without_signatures_required_brizo_needs_neither_job_nor_agreement() {
 
 #[tokio::test]
 async fn hashes_that_ocean_node_trims_are_recovered() {
-    // Sooner or later, the hash of a nonce begins with a zero byte.
+    // The hash of one nonce in 256 begins with a zero byte.
     let key = Key::new();
     let app = app_that_allows(&[&key.address]).await;
     for _ in 0..60 {

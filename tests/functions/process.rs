@@ -321,7 +321,7 @@ async fn log_cfg_names_a_file_that_is_logged_to_as_well() {
 }
 
 #[tokio::test]
-async fn log_level_accepts_the_old_services_names_and_filters() {
+async fn log_level_accepts_the_python_services_names_and_filters() {
     let (_database, _key, env) = parts().await;
     for (level, info, warning) in [
         ("DEBUG", true, true),

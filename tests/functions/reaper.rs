@@ -231,7 +231,7 @@ async fn insert_large_jobs(fixture: &Fixture, numbers: std::ops::Range<i32>) {
     .unwrap();
 }
 
-/// Whoever may start jobs may start many large ones. A tenth of them and all of them are compared in one run.
+/// Callers may start many jobs with large workflows. A tenth of them and all of them are compared in one run.
 #[tokio::test]
 async fn large_workflows_do_not_fill_its_memory() {
     const FEW: i32 = 40;

@@ -277,7 +277,7 @@ async fn other_signers_are_refused() {
 
 /// Rows of the Python service have an address that nobody owns (docs/contract/engine.md, "Rows of the Python service").
 #[tokio::test]
-async fn every_allowed_provider_may_fetch_results_of_the_old_service() {
+async fn every_allowed_provider_may_fetch_results_of_the_python_service() {
     let (fixture, origin) = with_origin(&[]).await;
     origin.answer("/out.txt", Answer::file("hello"));
     for provider in [Some("0x000000000000000000000000000000000000dEaD".to_owned()), Some(String::new()), None] {

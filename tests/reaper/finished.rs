@@ -257,8 +257,8 @@ async fn a_dry_run_reports_what_is_planned_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_database_of_the_old_service_loses_nothing_that_has_not_expired() {
-    let database = TestDatabase::of_the_old_service(10).await;
+async fn a_database_of_the_python_service_loses_nothing_that_has_not_expired() {
+    let database = TestDatabase::of_the_python_service(10).await;
     database.service().migrate().await.unwrap();
     let unfinished = async |database: &TestDatabase| database.count("jobs WHERE datefinished IS NULL").await;
     let finished = async |app: &App| {

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{Call, Cluster, TestDatabase};
 
-/// Before the first TLS configuration of the process.
+/// Makes ring the process's crypto provider. Needed before the first TLS configuration.
 pub fn install_crypto() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -44,12 +44,12 @@ pub struct App {
     pub cluster: Arc<Cluster>,
     /// DEFAULT_NAMESPACE: the test's own, announced by an engine that takes no job.
     pub namespace: String,
-    /// What the requests are sent with.
+    /// The client that requests are sent with.
     pub client: reqwest::Client,
     server: tokio::task::JoinHandle<()>,
 }
 
-/// How the service is to be started.
+/// The settings of the service to start.
 #[derive(Debug, Default)]
 pub struct AppBuilder {
     variables: BTreeMap<String, String>,
@@ -57,7 +57,7 @@ pub struct AppBuilder {
     cluster: Option<Arc<Cluster>>,
     unannounced: bool,
     listens_on: Option<IpAddr>,
-    lambda: bool,
+    function: bool,
     kubeconfig: Option<String>,
 }
 
@@ -69,45 +69,45 @@ impl AppBuilder {
         self
     }
 
-    /// With this database instead of a fresh one.
+    /// Uses this database instead of a new one.
     #[must_use]
     pub fn database(mut self, database: impl Into<Arc<TestDatabase>>) -> Self {
         self.database = Some(database.into());
         self
     }
 
-    /// With this cluster instead of a fresh one.
+    /// Uses this cluster instead of a new one.
     #[must_use]
     pub fn cluster(mut self, cluster: impl Into<Arc<Cluster>>) -> Self {
         self.cluster = Some(cluster.into());
         self
     }
 
-    /// No engine has announced the test's namespace.
+    /// Does not announce the test's namespace.
     #[must_use]
     pub fn unannounced(mut self) -> Self {
         self.unannounced = true;
         self
     }
 
-    /// With another way to the cluster.
+    /// Reaches the cluster by this kubeconfig instead of its own.
     #[must_use]
     pub fn kubeconfig(mut self, yaml: &str) -> Self {
         self.kubeconfig = Some(yaml.to_owned());
         self
     }
 
-    /// As if HOST were that address; it listens on 127.0.0.1 all the same.
+    /// Behaves as if HOST were that address, and listens on 127.0.0.1.
     #[must_use]
     pub fn pretending_to_listen_on(mut self, address: IpAddr) -> Self {
         self.listens_on = Some(address);
         self
     }
 
-    /// The administrators' routes as a Lambda function opens them.
+    /// Opens the admin routes as a Lambda function does.
     #[must_use]
     pub fn function(mut self) -> Self {
-        self.lambda = true;
+        self.function = true;
         self
     }
 
@@ -131,15 +131,15 @@ impl AppBuilder {
 
         let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
         let config = Arc::new(config);
-        let store = runtime::db(&config).unwrap();
+        let db = runtime::db(&config).unwrap();
         let listens_on = self.listens_on.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        let admins = if self.lambda { Admins::listed(&config) } else { Admins::of_server(&config, listens_on) };
+        let admins = if self.function { Admins::listed(&config) } else { Admins::of_server(&config, listens_on) };
         let namespace = config.jobs.default_namespace.clone();
         let service = match &self.kubeconfig {
             Some(yaml) => operator_service::kubernetes::Cluster::from_kubeconfig(yaml).await.unwrap(),
             None => cluster.service().await,
         };
-        let router = runtime::server::all_routes(config, store, service, admins).unwrap();
+        let router = runtime::server::all_routes(config, db, service, admins).unwrap();
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -149,17 +149,17 @@ impl AppBuilder {
 }
 
 impl App {
-    /// With everything as it is by default.
+    /// Starts the service with the defaults.
     pub async fn start() -> Self {
         Self::builder().start().await
     }
 
-    /// With something as it is not by default.
+    /// Starts the service with other settings.
     pub fn builder() -> AppBuilder {
         AppBuilder::default()
     }
 
-    /// Another process with the same database and cluster.
+    /// A second process with the same database and cluster.
     pub fn another_process(&self) -> AppBuilder {
         Self::builder().database(self.database.clone()).cluster(self.cluster.clone())
     }
@@ -174,7 +174,7 @@ impl App {
         self.send_under(call, "").await
     }
 
-    /// Sends a request to a path with something in front, such as an API Gateway stage.
+    /// Sends a request to a path with a prefix, such as an API Gateway stage.
     pub async fn send_under(&self, call: Call, prefix: &str) -> Answer {
         Answer::of(call.request(&self.client, &format!("{}{prefix}", self.url)).send().await.unwrap()).await
     }
@@ -186,7 +186,7 @@ impl Drop for App {
     }
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
@@ -234,7 +234,7 @@ impl Answer {
         (self.status, text.clone())
     }
 
-    /// Has to be this error.
+    /// Asserts that it is this error.
     #[track_caller]
     pub fn is_error(&self, status: u16, text: &str) {
         assert_eq!(self.error(), (status, text.to_owned()));

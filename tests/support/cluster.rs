@@ -33,7 +33,7 @@ impl std::fmt::Debug for Cluster {
 }
 
 impl Cluster {
-    /// The one that TEST_KUBECONFIG names, if set, else an embedded one.
+    /// Connects to the cluster that TEST_KUBECONFIG names, if set, else starts an embedded one.
     pub async fn start() -> Self {
         match std::env::var("TEST_KUBECONFIG").ok().filter(|path| !path.is_empty()) {
             Some(path) => {
@@ -44,7 +44,7 @@ impl Cluster {
         }
     }
 
-    /// An embedded one, where a test orders faults.
+    /// Starts an embedded cluster, for tests that order faults.
     pub async fn embedded() -> Self {
         let embedded = Guarded(EmbeddedCluster::start(Options::default()).await.unwrap());
         Self::connect(embedded.kubeconfig(), Some(embedded)).await
@@ -69,14 +69,14 @@ impl Cluster {
         Api::<Namespace>::all(self.client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
     }
 
-    /// One more namespace that no other test uses.
+    /// Creates one more namespace that no other test uses.
     pub async fn another_namespace(&self) -> String {
         let name = unique("test");
         self.make_namespace(&name).await;
         name
     }
 
-    /// The service's own way to it.
+    /// The service's access to it.
     pub async fn service(&self) -> operator_service::kubernetes::Cluster {
         operator_service::kubernetes::Cluster::from_kubeconfig(&self.kubeconfig).await.unwrap()
     }
@@ -96,7 +96,7 @@ impl Cluster {
         self.embedded.is_some()
     }
 
-    /// Whether somebody removes what hangs on what was deleted.
+    /// Returns whether controllers delete the dependents of deleted objects.
     pub async fn has_controllers(&self) -> bool {
         if self.is_embedded() {
             return true;
@@ -114,8 +114,8 @@ impl Cluster {
             .await
     }
 
-    /// Makes what the engine makes for a job: ConfigMap, claims, Jobs with pods. `None` for the pods where no
-    /// controller makes them.
+    /// Creates what the engine creates for a job: ConfigMap, claims, Jobs. Their pods are created by a controller, if
+    /// there is one.
     pub async fn engine_objects(&self, namespace: &str, job_id: &str) {
         self.engine_volumes(namespace, job_id).await;
         for component in ["configure", "algorithm", "publish"] {
@@ -175,7 +175,7 @@ impl Cluster {
         ];
         for (kind, items) in groups {
             for metadata in items {
-                // What is on its way out counts as gone: finalizers are for controllers.
+                // An object that is being deleted counts as gone: finalizers are for controllers.
                 if metadata.deletion_timestamp.is_none()
                     && let Some(rest) = metadata.name.unwrap_or_default().strip_prefix(job_id)
                 {
@@ -187,7 +187,7 @@ impl Cluster {
         names
     }
 
-    /// How many pods a step of a job has.
+    /// The pods of a job's step.
     pub async fn pods_of(&self, namespace: &str, job_id: &str, component: &str) -> Vec<Pod> {
         let labels = format!("workflow={job_id},component={component}");
         let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
@@ -211,7 +211,7 @@ impl Cluster {
         Api::namespaced(self.client.clone(), namespace).create(&PostParams::default(), &workflow).await.unwrap();
     }
 
-    /// Makes a pod with a log, as a kubelet would have run it; false where that would take a real one.
+    /// Creates a pod with a log, as if a kubelet had run it. Returns false if the cluster is not an embedded one.
     pub async fn make_pod_with_log(&self, namespace: &str, job_id: &str, component: &str, log: &[u8]) -> bool {
         if !self.is_embedded() {
             return false;
@@ -246,7 +246,7 @@ async fn install_definition(client: &Client) {
         established.iter().any(|it| it.type_ == "Established" && it.status == "True").then_some(())
     })
     .await;
-    // Established is a promise; being served is what counts.
+    // An established resource may not be served yet.
     eventually("the WorkFlow resource's list", Duration::from_secs(30), async || {
         Api::<WorkFlow>::namespaced(client.clone(), "default").list(&ListParams::default().limit(1)).await.ok()
     })

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, Row};
 
 use super::{agreement_id, owner, unique, workflow};
 
-/// A database that is there for one test. It is dropped at the end.
+/// A database for one test, dropped at its end.
 #[derive(Debug)]
 pub struct TestDatabase {
     /// Its name.
@@ -64,7 +64,7 @@ impl Server {
 }
 
 impl TestDatabase {
-    /// Without any table.
+    /// Creates a database without any table.
     pub async fn empty() -> Self {
         let server = Server::from_env();
         let name = unique("test").replace('-', "_");
@@ -73,17 +73,21 @@ impl TestDatabase {
         Self { name, pool, server }
     }
 
-    /// With the service's schema.
+    /// Creates a database with the service's schema.
     pub async fn migrated() -> Self {
         let database = Self::empty().await;
         database.service().migrate().await.unwrap();
         database
     }
 
-    /// As the Python service left it (old_service.sql), with this number of nonces under addresses that nobody owns.
-    pub async fn of_the_old_service(junk: u32) -> Self {
+    /// Creates a database as the Python service left it (python_service.sql), with this number of nonces under
+    /// addresses that nobody owns.
+    pub async fn of_the_python_service(ownerless_nonces: u32) -> Self {
         let database = Self::empty().await;
-        let statements = format!("SET old_service.junk = {junk};\n{}", include_str!("../old_service.sql"));
+        let statements = format!(
+            "SET python_service.ownerless_nonces = {ownerless_nonces};\n{}",
+            include_str!("../python_service.sql")
+        );
         database.pool.execute(sqlx::raw_sql(AssertSqlSafe(statements))).await.unwrap();
         database
     }
@@ -111,12 +115,12 @@ impl TestDatabase {
         self.server.options(&self.name)
     }
 
-    /// A connection beside the pool's.
+    /// Opens a connection outside the pool.
     pub async fn connect(&self) -> PgConnection {
         self.connect_options().connect().await.unwrap()
     }
 
-    /// The service's own way to it.
+    /// The service's access to it.
     pub fn service(&self) -> Database {
         let variables = self.variables();
         let variable = |name: &str| variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
@@ -156,7 +160,7 @@ impl TestDatabase {
         self.row("SELECT to_jsonb(jobs) FROM jobs WHERE workflowid = $1", job_id).await
     }
 
-    /// The one JSON value that a statement gives, if any.
+    /// The JSON value that a statement returns, if any.
     pub async fn row(&self, statement: &'static str, argument: &str) -> Option<serde_json::Value> {
         let text = format!("SELECT ({statement})::text");
         let value: Option<String> =
@@ -170,7 +174,7 @@ impl TestDatabase {
         sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(&self.pool).await.unwrap()
     }
 
-    /// The nonces that the service has filed of a signer, as they were written, lowest first.
+    /// The nonces that the service has recorded for a signer, as they were written, lowest first.
     pub async fn used_nonces(&self, signer: &str) -> Vec<String> {
         sqlx::query_scalar("SELECT nonce FROM usednonces WHERE signer = lower($1) ORDER BY ns")
             .bind(signer)
@@ -179,7 +183,7 @@ impl TestDatabase {
             .unwrap()
     }
 
-    /// Files nonces as the Python service did.
+    /// Records a nonce as the Python service did.
     pub async fn old_nonce(&self, provider: &str, nonce: Option<&str>) {
         sqlx::query("INSERT INTO nonces (provider, nonce) VALUES ($1, $2)")
             .bind(provider)

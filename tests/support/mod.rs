@@ -12,8 +12,8 @@
 //!   or a kubelet ask it for them, and call [`left_out`] where there are none. What the service asks an embedded one
 //!   for, its Role has to allow ([`Guarded`]).
 //! - [`Key`]: an Ethereum key that signs with eth-account (signer.py); [`nonce`] gives nonces.
-//! - [`workflow`]: what to run. [`Proxy`]: a way to the database that can be cut.
-//! - [`eventually`]: waits for what is bound to happen, with a limit.
+//! - [`workflow`]: what to run. [`Proxy`]: a proxy to the database whose connections can be cut.
+//! - [`eventually`]: waits for a condition, with a limit.
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
@@ -52,7 +52,7 @@ pub fn owner() -> String {
     format!("0x{}", &format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())[..40])
 }
 
-/// Looks again and again until there is something to see; panics with `what` after `limit`.
+/// Calls `look` until it returns something. Panics with `what` after `limit`.
 pub async fn eventually<T>(what: &str, limit: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + limit;
     loop {
@@ -64,7 +64,7 @@ pub async fn eventually<T>(what: &str, limit: Duration, mut look: impl AsyncFnMu
     }
 }
 
-/// Says that a test was left out, and why; also to the file that LEFT_OUT_REPORT names.
+/// Reports that a test was left out, and why: on standard output and in the file that LEFT_OUT_REPORT names.
 pub fn left_out(why: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     println!("LEFT OUT {test}: {why}");

@@ -1,4 +1,4 @@
-//! A way to a server that can be cut.
+//! A proxy to a server, whose connections can be cut.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -10,9 +10,9 @@ use tokio::sync::watch;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// All is well.
+    /// Everything is passed on.
     Open,
-    /// Connections are taken and cut.
+    /// Connections are accepted and closed.
     Cut,
     /// Connections stay, and nothing arrives.
     Silent,
@@ -29,7 +29,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one that is open.
+    /// Starts a proxy that passes everything on.
     pub async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -43,7 +43,7 @@ impl Proxy {
         Self { port, mode }
     }
 
-    /// Cuts every connection, and every new one too.
+    /// Closes every connection, and every new one.
     pub fn cut(&self) {
         self.mode.send_replace(Mode::Cut);
     }
@@ -58,7 +58,7 @@ impl Proxy {
         self.mode.send_replace(Mode::LoseCommit);
     }
 
-    /// Everything is well again; connections that were cut stay cut.
+    /// From now on everything is passed on again; connections that were cut stay cut.
     pub fn open(&self) {
         self.mode.send_replace(Mode::Open);
     }

@@ -57,12 +57,12 @@ pub struct Key {
 }
 
 impl Key {
-    /// A key that nobody else has.
+    /// Makes a new key.
     pub fn new() -> Self {
         Self::of(&format!("0x{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple()))
     }
 
-    /// A known key.
+    /// The key with this private part.
     pub fn of(private: &str) -> Self {
         let address = ask(&json!({ "key": private }))["address"].as_str().unwrap().to_owned();
         Self { private: private.to_owned(), address }

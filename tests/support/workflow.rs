@@ -1,4 +1,4 @@
-//! What to run.
+//! Workflows.
 
 use serde_json::{Value, json};
 

@@ -106,10 +106,10 @@ INSERT INTO envs (namespace, status, lastping) VALUES
     ('long-gone', '{"allowed', '2020-01-01 00:00:00');
 
 -- One row of junk per request ever made, nearly: signers that nobody is, nonces of all kinds. A million, unless the
--- setting old_service.junk says otherwise.
+-- setting python_service.ownerless_nonces says otherwise.
 INSERT INTO nonces (provider, nonce)
 SELECT '0x' || substr(md5(i::text) || md5((-i)::text), 1, 40), (1692712345000000000 + i * 1000)::text
-FROM generate_series(1, coalesce(current_setting('old_service.junk', true), '1000000')::int) AS i;
+FROM generate_series(1, coalesce(current_setting('python_service.ownerless_nonces', true), '1000000')::int) AS i;
 INSERT INTO nonces (provider, nonce) VALUES
     ('0x00000000000000000000000000000000000000a1', NULL),
     ('0x00000000000000000000000000000000000000a1', '1692712345.123456'),
