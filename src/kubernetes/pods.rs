@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 /// Why a step is stuck.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
-    /// The kernel killed it because it exceeded its memory. The memory limit, if known.
+    /// The kernel killed it because it used too much memory. The memory limit, if known.
     OutOfMemory(Option<String>),
     /// It ended with this exit code.
     ExitCode(i32),

@@ -35,7 +35,7 @@ async fn an_algorithm_over_its_limit_is_ended_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_least_limit_counts_and_maxtime_only_if_there_is_no_other() {
+async fn the_shortest_limit_applies_and_maxtime_only_if_there_is_no_other() {
     let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 5000).start().await;
     let namespace = fixture.app.namespace.clone();
     let long = fixture.running(4500).await;

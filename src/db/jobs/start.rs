@@ -56,7 +56,10 @@ impl Database {
                 if let Some(nonce) = &nonce {
                     nonces::take(&mut transaction, nonce).await?;
                 }
-                let outcome = insert(&mut transaction, &job).await?;
+                let outcome = match refusal(&mut transaction, &job).await? {
+                    Some(refused) => refused,
+                    None => insert(&mut transaction, &job).await?,
+                };
                 transaction.commit().await?;
                 Ok(outcome)
             })
@@ -77,7 +80,8 @@ impl Database {
     }
 }
 
-async fn insert(connection: &mut PgConnection, job: &NewJob) -> Result<StartOutcome, DatabaseError> {
+/// Checks agreement and environment. Returns why the job cannot be started; `None` if it can.
+async fn refusal(connection: &mut PgConnection, job: &NewJob) -> Result<Option<StartOutcome>, DatabaseError> {
     let found = sqlx::query!(
         r#"
         SELECT EXISTS (SELECT FROM jobs WHERE agreementid = $1 AND datefinished IS NULL) AS "in_use!",
@@ -87,17 +91,17 @@ async fn insert(connection: &mut PgConnection, job: &NewJob) -> Result<StartOutc
         job.agreement_id.as_str(),
         job.environment.as_str(),
     )
-    .fetch_one(&mut *connection)
+    .fetch_one(connection)
     .await?;
     if found.in_use {
-        return Ok(StartOutcome::AgreementInUse);
+        return Ok(Some(StartOutcome::AgreementInUse));
     }
     let announcement = found.announcement.unwrap_or_default();
     let accepts = found.announced && environment::allows_chain(&announcement, job.chain_id.as_ref());
-    if job.must_be_announced && !accepts {
-        return Ok(StartOutcome::EnvironmentUnknown);
-    }
+    Ok((job.must_be_announced && !accepts).then_some(StartOutcome::EnvironmentUnknown))
+}
 
+async fn insert(connection: &mut PgConnection, job: &NewJob) -> Result<StartOutcome, DatabaseError> {
     // Another start of the same agreement may be under way: then this waits for its end, and the index
     // jobs_active_agreement decides.
     let date_created = sqlx::query_scalar!(

@@ -1,5 +1,5 @@
-//! What a laptop lacks to run operator-service: a PostgreSQL, a Kubernetes API and an engine. Nothing in the service
-//! knows that it exists.
+//! What operator-service needs on a developer's machine: a PostgreSQL, a Kubernetes API and an engine. Nothing in the
+//! service knows that it exists.
 
 /// Prints a line. Unlike `println!` it does not panic when nobody reads any more (`make demo | head`).
 #[macro_export]

@@ -1,4 +1,4 @@
-//! `devstack run`, `devstack demo`: the service with everything that a laptop lacks. `devstack with-postgres`: tests
+//! `devstack run`, `devstack demo`: the service with everything that it needs. `devstack with-postgres`: tests
 //! with a database.
 
 use std::env;
@@ -22,7 +22,7 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc::{self, Receiver};
 use tracing_subscriber::EnvFilter;
 
-/// operator-service with what a laptop lacks: a Kubernetes API, a private Postgres, a stand-in for the engine.
+/// operator-service with everything that it needs: a Kubernetes API, a private PostgreSQL, a stand-in for the engine.
 #[derive(Parser)]
 struct Arguments {
     /// Where state, keys and logs are kept.
@@ -36,7 +36,7 @@ struct Arguments {
 enum Command {
     /// Run the stack until Ctrl-C; its data is there again at the next start
     Run,
-    /// Show one job's way through a stack of its own, from the signed request to the result
+    /// Run one job in a stack of its own, and show it from the signed request to the result
     Demo,
     /// Run a command with TEST_DATABASE_URL naming a throw-away Postgres
     WithPostgres {
@@ -107,7 +107,7 @@ async fn run(directory: PathBuf, mut signals: Receiver<Signal>) -> anyhow::Resul
         Some(_) = signals.recv() => Ok(ExitCode::SUCCESS),
     };
     say!("\nStopping");
-    // A second signal means now: what is left is dropped, and so ends at once.
+    // A second signal ends everything at once.
     tokio::select! {
         stopped = stack.stop() => stopped?,
         Some(_) = signals.recv() => {}

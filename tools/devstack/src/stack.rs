@@ -110,7 +110,7 @@ impl Stack {
         let directory = fs::canonicalize(&options.directory)?;
         let lock = lock(&directory)?;
         let program = service::find()?;
-        // Before anything is started in vain.
+        // Checked before anything is started.
         let address = address(options.demo)?;
         let namespace = variable("DEFAULT_NAMESPACE").unwrap_or_else(|| "ocean-compute".to_owned());
         let (provider, account) = (Wallet::load(&keys.join("provider"))?, Wallet::load(&keys.join("engine"))?);
@@ -175,8 +175,8 @@ impl Stack {
             progress("engine", "none of ours: the cluster has its own (ENGINE=1 starts the stand-in)");
         }
 
-        // Unasked only where database and cluster are ours. In somebody else's, a reaper that sees only one of the two
-        // would take what runs there for dead.
+        // By default only if both database and cluster are the devstack's: with only one of the two, a reaper would
+        // take the jobs of another installation for orphans.
         let ours = postgres.is_some() && !cluster.is_foreign();
         let every =
             if options.demo { 0 } else { parsed("REAP_EVERY", if ours { SWEEPS } else { 0 }, "a number of seconds")? };

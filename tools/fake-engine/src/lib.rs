@@ -81,7 +81,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Settings that suit a laptop.
+    /// Settings for a developer's machine.
     pub fn new(database: PgConnectOptions, namespace: &str, cluster: Cluster, directory: impl Into<PathBuf>) -> Self {
         Self {
             database,
