@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Address, Nonce, NonceUse, Signed, Unrecoverable, forms, recover};
 
-/// Whose signatures are accepted, and in which form.
+/// The rules by which signatures and nonces are accepted.
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// Whether a signer has to be one of `allowed_providers` (SIGNATURE_REQUIRED=1).

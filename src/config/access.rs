@@ -40,10 +40,10 @@ pub(super) const SECTION: Section = Section {
     variables: &[&SIGNATURE_REQUIRED, &SIGNATURE_STRICT, &ALLOWED_PROVIDERS, &ALLOWED_ADMINS, &NONCE_WINDOW],
 };
 
-/// Whose requests are accepted.
+/// The signers and administrators whose requests are accepted.
 #[derive(Debug, Clone)]
 pub struct AccessConfig {
-    /// Whose signatures are accepted.
+    /// The policy for signatures and nonces.
     pub policy: Policy,
     /// ALLOWED_ADMINS in lower case; `None` if the variable is unset.
     pub allowed_admins: Option<Vec<String>>,

@@ -46,7 +46,7 @@ pub struct Config {
     pub database: Option<DatabaseConfig>,
     /// The EKS cluster to use; `None` if EKS_CLUSTER_NAME is unset.
     pub eks: Option<EksConfig>,
-    /// Whose requests are accepted.
+    /// The signers and administrators whose requests are accepted.
     pub access: AccessConfig,
     /// What the service sets for every job.
     pub jobs: JobsConfig,

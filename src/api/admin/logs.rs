@@ -36,7 +36,7 @@ impl<S> FromParams<S> for LogsRequest {
 
 /// Show the log of a job's step.
 ///
-/// At most its first 5 MiB.
+/// Returns at most the first 5 MiB.
 #[utoipa::path(
     get,
     path = "/api/v1/operator/logs",

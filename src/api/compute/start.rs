@@ -37,7 +37,7 @@ use crate::telemetry;
     "chainId": 1
 }))]
 pub(in crate::api) struct StartRequest {
-    /// What to run. At most 400 KiB together with everything else.
+    /// The workflow to run. The whole body may have 400 KiB.
     workflow: Workflow,
     /// The agreement that the job serves; it may have one unfinished job.
     agreement_id: AgreementId,

@@ -27,7 +27,7 @@ pub(in crate::api) struct ResultRequest {
     provider_signature: String,
     /// A clock reading that the signer has not used before.
     nonce: Nonce,
-    /// Which of the job's outputs, counted from 0 in the order of the status object's `results`.
+    /// The index of the output, counted from 0 in the order of the status object's `results`.
     index: Index,
     /// The job.
     job_id: JobId,

@@ -36,7 +36,7 @@ pub(in crate::kubernetes) struct RateLimit {
 }
 
 impl RateLimit {
-    /// At most this many requests per second.
+    /// Allows this many requests per second.
     pub(in crate::kubernetes) fn new(requests_per_second: NonZeroU32) -> Self {
         Self { interval: Duration::from_secs(1) / requests_per_second.get(), pause: Pause::none() }
     }
