@@ -131,9 +131,9 @@ impl TokenSource {
 pub async fn describe(account: &Account, cluster: &str) -> Result<EksEndpoint, AwsError> {
     let failed = |cause: Cause| AwsError::Cluster(cluster.to_owned(), cause);
     let client = aws_sdk_eks::Client::new(account.sdk().await);
-    let answer = client.describe_cluster().name(cluster).send().await;
-    let answer = answer.map_err(|error| failed(Cause::of(aws_sdk_eks::Error::from(error))))?;
-    let described = answer.cluster();
+    let response = client.describe_cluster().name(cluster).send().await;
+    let response = response.map_err(|error| failed(Cause::of(aws_sdk_eks::Error::from(error))))?;
+    let described = response.cluster();
     let url = described.and_then(|described| described.endpoint());
     let url = url.ok_or_else(|| failed(Cause::of("the cluster has no endpoint yet")))?.to_owned();
     let authority = match described.and_then(|described| described.certificate_authority()?.data()) {

@@ -43,9 +43,9 @@ fn port<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u16>
 /// Reads the secret's current version.
 pub async fn database(account: &Account, arn: &str) -> Result<DatabaseSecret, AwsError> {
     let client = aws_sdk_secretsmanager::Client::new(account.sdk().await);
-    let answer = client.get_secret_value().secret_id(arn).send().await;
-    let answer = answer.map_err(|error| AwsError::Secret(Cause::of(aws_sdk_secretsmanager::Error::from(error))))?;
-    let text = answer.secret_string().ok_or_else(|| AwsError::Secret(Cause::of("it is binary, not text")))?;
+    let response = client.get_secret_value().secret_id(arn).send().await;
+    let response = response.map_err(|error| AwsError::Secret(Cause::of(aws_sdk_secretsmanager::Error::from(error))))?;
+    let text = response.secret_string().ok_or_else(|| AwsError::Secret(Cause::of("it is binary, not text")))?;
     parse(text)
 }
 

@@ -60,7 +60,7 @@ impl Status {
         }
     }
 
-    /// The code, as rows and answers hold it.
+    /// The code, as rows and responses hold it.
     pub fn code(self) -> i32 {
         match self {
             Self::WarmingUp => 1,
@@ -152,7 +152,7 @@ impl StopRequest {
         Self(code)
     }
 
-    /// The code, as rows and answers hold it.
+    /// The code, as rows and responses hold it.
     pub fn code(self) -> i16 {
         self.0
     }

@@ -80,7 +80,7 @@ impl Cluster {
     }
 
     /// The same cluster by a connection of its own, with at most this many requests per second. Each request has 10
-    /// seconds to be answered once it is sent, and is repeated if the API server answers 429.
+    /// seconds to be answered once it is sent, and is retried if the API server refuses it with 429.
     pub fn rate_limited(&self, requests_per_second: NonZeroU32) -> Self {
         let rate_limit = Some(RateLimit::new(requests_per_second));
         Self { rate_limit, ..Self::at(self.location.clone()) }

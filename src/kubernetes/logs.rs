@@ -68,7 +68,7 @@ async fn read_start(pods: &Api<Pod>, pod: &str) -> Result<Option<Vec<u8>>, Clust
     let stream = match pods.log_stream(pod, &params).await {
         Ok(stream) => stream,
         Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(None),
-        // The API server's answer for a pod that has not started.
+        // The API server's response for a pod that has not started.
         Err(kube::Error::Api(status)) if status.code == 400 => return Ok(Some(Vec::new())),
         Err(error) => return Err(error.into()),
     };

@@ -40,7 +40,7 @@ pub enum ClusterError {
         /// Kubernetes' one-word reason.
         reason: String,
     },
-    /// The cluster could not be reached, or its answer is not an API server's.
+    /// The cluster could not be reached, or its response is not an API server's.
     #[error("The cluster is not available, please try again")]
     Unavailable(#[source] Box<kube::Error>),
     /// The API server's certificate is not trusted.

@@ -31,10 +31,10 @@ pub enum StorageError {
     /// The origin redirects more than five times.
     #[error("its origin redirects too often")]
     Redirects,
-    /// The origin took too long to begin its answer.
+    /// The origin took too long to begin its response.
     #[error("its origin did not answer in time")]
     TimedOut,
-    /// The origin cannot be reached, or its answer is not HTTP.
+    /// The origin cannot be reached, or its response is not HTTP.
     #[error("its origin cannot be reached")]
     Unreachable(#[source] reqwest::Error),
     /// The process has no credentials to read or delete the object with.

@@ -62,7 +62,7 @@ impl Admins {
 
 /// Returns whether a request names this machine by a loopback name, and does not come from a page of another site: such
 /// a page in the user's browser can send requests to this machine, under a name of its own or without reading the
-/// answer.
+/// response.
 fn is_local(headers: &HeaderMap) -> bool {
     let is_loopback = |authority: &str| {
         let host = match authority.strip_prefix('[') {

@@ -75,8 +75,8 @@ impl File<'_> {
     fn too_large(self, length: u64, limit: u64) -> ApiError {
         let Self { job_id, index, .. } = self;
         let message = format!(
-            "Result {index} of job {job_id} has {length} bytes, and one answer holds {limit} at most: fetch it in parts, \
-             with a Range header and a new nonce for each"
+            "Result {index} of job {job_id} has {length} bytes, and one response holds at most {limit}: fetch it in \
+             parts, with a Range header and a new nonce for each"
         );
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     }
@@ -100,7 +100,8 @@ impl File<'_> {
         let (job_id, index) = (self.job_id.clone(), self.index.to_owned());
         // An error ends the stream and closes the connection, so that the caller does not take a part for the whole.
         let content = storage.content(origin).inspect_err(move |error| {
-            tracing::warn!(job = %job_id, index, error = error as &dyn std::error::Error, "the stream of a result was interrupted");
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(job = %job_id, index, error, "the stream of a result was interrupted");
         });
         (status, headers, Body::from_stream(content)).into_response()
     }
