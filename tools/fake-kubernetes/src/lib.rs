@@ -1,14 +1,15 @@
 //! An embedded stand-in for the Kubernetes API: what operator-service, the engine, `kubectl get` and `kubectl logs` ask
 //! of an API server, and the controllers that they rely on. README.md lists what it does not do.
 //!
-//! - [`http`]: connections and requests; faults, authentication, routing
+//! - [`http`]: connections; faults, authentication, routing; [`call`]: a request
 //! - [`verbs`]: create, get, list, patch and delete; [`logs`]: the logs of pods
-//! - [`resources`]: which resources there are; [`objects`]: reading, writing and checking an object
-//! - [`store`]: the objects; [`journal`]: the same on disk
+//! - [`resources`]: which resources there are; [`objects`]: reading and writing an object; [`validation`]: checking one
+//! - [`store`]: the objects and logs; [`journal`]: the same on disk
 //! - [`controllers`]: garbage collection, the pods of Jobs, claims, namespaces
 //! - [`status`]: refusals; [`table`]: what `kubectl get` prints; [`discovery`]: what is served
 //! - [`faults`]: failures that tests order; [`eks`]: authentication as an EKS cluster does it
 
+mod call;
 mod controllers;
 mod discovery;
 pub mod eks;
@@ -22,6 +23,7 @@ mod resources;
 mod status;
 mod store;
 mod table;
+mod validation;
 mod verbs;
 
 use std::collections::VecDeque;
@@ -38,8 +40,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+pub use self::call::Request;
 pub use self::faults::{Faults, Match};
-pub use self::http::Request;
 use self::store::{Key, State, Store};
 
 /// The number of requests that are remembered.
