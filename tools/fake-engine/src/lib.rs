@@ -13,6 +13,7 @@ mod kubelet;
 mod objects;
 pub mod process;
 mod publish;
+mod steps;
 mod workflow;
 
 use std::fs;
@@ -203,7 +204,7 @@ async fn run(shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
             let shared = shared.clone();
             jobs.spawn(async move {
                 tracing::info!(job = id, "taken");
-                match chain::run(&shared, &id).await {
+                match steps::run(&shared, &id).await {
                     Ok(()) => {
                         shared.current_jobs.fetch_sub(1, Ordering::SeqCst);
                     }
