@@ -1,9 +1,10 @@
-//! A job that runs, and what its steps share.
+//! What the jobs of an engine share, and the steps of a job.
 
 use std::fmt::Debug;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
@@ -11,9 +12,13 @@ use k8s_openapi::serde::Serialize;
 use k8s_openapi::serde::de::DeserializeOwned;
 use kube::Resource;
 use kube::api::{Api, DeleteParams, PostParams};
+use tokio::time::{Interval, MissedTickBehavior};
 
+use crate::database::Database;
+use crate::fetch::Fetcher;
+use crate::files::FileServer;
+use crate::options::{Cluster, Options};
 use crate::workflow::Workflow;
-use crate::{Cluster, Shared};
 
 /// Time between two looks at a Job. The real engine's is 5 s.
 pub(super) const POLL: Duration = Duration::from_millis(300);
@@ -70,6 +75,17 @@ impl Drop for Volume {
     }
 }
 
+/// What all jobs of one engine share.
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) database: Database,
+    pub(super) client: kube::Client,
+    pub(super) http: Fetcher,
+    pub(super) files: FileServer,
+    /// The number of slots in use, those that were lost included.
+    pub(super) current_jobs: AtomicUsize,
+}
+
 /// A job that runs.
 pub(super) struct Chain<'a> {
     pub(super) shared: &'a Shared,
@@ -114,4 +130,11 @@ impl Chain<'_> {
             None => {}
         }
     }
+}
+
+/// Ticks at that interval; a tick that is missed is not made up for.
+pub(super) fn every(period: Duration) -> Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }

@@ -16,9 +16,9 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use crate::chain::{Chain, Exit, POLL};
+use crate::chain::{Chain, Exit, POLL, every};
 use crate::objects::{CONTAINER, Step, quantity};
-use crate::{algorithm, configure, every, publish};
+use crate::{algorithm, configure, publish};
 
 /// Bytes of a log that are copied at a time, and in all: kubelets keep 10 MiB.
 const LOG_CHUNK: u64 = 256 * 1024;

@@ -10,10 +10,11 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use crate::chain::{Chain, Exit, POLL, Volume};
+use crate::chain::{Chain, Exit, POLL, Shared, Volume, every};
+use crate::kubelet;
 use crate::objects::{self, Step};
+use crate::options::Cluster;
 use crate::workflow::Workflow;
-use crate::{Cluster, Shared, every, kubelet};
 
 /// Runs the job of that id to its end, or for as long as one of its Jobs has neither succeeded nor been deleted.
 pub(super) async fn run(shared: &Shared, id: &str) -> anyhow::Result<()> {
