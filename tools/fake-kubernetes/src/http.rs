@@ -16,8 +16,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::call::{Call, Request};
+use crate::server::Server;
 use crate::status::ApiError;
-use crate::{Server, discovery, resources, verbs};
+use crate::{discovery, resources, verbs};
 
 /// The most bytes of a body, as of the real server's.
 const BODY_LIMIT: usize = 3 * 1024 * 1024;
