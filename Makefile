@@ -42,8 +42,7 @@ validate: ## Check template.yaml and infra/ without an AWS account
 	@scripts/validate-infra
 
 build: ## Build the functions for AWS Lambda
-	@scripts/aws-tools sam build
-	@scripts/aws-tools python scripts/function_sizes.py
+	@scripts/aws-tools scripts/build-functions
 
 deploy: ## Deploy the built functions to AWS; asks for the parameters the first time
 	@scripts/aws-tools scripts/deploy

@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::Uri;
-use futures_util::FutureExt;
 use lambda_http::lambda_runtime::{self, Diagnostic};
 use lambda_http::{LambdaEvent, RequestExt, service_fn};
 use serde_json::Value;
@@ -65,8 +64,7 @@ where
 pub async fn sweep(reaper: &Reaper, event: Event) -> Result<Value, BoxError> {
     let remaining = event.context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
     let dry_run = event.payload.get("dryRun").and_then(Value::as_bool).unwrap_or(false);
-    // Boxed: the future's type exceeds the recursion limit.
-    let report = reaper.sweep(dry_run, remaining.saturating_sub(SWEEP_MARGIN)).boxed().await.map_err(with_causes)?;
+    let report = reaper.sweep(dry_run, remaining.saturating_sub(SWEEP_MARGIN)).await.map_err(with_causes)?;
     report.record_metrics();
     Ok(serde_json::to_value(report)?)
 }

@@ -111,9 +111,16 @@ async fn a_sweep_may_be_killed_at_any_point() {
         let jobs = one_of_each(&fixture).await;
         let ended = killed_after(polls, fixture.reaper.sweep(false, LIMIT)).await;
         // The last statement or request of the killed one may still take effect: then another sweep is needed.
-        loop {
+        for attempt in 0.. {
             fixture.expire_lease().await;
-            let report = fixture.try_sweep().await.unwrap();
+            let report = match fixture.try_sweep().await {
+                Ok(report) => report,
+                // On a busy machine the database may not answer in time: the next sweep does.
+                Err(error) => {
+                    assert!(error.may_pass() && attempt < 20, "{error}");
+                    continue;
+                }
+            };
             let left = report["jobs"].as_array().unwrap().iter().any(|it| it["outcome"] == "skipped");
             if report["skipped"].is_null() && !left {
                 assert_eq!(report["complete"], true, "{report:#}");

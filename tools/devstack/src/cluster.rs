@@ -17,8 +17,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 
 use crate::apiserver::ApiServer;
-use crate::local;
-use crate::stack::variable;
+use crate::local::{self, variable};
 
 /// Maximum time until the cluster serves the new resource.
 const DEFINITION_LIMIT: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! What the devstack keeps in its directory: keys, passwords, ports, a lock.
+//! What the devstack reads of its environment, and keeps in its directory: keys, passwords, ports, a lock.
 
 use std::env;
 use std::fs::{self, File, TryLockError};
@@ -97,4 +97,9 @@ pub fn lock(path: &Path) -> anyhow::Result<File> {
 pub fn shown(path: &Path) -> String {
     let here = env::current_dir().unwrap_or_default();
     path.strip_prefix(&here).unwrap_or(path).display().to_string()
+}
+
+/// A variable of the environment, if it is set and not empty.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
 }

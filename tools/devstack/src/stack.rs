@@ -4,7 +4,6 @@
 //! POSTGRES_DB) for the database, KUBECONFIG or KUBEBUILDER_ASSETS for the cluster. What it does not name is started
 //! here.
 
-use std::env;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::cluster::Cluster;
-use crate::local::{self, shown};
+use crate::local::{self, shown, variable};
 use crate::postgres::{self, Postgres};
 use crate::process::Child;
 use crate::service::{self, Service};
@@ -79,11 +78,6 @@ pub struct Stack {
     pub provider: Wallet,
     /// A client of the cluster.
     pub client: kube::Client,
-}
-
-/// A variable of the environment, if it is set and not empty.
-pub(crate) fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 fn parsed<T: FromStr>(name: &str, default: T, what: &str) -> anyhow::Result<T> {

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::chain::{Chain, Exit};
-use crate::every;
+use crate::chain::{Chain, Exit, every};
 use crate::objects::quantity;
 use crate::process::{Child, Program};
 

@@ -1,4 +1,4 @@
-//! The kubelet's part of a step, for fake-kubernetes: the status and the log of the Job's pods.
+//! The kubelet's part of a step: its container's work and, for fake-kubernetes, the status and the log of its pods.
 
 use std::fs;
 use std::future;
@@ -16,9 +16,9 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use crate::chain::{Chain, Exit, POLL};
-use crate::every;
+use crate::chain::{Chain, Exit, POLL, every};
 use crate::objects::{CONTAINER, Step, quantity};
+use crate::{algorithm, configure, publish};
 
 /// Bytes of a log that are copied at a time, and in all: kubelets keep 10 MiB.
 const LOG_CHUNK: u64 = 256 * 1024;
@@ -46,6 +46,16 @@ pub(super) async fn run(chain: &Chain<'_>, step: Step, log: &Path) {
             Err(JobState::Failed) => return,
             Err(_) => return kubelet.remove_all().await,
         }
+    }
+}
+
+/// What the container of a step does. Dropping it kills its processes.
+pub(super) async fn work(chain: &Chain<'_>, step: Step, log: &Path) -> Exit {
+    match step {
+        Step::Configure => configure::run(chain, log).await,
+        Step::Algorithm => algorithm::run(chain, log).await,
+        Step::Filter => algorithm::filter(chain, log).await,
+        Step::Publish => publish::run(chain, log).await,
     }
 }
 
@@ -139,7 +149,7 @@ impl Kubelet<'_> {
             let mut copied = 0;
             let started = now();
             self.report(pod, "Running", &json!({"running": {"startedAt": started}}), &container).await;
-            let exit = self.undisturbed(pod, &mut copied, self.chain.work(self.step, self.log)).await?;
+            let exit = self.undisturbed(pod, &mut copied, work(self.chain, self.step, self.log)).await?;
             while self.copy_log(pod, &mut copied).await {}
             let (code, reason) = match exit {
                 Exit::Done => (0, "Completed"),

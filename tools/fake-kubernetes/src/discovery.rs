@@ -8,7 +8,7 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::http::Call;
+use crate::call::Call;
 use crate::resources::{self, Resource};
 use crate::status::ApiError;
 use crate::store::State;

@@ -14,7 +14,7 @@ use k8s_openapi::jiff::civil::DateTime;
 use k8s_openapi::jiff::tz::TimeZone;
 use reqwest::Url;
 
-use crate::{Authenticate, Authentication, User};
+use crate::server::{Authenticate, Authentication, User};
 
 /// The prefix of a token.
 const PREFIX: &str = "k8s-aws-v1.";

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use tokio::sync::watch;
 
-use crate::http::Request;
+use crate::call::Request;
 
 /// A field of a request.
 type Field = fn(&Request) -> &String;

@@ -4,7 +4,6 @@
 
 use serde_json::Value;
 
-use crate::objects;
 use crate::status::ApiError;
 
 /// A condition on one label: its values, or just that there is one.
@@ -49,12 +48,20 @@ fn requirement(term: &str) -> Option<Requirement> {
     };
     let label = label.trim();
     let name = label.rsplit('/').next().unwrap_or_default();
-    let valid = |value: &&str| value.is_empty() || objects::is_qualified(value);
-    if !objects::is_qualified(name) || !values.iter().flatten().all(valid) {
+    let valid = |value: &&str| value.is_empty() || is_qualified(value);
+    if !is_qualified(name) || !values.iter().flatten().all(valid) {
         return None;
     }
     let values = values.map(|values| values.into_iter().map(str::to_owned).collect());
     Some(Requirement { label: label.to_owned(), values })
+}
+
+/// Letters, digits, `-`, `_` and `.`, with a letter or digit at both ends.
+pub(crate) fn is_qualified(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
 }
 
 #[cfg(test)]

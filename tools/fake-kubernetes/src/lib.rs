@@ -1,14 +1,15 @@
 //! An embedded stand-in for the Kubernetes API: what operator-service, the engine, `kubectl get` and `kubectl logs` ask
 //! of an API server, and the controllers that they rely on. README.md lists what it does not do.
 //!
-//! - [`http`]: connections and requests; faults, authentication, routing
+//! - [`http`]: connections; faults, authentication, routing; [`call`]: a request; [`server`]: what they all share
 //! - [`verbs`]: create, get, list, patch and delete; [`logs`]: the logs of pods
-//! - [`resources`]: which resources there are; [`objects`]: reading, writing and checking an object
-//! - [`store`]: the objects; [`journal`]: the same on disk
+//! - [`resources`]: which resources there are; [`objects`]: reading and writing an object; [`validation`]: checking one
+//! - [`store`]: the objects and logs; [`journal`]: the same on disk
 //! - [`controllers`]: garbage collection, the pods of Jobs, claims, namespaces
 //! - [`status`]: refusals; [`table`]: what `kubectl get` prints; [`discovery`]: what is served
 //! - [`faults`]: failures that tests order; [`eks`]: authentication as an EKS cluster does it
 
+mod call;
 mod controllers;
 mod discovery;
 pub mod eks;
@@ -19,16 +20,16 @@ mod labels;
 mod logs;
 mod objects;
 mod resources;
+mod server;
 mod status;
 mod store;
 mod table;
+mod validation;
 mod verbs;
 
-use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -38,30 +39,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+pub use self::call::Request;
 pub use self::faults::{Faults, Match};
-pub use self::http::Request;
+use self::server::Server;
+pub use self::server::{Authenticate, Authentication, User};
 use self::store::{Key, State, Store};
 
-/// The number of requests that are remembered.
-const REQUESTS: usize = 100_000;
 /// How long a shutdown waits for requests in progress.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
-
-/// An authenticated caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct User {
-    /// The user name, as the cluster's access rules see it.
-    pub name: String,
-}
-
-/// The future that [`Authenticate::authenticate`] returns.
-pub type Authentication<'a> = Pin<Box<dyn Future<Output = Result<User, String>> + Send + 'a>>;
-
-/// Authenticates callers.
-pub trait Authenticate: Send + Sync {
-    /// Checks the bearer token, if the request has one. The error is the reason, for the log; the caller gets a 401.
-    fn authenticate<'a>(&'a self, token: Option<&'a str>) -> Authentication<'a>;
-}
 
 /// The settings of a cluster.
 #[derive(Clone)]
@@ -84,30 +69,6 @@ impl Default for Options {
             namespaces: Vec::new(),
             authenticator: None,
         }
-    }
-}
-
-/// What all requests share.
-struct Server {
-    store: Store,
-    faults: Faults,
-    requests: Mutex<VecDeque<Request>>,
-    authenticator: Option<Arc<dyn Authenticate>>,
-    /// Becomes true when the cluster stops.
-    stop: watch::Receiver<bool>,
-}
-
-impl Server {
-    fn requests(&self) -> MutexGuard<'_, VecDeque<Request>> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn record(&self, request: Request) {
-        let mut requests = self.requests();
-        if requests.len() == REQUESTS {
-            requests.pop_front();
-        }
-        requests.push_back(request);
     }
 }
 

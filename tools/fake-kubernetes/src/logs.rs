@@ -5,43 +5,10 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
-use crate::http::Call;
+use crate::call::Call;
 use crate::objects;
 use crate::status::ApiError;
-use crate::store::State;
-
-/// How much of a log is kept, in bytes from its end.
-const LOG_LIMIT: usize = 1024 * 1024;
-
-/// The end of a pod's output.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Log(Vec<u8>);
-
-impl Log {
-    /// What is kept.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Appends to it, or replaces it.
-    pub(crate) fn write(&mut self, bytes: &[u8], append: bool) {
-        if !append {
-            self.0.clear();
-        }
-        self.0.extend_from_slice(bytes);
-        self.0.drain(..self.0.len().saturating_sub(LOG_LIMIT));
-    }
-
-    /// The last `lines` lines.
-    fn tail(&self, lines: usize) -> &[u8] {
-        let body = self.0.strip_suffix(b"\n").unwrap_or(&self.0);
-        let mut ends = (0..body.len()).rev().filter(|at| body[*at] == b'\n');
-        match lines.checked_sub(1) {
-            Some(before) => &self.0[ends.nth(before).map_or(0, |end| end + 1)..],
-            None => &[],
-        }
-    }
-}
+use crate::store::{Log, State};
 
 /// `GET …/pods/{name}/log`, with `tailLines` and `limitBytes`.
 pub(crate) fn read(state: &State, call: &Call, pod: &Value) -> Result<Response, ApiError> {
@@ -87,22 +54,4 @@ fn waiting(pod: &Value) -> Option<&str> {
     objects::list(&pod["status"]["containerStatuses"])
         .iter()
         .find_map(|status| status["state"]["waiting"]["reason"].as_str())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tail_counts_lines_with_and_without_an_end() {
-        for (text, lines, tail) in [
-            ("a\nb\nc\n", 2, "b\nc\n"),
-            ("a\nb\nc", 2, "b\nc"),
-            ("a\nb\nc", 9, "a\nb\nc"),
-            ("a\nb", 0, ""),
-            ("", 3, ""),
-        ] {
-            assert_eq!(Log(text.into()).tail(lines), tail.as_bytes(), "{text:?} {lines}");
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! The objects: an ordered map and a counter, which is the API's `resourceVersion`.
+//! The objects: an ordered map and a counter, which is the API's `resourceVersion`; the logs of pods.
 //!
 //! A request reads and writes within one [`Store::write`], so that no other sees a part of its changes.
 
@@ -11,11 +11,12 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::journal::{Entry, Journal};
-use crate::logs::Log;
 use crate::objects;
 
 /// How many states are kept for paged lists.
 const SNAPSHOTS: usize = 64;
+/// How much of a log is kept, in bytes from its end.
+const LOG_LIMIT: usize = 1024 * 1024;
 
 /// What an object is found by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +47,36 @@ pub(crate) struct Change {
     /// The object after the change; if deleted, its last state.
     pub(crate) object: Arc<Value>,
     pub(crate) deleted: bool,
+}
+
+/// The end of a pod's output.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Log(Vec<u8>);
+
+impl Log {
+    /// What is kept.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Appends to it, or replaces it.
+    pub(crate) fn write(&mut self, bytes: &[u8], append: bool) {
+        if !append {
+            self.0.clear();
+        }
+        self.0.extend_from_slice(bytes);
+        self.0.drain(..self.0.len().saturating_sub(LOG_LIMIT));
+    }
+
+    /// The last `lines` lines.
+    pub(crate) fn tail(&self, lines: usize) -> &[u8] {
+        let body = self.0.strip_suffix(b"\n").unwrap_or(&self.0);
+        let mut ends = (0..body.len()).rev().filter(|at| body[*at] == b'\n');
+        match lines.checked_sub(1) {
+            Some(before) => &self.0[ends.nth(before).map_or(0, |end| end + 1)..],
+            None => &[],
+        }
+    }
 }
 
 /// A state of all objects.
@@ -282,4 +313,22 @@ pub(crate) fn within<'a>(
     objects.range(Key::new(resource, namespace.unwrap_or_default(), "")..).take_while(move |(key, _)| {
         key.resource == resource && namespace.is_none_or(|namespace| key.namespace == namespace)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_counts_lines_with_and_without_an_end() {
+        for (text, lines, tail) in [
+            ("a\nb\nc\n", 2, "b\nc\n"),
+            ("a\nb\nc", 2, "b\nc"),
+            ("a\nb\nc", 9, "a\nb\nc"),
+            ("a\nb", 0, ""),
+            ("", 3, ""),
+        ] {
+            assert_eq!(Log(text.into()).tail(lines), tail.as_bytes(), "{text:?} {lines}");
+        }
+    }
 }

@@ -10,11 +10,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::http::{Call, Shape};
+use crate::call::{Call, Shape};
 use crate::resources::{DEFINITIONS, JOBS, PODS, Resource};
 use crate::status::{self, ApiError};
 use crate::store::{self, Key, State};
-use crate::{labels, logs, objects, resources, table};
+use crate::{labels, logs, objects, resources, table, validation};
 
 /// Holds an object until its dependents are gone.
 pub(crate) const FOREGROUND: &str = "foregroundDeletion";
@@ -90,7 +90,7 @@ pub(crate) fn create(
             None => object[field] = expected.into(),
         }
     }
-    objects::prune_metadata(&mut object)?;
+    validation::prune_metadata(&mut object)?;
     if !objects::namespace(&object).is_empty() && objects::namespace(&object) != namespace {
         return Err(ApiError::bad_request("the object's namespace is not the one of the path"));
     }
@@ -98,7 +98,7 @@ pub(crate) fn create(
         let name = objects::generated_name(objects::text(&object, "generateName"));
         objects::set(&mut object, "name", Some(name.into()));
     }
-    objects::check(resource, &object)?;
+    validation::check(resource, &object)?;
     let name = objects::name(&object).to_owned();
     if resource.namespaced {
         let Some(home) = state.get(&Key::namespace_object(namespace)) else {
@@ -222,11 +222,11 @@ fn patch(state: &mut State, call: &Call, resource: &Resource, patch: &Value) -> 
         if resource.status {
             objects::set_top(&mut merged, "status", old.get("status").cloned());
         }
-        objects::prune_metadata(&mut merged)?;
+        validation::prune_metadata(&mut merged)?;
         for field in READ_ONLY.into_iter().chain(["name", "namespace"]) {
             objects::set(&mut merged, field, old["metadata"].get(field).cloned());
         }
-        objects::check(resource, &merged)?;
+        validation::check(resource, &merged)?;
         merged
     };
     let stored = update(state, &key, &old, new);

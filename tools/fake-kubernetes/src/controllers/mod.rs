@@ -7,9 +7,10 @@ mod jobs;
 
 use std::sync::Arc;
 
+use crate::objects;
+use crate::server::Server;
 use crate::store::{Change, Key, State};
 use crate::verbs::{self, Propagation};
-use crate::{Server, objects};
 
 /// Works through the changes until the cluster stops.
 pub(crate) async fn run(server: Arc<Server>) {
