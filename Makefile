@@ -32,11 +32,13 @@ sqlx: ## Write .sqlx/, after a change to a query or a migration
 	$(TARGET)/debug/devstack with-postgres -- scripts/sqlx-prepare
 
 crd: ## Write infra/kubernetes/crd.yaml, after a change to the WorkFlow type
-	cargo run --quiet -- crd > infra/kubernetes/crd.yaml
+	cargo build --workspace --bin operator-service
+	@$(TARGET)/debug/operator-service crd > infra/kubernetes/crd.yaml
 
 docs: ## Write the tables of docs/configuration.md, after a change to a variable
+	cargo build --workspace --bin operator-service
 	@sed -i '/^## /,$$d' docs/configuration.md
-	cargo run --quiet -- variables >> docs/configuration.md
+	@$(TARGET)/debug/operator-service variables >> docs/configuration.md
 
 validate: ## Check template.yaml and infra/ without an AWS account
 	@scripts/validate-infra

@@ -14,7 +14,7 @@ pub struct Route {
 }
 
 /// All routes.
-pub const ROUTES: [Route; 16] = [
+pub const ROUTES: &[Route] = &[
     Route { function: "compute", method: "POST", path: "/api/v1/operator/compute" },
     Route { function: "compute", method: "GET", path: "/api/v1/operator/compute" },
     Route { function: "compute", method: "PUT", path: "/api/v1/operator/compute" },
