@@ -70,7 +70,7 @@ $function$;
 
 -- Why a signer may not use a nonce; NULL if it may. `ahead`: it is further ahead of the clock than the window (in seconds)
 -- allows. `old`: it is further below the signer's highest. `used`: it has been used. With `shared`, another request may
--- have used it, as long as the nonce is less than 5 seconds old. Whether the same request has used it is decided by the
+-- have used it, as long as the nonce is less than 5 seconds old. Without an address there is nothing to refuse. Whether the same request has used it is decided by the
 -- primary key of usednonces, in use_nonce().
 CREATE OR REPLACE FUNCTION nonce_refusal(address text, attempt text, within float8, shared boolean,
                                          OUT refusal text, OUT highest text)
@@ -82,6 +82,9 @@ DECLARE
     allowed constant numeric := within::numeric * 1e9;
     highest_ns numeric;
 BEGIN
+    IF address IS NULL THEN
+        RETURN;
+    END IF;
     SELECT used.ns, used.nonce INTO highest_ns, highest FROM highest_nonce(address) AS used;
     IF value > clock + allowed THEN
         refusal := 'ahead';

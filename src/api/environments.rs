@@ -67,15 +67,12 @@ pub(super) async fn environments(
     State(db): State<Database>,
     Input(request): Input<EnvironmentsRequest>,
 ) -> Result<Json<Vec<Environment>>, ApiError> {
-    let announced = db.environments().await?.into_iter().filter_map(|row| {
+    let announced = db.environments(request.chain_id).await?.into_iter().map(|row| {
         let mut announcement = row.status.as_deref().and_then(environment::parse).unwrap_or_default();
-        if request.chain_id.is_some() && !environment::object_allows_chain(&announcement, request.chain_id.as_ref()) {
-            return None;
-        }
         // The service's values replace what the engine announces under these names.
         announcement.shift_remove("id");
         announcement.shift_remove("lastSeen");
-        Some(Environment { announcement, id: row.namespace, last_seen: row.last_seen })
+        Environment { announcement, id: row.namespace, last_seen: row.last_seen }
     });
     Ok(Json(announced.collect()))
 }

@@ -43,12 +43,12 @@ impl IntoResponses for CommonErrors {
         };
         BTreeMap::from([
             error("408", "The request's body did not arrive in time."),
-            error("413", "The request's body is larger than 400 KiB."),
-            error("500", "An error that has been logged. Nothing was done."),
+            error("413", "The request's body is larger than 400 KiB, or the workflow as it would be stored."),
+            error("500", "An error that has been logged."),
             error(
                 "503",
-                "The database or, for the admin routes, the cluster is not available. Nothing was done; the \
-                          request may be sent again.",
+                "The database or, for the admin routes, the cluster is not available. The same request may be sent \
+                          again: what it has done is not done twice.",
             ),
         ])
     }

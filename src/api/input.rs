@@ -10,6 +10,7 @@ use axum::http::header::CONTENT_LENGTH;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use sha3::{Digest, Sha3_256};
 
 use crate::api::error::ApiError;
 use crate::auth::Nonce;
@@ -123,6 +124,25 @@ impl Params {
             Ok((name, text.transpose()?.map_or(Param::Json(value), Param::Text)))
         });
         Ok(Self { call, present: present.collect::<Result<_, ApiError>>()?, none_sent })
+    }
+
+    /// The digest of what was sent, by which the same request is recognized: of the call and all parameters, in the order
+    /// of their names. Without the signature, which is checked and may differ, and without the page of the response.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut present: Vec<_> = self.present.iter().collect();
+        present.retain(|(name, _)| !matches!(name.as_str(), "providerSignature" | "limit" | "offset"));
+        present.sort_by_key(|(name, _)| *name);
+        let parts = present.into_iter().flat_map(|(name, value)| match value {
+            Param::Text(text) => [name.as_str(), "text", text],
+            Param::Json(json) => [name.as_str(), "json", json.get()],
+        });
+        let mut digest = Sha3_256::new();
+        for part in std::iter::once(self.call).chain(parts) {
+            // With its length: otherwise other parts could give the same text.
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part);
+        }
+        digest.finalize().into()
     }
 
     /// Returns whether the caller sent no parameter at all.

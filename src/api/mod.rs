@@ -15,7 +15,7 @@ mod schemas;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::header::CONTENT_DISPOSITION;
+use axum::http::header::{CONTENT_DISPOSITION, LINK};
 use axum::http::{HeaderName, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use tower::ServiceExt;
@@ -28,7 +28,7 @@ use error::ApiError;
 /// Allows pages of any site to call these routes, as the Python service did. Not for the admin routes.
 pub fn with_cors(group: Router) -> Router {
     let methods = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
-    let exposed: [HeaderName; 1] = [CONTENT_DISPOSITION];
+    let exposed: [HeaderName; 2] = [CONTENT_DISPOSITION, LINK];
     let cors = CorsLayer::new().allow_origin(Any).allow_headers(Any).allow_methods(methods).expose_headers(exposed);
     // Before the layer: otherwise the fallback would be outside it, and answer preflights.
     group.method_not_allowed_fallback(method_not_allowed).layer(cors)

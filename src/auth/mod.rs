@@ -7,5 +7,5 @@ mod signature;
 
 pub use address::Address;
 pub use nonce::{Nonce, NonceRefused, NonceUse};
-pub use policy::{AccessError, Policy};
-pub use signature::{Form, Hashing, Operation, Signed, Unrecoverable, forms, recover};
+pub use policy::{AccessError, Policy, Signer};
+pub use signature::{Caller, Form, Operation, Signed, Unrecoverable, forms, recover};

@@ -45,7 +45,7 @@ impl fmt::Display for Nonce {
     }
 }
 
-/// A nonce, its signer, and how far it may lie from the signer's other nonces and the clock.
+/// A request's use of a nonce.
 #[derive(Debug, Clone)]
 pub struct NonceUse {
     /// The signer.
@@ -54,22 +54,48 @@ pub struct NonceUse {
     pub nonce: Nonce,
     /// How far below the signer's highest, or ahead of the clock, it may lie.
     pub window: Duration,
+    /// Whether other requests may use the same nonce while it is less than 5 seconds old. So in Ocean Node's forms: its
+    /// nonces are milliseconds, and it sends several requests in one.
+    pub shared: bool,
+    /// The digest of the request, by which the same request is recognized.
+    pub request: [u8; 32],
 }
 
-/// Why a nonce is refused, in the contract's words.
+/// Why a nonce is refused. The texts begin with the contract's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NonceRefused {
-    /// The signer has used it before, or it lies too far below the highest one that the signer has used.
-    #[error("Invalid signature expected nonce ({highest}) > current nonce ({nonce}).")]
+    /// The signer has used it before.
+    #[error("Invalid signature expected nonce ({highest}) > current nonce ({nonce}). The signer has used it before.")]
     Used {
         /// The signer's highest nonce, as it was written.
         highest: String,
         /// The refused nonce.
         nonce: Nonce,
     },
+    /// It lies too far below the highest one that the signer has used.
+    #[error(
+        "Invalid signature expected nonce ({highest}) > current nonce ({nonce}). It may lie at most {} seconds below \
+         the signer's highest.", window.as_secs()
+    )]
+    Old {
+        /// The signer's highest nonce, as it was written.
+        highest: String,
+        /// The refused nonce.
+        nonce: Nonce,
+        /// How far below the highest a nonce may lie.
+        window: Duration,
+    },
     /// It lies too far ahead of the clock. It is not recorded, or one mistake would lock the signer out.
-    #[error("Invalid signature: the nonce ({0}) lies too far ahead of the clock; check the signer's clock.")]
-    Ahead(Nonce),
+    #[error(
+        "Invalid signature: the nonce ({nonce}) lies more than {} seconds ahead of the clock; check the signer's clock.",
+        window.as_secs()
+    )]
+    Ahead {
+        /// The refused nonce.
+        nonce: Nonce,
+        /// How far ahead of the clock a nonce may lie.
+        window: Duration,
+    },
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Address, Nonce, NonceUse, Signed, Unrecoverable, forms, recover};
+use super::{Address, Caller, Form, Nonce, NonceUse, Signed, Unrecoverable, forms, recover};
 
 /// The rules by which signatures and nonces are accepted.
 #[derive(Debug, Clone)]
@@ -38,6 +38,15 @@ pub enum AccessError {
     },
 }
 
+/// The signer of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signer {
+    /// The signer's address.
+    pub address: Address,
+    /// The program whose form of signature it is.
+    pub caller: Caller,
+}
+
 impl Policy {
     /// Returns the signer of a request, if the policy allows it: one of the messages that the caller may have signed
     /// has to give an allowed signer.
@@ -47,26 +56,37 @@ impl Policy {
     ///
     /// # Errors
     /// If no form gives a signer, or none that is allowed.
-    pub fn signer(&self, signed: &Signed<'_>, signature: &str) -> Result<Address, AccessError> {
-        let forms = forms(signed, self.signature_strict);
-        let mut signers = forms.iter().filter_map(|form| Some((form, recover(form, signature).ok()?)));
-        // If no form gives a signer, the first does not either.
-        let first = signers.next().ok_or(Unrecoverable)?;
-        let mut candidates = std::iter::once(first).chain(signers).map(|(_, address)| address);
-        if self.signature_required {
-            let allowed = candidates.find(|address| self.allowed_providers.contains(address));
-            return allowed.ok_or_else(|| AccessError::NotAllowed {
-                signature: signature.to_owned(),
-                message: first.0.message.clone(),
-                signer: first.1,
-            });
+    pub fn signer(&self, signed: &Signed<'_>, signature: &str) -> Result<Signer, AccessError> {
+        let claimed: Option<Address> = signed.provider_address.and_then(|address| address.as_str().parse().ok());
+        let is_expected = |address: Address| match self.signature_required {
+            true => self.allowed_providers.contains(&address),
+            false => claimed.is_none_or(|claimed| claimed == address),
+        };
+        // A recovery takes most of a request's time: the next form is tried only if this one does not fit.
+        let mut first = None;
+        for form in forms(signed, self.signature_strict) {
+            let Ok(address) = recover(&form, signature) else { continue };
+            if is_expected(address) {
+                return Ok(Signer { address, caller: form.caller });
+            }
+            first = first.or(Some((address, form)));
         }
-        let claimed = signed.provider_address.and_then(|address| address.as_str().parse().ok());
-        Ok(candidates.find(|address| Some(*address) == claimed).unwrap_or(first.1))
+        let (address, form) = first.ok_or(Unrecoverable)?;
+        if self.signature_required {
+            let Form { message, .. } = form;
+            return Err(AccessError::NotAllowed { signature: signature.to_owned(), message, signer: address });
+        }
+        Ok(Signer { address, caller: form.caller })
     }
 
-    /// A signer's use of a nonce, with this policy's window.
-    pub fn nonce_use(&self, signer: Address, nonce: &Nonce) -> NonceUse {
-        NonceUse { signer, nonce: nonce.clone(), window: self.nonce_window }
+    /// A request's use of a nonce, with this policy's window. `request` is the request's digest.
+    pub fn nonce_use(&self, signer: &Signer, nonce: &Nonce, request: [u8; 32]) -> NonceUse {
+        NonceUse {
+            signer: signer.address,
+            nonce: nonce.clone(),
+            window: self.nonce_window,
+            shared: signer.caller == Caller::OceanNode,
+            request,
+        }
     }
 }

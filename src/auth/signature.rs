@@ -18,6 +18,8 @@ pub struct Unrecoverable;
 pub enum Operation {
     /// POST /compute
     Start,
+    /// GET /compute
+    Status,
     /// PUT and DELETE /compute
     Change,
     /// GET /getResult
@@ -29,8 +31,8 @@ pub enum Operation {
 pub struct Signed<'a> {
     /// The kind of the request.
     pub operation: Operation,
-    /// The job's owner.
-    pub owner: &'a Owner,
+    /// The jobs' owner, if one is named.
+    pub owner: Option<&'a Owner>,
     /// The job, if one is named.
     pub job_id: Option<&'a JobId>,
     /// The agreement, if one is named.
@@ -41,25 +43,26 @@ pub struct Signed<'a> {
     pub nonce: Option<&'a Nonce>,
 }
 
-/// How a message becomes the 32 bytes that are signed.
+/// The program that signs a form, which decides how the message becomes the 32 bytes that are signed. With prefix =
+/// `"\x19Ethereum Signed Message:\n"`:
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hashing {
-    /// keccak(prefix, "32", keccak(M)), where the prefix is `"\x19Ethereum Signed Message:\n"`.
-    Hashed,
-    /// As [`Hashing::Hashed`], without the leading zero bytes of keccak(M), and with the length of the rest in place of
+pub enum Caller {
+    /// keccak(prefix, "32", keccak(M))
+    Provider,
+    /// As [`Caller::Provider`], without the leading zero bytes of keccak(M), and with the length of the rest in place of
     /// 32.
-    HashedTrimmed,
+    OceanNode,
     /// keccak(prefix, len(M), M)
-    Personal,
+    Brizo,
 }
 
-/// A message that a caller may have signed, and how.
+/// A message that a caller may have signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Form {
+    /// Who signs it.
+    pub caller: Caller,
     /// The message, before hashing.
     pub message: String,
-    /// How it is hashed.
-    pub hashing: Hashing,
 }
 
 /// The messages that the caller of a request may have signed, the most likely first; never empty.
@@ -68,23 +71,29 @@ pub struct Form {
 /// (docs/contract/callers.md, "Replay").
 pub fn forms(signed: &Signed<'_>, strict: bool) -> Vec<Form> {
     let Signed { operation, owner, job_id, agreement_id, provider_address, nonce } = *signed;
-    let owner = owner.as_str();
-    let job = job_id.map(JobId::as_str).unwrap_or_default();
+    let owner = owner.map(Owner::as_str);
+    let job = job_id.map(JobId::as_str);
     let Some(nonce) = nonce.map(Nonce::as_str) else {
-        let job = if operation == Operation::Start { "" } else { job };
+        let job = job.filter(|_| operation != Operation::Start).unwrap_or_default();
         let address = provider_address.map(ProviderAddress::as_str).unwrap_or_default();
         let message = [address, job, agreement_id.map(AgreementId::as_str).unwrap_or_default()].concat();
-        return vec![Form { message, hashing: Hashing::Personal }];
+        return vec![Form { caller: Caller::Brizo, message }];
     };
 
+    let all = [owner.unwrap_or_default(), job.unwrap_or_default(), nonce].concat();
     let (provider, ocean_node) = match operation {
-        Operation::Start => ([owner, nonce].concat(), nonce.to_owned()),
-        Operation::Change => ([owner, job, nonce].concat(), nonce.to_owned()),
-        Operation::Result => ([owner, job, nonce].concat(), [owner, job].concat()),
+        Operation::Start => ([owner.unwrap_or_default(), nonce].concat(), nonce.to_owned()),
+        Operation::Change => (all, nonce.to_owned()),
+        Operation::Result => (all, [owner.unwrap_or_default(), job.unwrap_or_default()].concat()),
+        // JavaScript's `nonce + owner + jobId`: a number and null are added, text and null are joined.
+        Operation::Status => match owner {
+            Some(owner) => (all, [nonce, owner, job.unwrap_or("null")].concat()),
+            None => (all, [nonce, job.unwrap_or_default()].concat()),
+        },
     };
-    let mut forms = vec![Form { message: provider, hashing: Hashing::Hashed }];
+    let mut forms = vec![Form { caller: Caller::Provider, message: provider }];
     if !strict {
-        forms.push(Form { message: ocean_node, hashing: Hashing::HashedTrimmed });
+        forms.push(Form { caller: Caller::OceanNode, message: ocean_node });
     }
     forms
 }
@@ -111,10 +120,10 @@ pub fn recover(form: &Form, signature: &str) -> Result<Address, Unrecoverable> {
 /// The 32 bytes that secp256k1 signs for a form.
 fn digest(form: &Form) -> [u8; 32] {
     let hash = Keccak256::digest(form.message.as_bytes());
-    let signed: &[u8] = match form.hashing {
-        Hashing::Personal => form.message.as_bytes(),
-        Hashing::Hashed => &hash,
-        Hashing::HashedTrimmed => {
+    let signed: &[u8] = match form.caller {
+        Caller::Brizo => form.message.as_bytes(),
+        Caller::Provider => &hash,
+        Caller::OceanNode => {
             let zeros = hash.iter().take_while(|byte| **byte == 0).count();
             &hash[zeros..]
         }

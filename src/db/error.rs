@@ -19,6 +19,9 @@ pub enum DatabaseError {
     /// The password could not be obtained.
     #[error("The database cannot be logged in to, please try again: {0}")]
     NoPassword(#[source] AwsError),
+    /// All connections of this process are in use, or no new one was opened in time. Nothing was sent.
+    #[error("The database is not available, please try again: no connection was free in time")]
+    NoConnection,
     /// A statement took longer than its limit.
     #[error("The database did not answer in time, please try again")]
     TimedOut,
@@ -37,7 +40,21 @@ impl DatabaseError {
     /// Returns whether the same operation may succeed a little later. Rights that were granted a moment ago may not be
     /// in effect yet, so a refused login counts too.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::NoPassword(_) | Self::TimedOut)
+        matches!(self, Self::Unavailable(_) | Self::NoPassword(_) | Self::NoConnection | Self::TimedOut)
+    }
+
+    /// Returns whether the operation may have been done, or would be done if it were run again at once: its connection
+    /// was lost, it took too long, or the server rolled it back in favour of another.
+    pub(super) fn outcome_is_unknown(&self) -> bool {
+        match self {
+            Self::TimedOut => true,
+            Self::Unavailable(sqlx::Error::Database(error)) => {
+                let code = error.code().unwrap_or_default();
+                ["08", "40", "57P"].iter().any(|class| code.starts_with(class))
+            }
+            Self::Unavailable(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -51,9 +68,7 @@ impl From<sqlx::Error> for DatabaseError {
                 _ => Self::Bug(error),
             },
             E::Io(io) if is_untrusted(io) => Self::Untrusted(error),
-            E::Io(_) | E::Tls(_) | E::Protocol(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => {
-                Self::Unavailable(error)
-            }
+            E::Io(_) | E::Tls(_) | E::Protocol(_) => Self::Unavailable(error),
             _ => Self::Bug(error),
         }
     }

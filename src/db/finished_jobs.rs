@@ -1,7 +1,5 @@
 //! Finished jobs: when something is due for them, and what was deleted.
 
-use sqlx::Acquire;
-
 use super::cursor::{Cursor, PAGE_ROWS};
 use super::{Database, DatabaseError};
 use crate::domain::{JobId, Namespace, SETTLING_SECONDS, Status};
@@ -187,26 +185,25 @@ impl Database {
         read: Option<&str>,
         without_urls: Option<&str>,
     ) -> Result<bool, DatabaseError> {
-        self.run(async |connection| {
-            let mut transaction = connection.begin().await?;
-            let done = sqlx::query!(
-                "UPDATE jobs SET removed = 1, purged = true, tidied = true, outputsurl = $3, configlogurl = NULL,
-                     publishlogurl = NULL, algologurl = NULL
-                 WHERE workflowid = $1 AND datefinished IS NOT NULL AND outputsurl IS NOT DISTINCT FROM $2",
+        self.run_once(async |connection| {
+            Ok(sqlx::query_scalar!(
+                r#"
+                WITH marked AS (
+                    UPDATE jobs SET removed = 1, purged = true, tidied = true, outputsurl = $3, configlogurl = NULL,
+                        publishlogurl = NULL, algologurl = NULL
+                    WHERE workflowid = $1 AND datefinished IS NOT NULL AND outputsurl IS NOT DISTINCT FROM $2
+                    RETURNING workflowid
+                ), logs AS (
+                    DELETE FROM keptlogs USING marked WHERE keptlogs.workflowid = marked.workflowid
+                )
+                SELECT EXISTS (SELECT FROM marked) AS "marked!"
+                "#,
                 job_id.as_str(),
                 read,
                 without_urls
             )
-            .execute(&mut *transaction)
-            .await?;
-            if done.rows_affected() == 0 {
-                return Ok(false);
-            }
-            sqlx::query!("DELETE FROM keptlogs WHERE workflowid = $1", job_id.as_str())
-                .execute(&mut *transaction)
-                .await?;
-            transaction.commit().await?;
-            Ok(true)
+            .fetch_one(connection)
+            .await?)
         })
         .await
     }

@@ -22,7 +22,8 @@ pub use environments::Announcement;
 pub use error::DatabaseError;
 pub use finished_jobs::{FinishedJob, KnownJob, UnscheduledJob};
 pub use jobs::{
-    Change, ChangedJobs, JobFilter, JobSelector, ListRange, NewJob, RequestedBy, ResultRow, StartOutcome, TouchedJob,
+    Change, ChangedJobs, JobFilter, JobSelector, ListRange, NewJob, Page, RequestedBy, ResultRow, StartOutcome,
+    TouchedJob,
 };
 pub use nonces::NonceError;
 pub use registrations::UnregisteredJob;

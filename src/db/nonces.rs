@@ -1,12 +1,12 @@
 //! The nonces that signers have used. Their rules are functions of the database (migrations/), so that one statement
 //! checks and takes a nonce.
 
-use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::{Database, DatabaseError};
 use crate::auth::{NonceRefused, NonceUse};
 
-/// Why a nonce was not taken. Then nothing else was done, either.
+/// Why a request's nonce was not accepted. Then nothing else was done, either.
 #[derive(Debug, thiserror::Error)]
 pub enum NonceError {
     /// The nonce is refused.
@@ -17,35 +17,102 @@ pub enum NonceError {
     Database(#[from] DatabaseError),
 }
 
-impl From<sqlx::Error> for NonceError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Database(error.into())
+/// The arguments of the functions `nonce_refusal` and `use_nonce`. Without a nonce, all are NULL.
+#[derive(Debug, Default)]
+pub(super) struct NonceArguments {
+    pub signer: Option<String>,
+    pub nonce: Option<String>,
+    pub window: Option<f64>,
+    pub shared: Option<bool>,
+    pub request: Option<Vec<u8>>,
+}
+
+impl NonceArguments {
+    pub(super) fn new(nonce: Option<&NonceUse>) -> Self {
+        nonce.map_or_else(Self::default, |nonce| Self {
+            signer: Some(nonce.signer.to_lowercase()),
+            nonce: Some(nonce.nonce.to_string()),
+            window: Some(nonce.window.as_secs_f64()),
+            shared: Some(nonce.shared),
+            request: Some(nonce.request.to_vec()),
+        })
+    }
+}
+
+/// What these functions return.
+#[derive(Debug)]
+pub(super) struct NonceResult {
+    pub refusal: Option<String>,
+    pub highest: Option<String>,
+    pub made: Option<String>,
+}
+
+/// Whether a request may go on.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// It may: its nonce is accepted, or it has none.
+    Accepted,
+    /// The same request has used the nonce.
+    Repeated {
+        /// What it made (`usednonces.made`).
+        made: String,
+        /// Why it is refused, if it cannot be answered as it was.
+        refused: NonceRefused,
+    },
+    /// It may not.
+    Refused(NonceRefused),
+}
+
+impl Verdict {
+    /// Whether a request may go on that may not be repeated.
+    pub(super) fn once(self) -> Result<(), NonceRefused> {
+        match self {
+            Self::Accepted => Ok(()),
+            Self::Repeated { refused, .. } | Self::Refused(refused) => Err(refused),
+        }
+    }
+}
+
+impl NonceResult {
+    pub(super) fn verdict(self, nonce: Option<&NonceUse>) -> Verdict {
+        let (Some(refusal), Some(NonceUse { nonce, window, .. })) = (self.refusal, nonce) else {
+            return Verdict::Accepted;
+        };
+        let (nonce, window) = (nonce.clone(), *window);
+        let highest = self.highest.unwrap_or_else(|| nonce.to_string());
+        let refused = match refusal.as_str() {
+            "ahead" => NonceRefused::Ahead { nonce, window },
+            "old" => NonceRefused::Old { highest, nonce, window },
+            _ => NonceRefused::Used { highest, nonce },
+        };
+        match self.made {
+            Some(made) => Verdict::Repeated { made, refused },
+            None => Verdict::Refused(refused),
+        }
     }
 }
 
 impl Database {
-    /// Takes a nonce in a transaction of its own.
-    pub async fn take_nonce(&self, nonce: NonceUse) -> Result<(), NonceError> {
-        self.run(async |connection| take(connection, &nonce).await).await
-    }
-
-    /// Checks whether a nonce would pass now, without taking it.
-    pub async fn check_nonce(&self, nonce: NonceUse) -> Result<(), NonceError> {
-        self.run(async |connection| {
-            let passes = sqlx::query_scalar!(
-                r#"
-                SELECT nonce_passes($1, $2, $3)
-                   AND NOT EXISTS (SELECT FROM usednonces WHERE signer = $1 AND ns = nonce_ns($2)) AS "passes!"
-                "#,
-                nonce.signer.to_lowercase(),
-                nonce.nonce.as_str(),
-                nonce.window.as_secs_f64(),
+    /// Uses a nonce for a request that may not be repeated.
+    pub async fn use_nonce(&self, nonce: NonceUse) -> Result<(), NonceError> {
+        let attempt = Uuid::new_v4().simple().to_string();
+        let result = self.run(async |connection| {
+            let arguments = NonceArguments::new(Some(&nonce));
+            Ok(sqlx::query_as!(
+                NonceResult,
+                "SELECT refusal, highest, made FROM use_nonce($1, $2, $3, $4, $5, $6)",
+                arguments.signer,
+                arguments.nonce,
+                arguments.window,
+                arguments.shared,
+                arguments.request,
+                attempt
             )
-            .fetch_one(&mut *connection)
-            .await?;
-            if passes { Ok(()) } else { Err(why_refused(connection, &nonce).await?.into()) }
-        })
-        .await
+            .fetch_one(connection)
+            .await?)
+        });
+        result.await?.verdict(Some(&nonce)).once()?;
+        Ok(())
     }
 
     /// Returns whether nonces were last pruned at least `seconds` ago.
@@ -72,7 +139,7 @@ impl Database {
         after: &str,
         dry_run: bool,
     ) -> Result<(u64, Option<String>), DatabaseError> {
-        self.run(async |connection| {
+        self.run_once(async |connection| {
             let row = sqlx::query!(
                 r#"
                 WITH RECURSIVE signers AS (
@@ -114,42 +181,4 @@ impl Database {
         self.execute(sqlx::query!("UPDATE sweeps SET nonceschored = now()")).await?;
         Ok(())
     }
-}
-
-/// Takes a nonce as part of the connection's transaction. Of concurrent attempts one passes: the others wait for that
-/// transaction at the row's primary key, and at nothing else.
-pub(super) async fn take(connection: &mut PgConnection, nonce: &NonceUse) -> Result<(), NonceError> {
-    let taken = sqlx::query!(
-        r#"
-        INSERT INTO usednonces (signer, ns, nonce)
-        SELECT $1, nonce_ns($2), $2
-        WHERE nonce_passes($1, $2, $3)
-        ON CONFLICT DO NOTHING
-        "#,
-        nonce.signer.to_lowercase(),
-        nonce.nonce.as_str(),
-        nonce.window.as_secs_f64(),
-    )
-    .execute(&mut *connection)
-    .await?;
-    if taken.rows_affected() == 1 { Ok(()) } else { Err(why_refused(connection, nonce).await?.into()) }
-}
-
-/// Determines why the database has refused a nonce.
-async fn why_refused(connection: &mut PgConnection, nonce: &NonceUse) -> Result<NonceRefused, DatabaseError> {
-    let row = sqlx::query!(
-        r#"
-        SELECT nonce_is_ahead($2, $3) AS "ahead!", (SELECT nonce FROM highest_nonce($1)) AS highest
-        "#,
-        nonce.signer.to_lowercase(),
-        nonce.nonce.as_str(),
-        nonce.window.as_secs_f64(),
-    )
-    .fetch_one(connection)
-    .await?;
-    let refused = nonce.nonce.clone();
-    if row.ahead {
-        return Ok(NonceRefused::Ahead(refused));
-    }
-    Ok(NonceRefused::Used { highest: row.highest.unwrap_or_else(|| refused.to_string()), nonce: refused })
 }

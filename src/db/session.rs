@@ -1,128 +1,180 @@
-//! Connections: one operation runs on one connection of the pool, within a time limit.
+//! Connections: an operation runs on one connection, within a time limit, and once more if its outcome is unknown.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use deadpool::managed::{self, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult};
 use futures_util::FutureExt;
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions};
+use scopeguard::ScopeGuard;
+use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{Connection, PgConnection};
+use tokio::time::Instant;
 
 use super::DatabaseError;
 use super::error::is_refused;
 use super::login::Logins;
 use crate::aws::Account;
-use crate::cache::Versioned;
 use crate::config::DatabaseConfig;
 use crate::telemetry;
 
-/// How long an operation waits for a connection of the pool while others use them all.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(3500);
-/// How long a pooled connection may take to answer a ping: after a Lambda environment was frozen it is often dead.
+/// How long an operation may take, waiting for connections included. Below the 5 s within which a start is answered.
+const OPERATION_TIMEOUT: Duration = Duration::from_millis(4500);
+/// How long an operation waits for a connection while others use them all, or while one is opened.
+const CONNECTION_TIMEOUT: Duration = Duration::from_millis(3500);
+/// How long a connection may take to answer a ping: after a Lambda environment was frozen it is often dead.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long an operation may take, waiting for a connection included. Below the 5 s within which a start is answered.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(4);
+/// The pause between two attempts to connect, to find out what a lost connection did.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// After this time a connection is replaced, so that a database that was moved is found.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 
 /// The database. Cheap to clone; connects on first use.
 #[derive(Clone)]
 pub struct Database {
-    pool: PgPool,
-    logins: Arc<Logins>,
-    /// The version of the login that the pool connects with; 0 for none yet.
-    in_use: Arc<Mutex<u64>>,
+    pool: Pool<Connections>,
 }
 
 impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The pool would show the password.
-        f.debug_struct("Database").field("connections", &self.pool.size()).finish()
+        f.debug_struct("Database").field("connections", &self.pool.status().size).finish()
     }
 }
 
-impl Database {
-    /// Prepares the pool; opens no connection yet.
-    pub fn new(config: &DatabaseConfig) -> Self {
-        let pool = PgPoolOptions::new()
-            .max_connections(config.pool_size)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // sqlx's own test has no time limit.
-            .test_before_acquire(false)
-            .before_acquire(|connection, _| {
-                Box::pin(async move {
-                    let ping = tokio::time::timeout(PING_TIMEOUT, connection.ping());
-                    ping.await.unwrap_or_else(|elapsed| Err(sqlx::Error::Io(elapsed.into())))?;
-                    Ok(true)
-                })
-            })
-            // The login is looked up on first use: see `connect_with`.
-            .connect_lazy_with(PgConnectOptions::new_without_pgpass());
-        let logins = Arc::new(Logins::new(config, Account::of_process()));
-        Self { pool, logins, in_use: Arc::default() }
-    }
+/// Opens the connections of a pool.
+struct Connections {
+    logins: Logins,
+}
 
-    /// Takes a connection that works. If the database refuses the password, because it has been rotated, the password
-    /// is looked up again and tried once more.
-    async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>, DatabaseError> {
-        let login = self.logins.get(None).await?;
-        self.connect_with(&login);
-        match self.pool.acquire().await {
-            Err(error) if is_refused(&error) && self.logins.can_change() => {
-                tracing::info!("the database refused the login; trying once more with a new one");
-                self.connect_with(&self.logins.get(Some(login.version)).await?);
-                Ok(self.pool.acquire().await?)
-            }
-            acquired => Ok(acquired?),
-        }
-    }
-
-    fn connect_with(&self, login: &Versioned<Arc<PgConnectOptions>>) {
-        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        if login.version > *in_use {
-            self.pool.set_connect_options(PgConnectOptions::clone(&login.value));
-            *in_use = login.version;
-        }
-    }
-
-    /// Opens a connection outside the pool, for an operation that may take longer than a request.
-    pub(super) async fn connect(&self) -> Result<PgConnection, DatabaseError> {
+impl Connections {
+    /// Opens a connection. If the database refuses the password, because it has been rotated, the password is looked up
+    /// again and tried once more.
+    async fn open(&self) -> Result<PgConnection, DatabaseError> {
         let login = self.logins.get(None).await?;
         match PgConnection::connect_with(&login.value).await {
             Err(error) if is_refused(&error) && self.logins.can_change() => {
+                tracing::info!("the database refused the login; trying once more with a new one");
                 let login = self.logins.get(Some(login.version)).await?;
                 Ok(PgConnection::connect_with(&login.value).await?)
             }
             connected => Ok(connected?),
         }
     }
+}
 
-    /// Runs one statement, within [`OPERATION_TIMEOUT`]. Returns how many rows it changed.
-    pub(super) async fn execute(
-        &self,
-        statement: Query<'static, sqlx::Postgres, PgArguments>,
-    ) -> Result<u64, DatabaseError> {
-        self.run(async |connection| Ok(statement.execute(connection).await?.rows_affected())).await
+impl managed::Manager for Connections {
+    type Type = PgConnection;
+    type Error = DatabaseError;
+
+    async fn create(&self) -> Result<PgConnection, DatabaseError> {
+        // Boxed: connecting is rare, and its future is large.
+        self.open().boxed().await
     }
 
-    /// Runs an operation on one connection, within [`OPERATION_TIMEOUT`]. A connection whose operation was given up is
-    /// closed and not used again: a statement may still be running on it.
-    pub(super) async fn run<T, E: From<DatabaseError>>(
+    async fn recycle(&self, _: &mut PgConnection, metrics: &Metrics) -> RecycleResult<DatabaseError> {
+        if metrics.age() > MAX_CONNECTION_AGE { Err(RecycleError::message("too old")) } else { Ok(()) }
+    }
+}
+
+impl Database {
+    /// Prepares the pool; opens no connection yet.
+    pub fn new(config: &DatabaseConfig) -> Self {
+        let connections = Connections { logins: Logins::new(config, Account::of_process()) };
+        let pool = Pool::builder(connections).max_size(config.pool_size as usize).queue_mode(QueueMode::Lifo);
+        // Only a timeout could make this fail: it would need a runtime.
+        let pool = pool.build().unwrap_or_else(|error| unreachable!("{error}"));
+        Self { pool }
+    }
+
+    /// Opens a connection outside the pool, for an operation that may take longer than a request.
+    pub(super) async fn connect(&self) -> Result<PgConnection, DatabaseError> {
+        self.pool.manager().open().await
+    }
+
+    /// Runs an operation that may be run twice, because the second time it finds what the first has done: a read, or a
+    /// write that leaves a mark.
+    ///
+    /// If its outcome is unknown (the connection was lost, or it took too long), it is run again on a new connection,
+    /// once. What it takes together is limited by [`OPERATION_TIMEOUT`].
+    pub(super) async fn run<T>(
         &self,
-        operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
-    ) -> Result<T, E> {
+        operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, DatabaseError> + Clone,
+    ) -> Result<T, DatabaseError> {
         telemetry::waiting_for_database(async {
-            let deadline = tokio::time::Instant::now() + OPERATION_TIMEOUT;
-            // Boxed: connecting is rare, and its future is large.
-            let acquired = tokio::time::timeout_at(deadline, self.acquire().boxed());
-            let mut connection = acquired.await.unwrap_or(Err(DatabaseError::TimedOut))?;
-            match tokio::time::timeout_at(deadline, operation(&mut connection)).await {
-                Ok(result) => result,
-                Err(_) => {
-                    drop(connection.detach());
-                    Err(DatabaseError::TimedOut.into())
+            let deadline = Instant::now() + OPERATION_TIMEOUT;
+            let connection = self.connection(deadline).await?;
+            let half = Instant::now() + (deadline - Instant::now()) / 2;
+            match attempt(connection, half, operation.clone()).await {
+                Err(error) if error.outcome_is_unknown() => {
+                    tracing::info!(error = &error as &dyn std::error::Error, "an operation is run again");
+                    attempt(self.new_connection(deadline).await?, deadline, operation).await
                 }
+                result => result,
             }
         })
         .await
     }
+
+    /// Runs an operation that must not be run twice. So the connection is tried first.
+    pub(super) async fn run_once<T>(
+        &self,
+        operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, DatabaseError>,
+    ) -> Result<T, DatabaseError> {
+        telemetry::waiting_for_database(async {
+            let deadline = Instant::now() + OPERATION_TIMEOUT;
+            let mut connection = self.connection(deadline).await?;
+            let ping = tokio::time::timeout(PING_TIMEOUT, connection.ping()).await;
+            if !matches!(ping, Ok(Ok(()))) {
+                drop(Object::take(connection));
+                connection = self.new_connection(deadline).await?;
+            }
+            attempt(connection, deadline, operation).await
+        })
+        .await
+    }
+
+    /// Runs one statement that must not be run twice. Returns how many rows it changed.
+    pub(super) async fn execute(
+        &self,
+        statement: Query<'static, sqlx::Postgres, PgArguments>,
+    ) -> Result<u64, DatabaseError> {
+        self.run_once(async |connection| Ok(statement.execute(connection).await?.rows_affected())).await
+    }
+
+    /// Takes a connection of the pool, or opens one.
+    async fn connection(&self, deadline: Instant) -> Result<Object<Connections>, DatabaseError> {
+        let deadline = deadline.min(Instant::now() + CONNECTION_TIMEOUT);
+        match tokio::time::timeout_at(deadline, self.pool.get()).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(PoolError::Backend(error))) => Err(error),
+            Ok(Err(_)) | Err(_) => Err(DatabaseError::NoConnection),
+        }
+    }
+
+    /// Opens a connection. While the database cannot be reached, tries again until the deadline: it may be restarting.
+    async fn new_connection(&self, deadline: Instant) -> Result<Object<Connections>, DatabaseError> {
+        loop {
+            // Others may be lost, too.
+            self.pool.retain(|_, _| false);
+            match self.connection(deadline).await {
+                Err(error) if Instant::now() + RECONNECT_PAUSE < deadline && error.is_temporary() => {
+                    tokio::time::sleep(RECONNECT_PAUSE).await;
+                }
+                connection => return connection,
+            }
+        }
+    }
+}
+
+/// Runs an operation on a connection, and returns the connection to the pool before the result. After an error, and if
+/// the caller drops this future, the connection is closed: a statement may still be running on it.
+async fn attempt<T>(
+    connection: Object<Connections>,
+    deadline: Instant,
+    operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, DatabaseError>,
+) -> Result<T, DatabaseError> {
+    let mut connection = scopeguard::guard(connection, |connection| drop(Object::take(connection)));
+    let result = tokio::time::timeout_at(deadline, operation(&mut connection)).await;
+    let result = result.unwrap_or(Err(DatabaseError::TimedOut))?;
+    drop(ScopeGuard::into_inner(connection));
+    Ok(result)
 }

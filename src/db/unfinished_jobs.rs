@@ -191,7 +191,7 @@ impl Database {
         reason: &str,
         timed_out: bool,
     ) -> Result<Option<NewlyRecorded>, DatabaseError> {
-        self.run(async |connection| {
+        self.run_once(async |connection| {
             Ok(sqlx::query_as!(
                 NewlyRecorded,
                 r#"

@@ -27,7 +27,7 @@ pub(super) fn decide_dispatched(job: &UnfinishedJob, rules: &ReaperRules) -> Opt
         return None;
     }
     let failed = |reason| never_started(Status::AlgorithmFailed, reason);
-    let readable = workflow::summarize(job.workflow.as_deref()).readable;
+    let readable = job.workflow.as_deref().is_some_and(workflow::is_readable);
     Some(match decide_waiting(job) {
         Some(finish) => finish,
         None if !readable => failed("The job could not be started: its workflow cannot be read."),

@@ -50,7 +50,7 @@ pub(in crate::api) async fn list(
     let namespaces = match request.environment {
         Some(environment) => BTreeSet::from([environment]),
         None => {
-            let announced = state.db.environments().await?.into_iter().map(|row| row.namespace);
+            let announced = state.db.environments(None).await?.into_iter().map(|row| row.namespace);
             announced.chain([state.config.jobs.default_namespace.clone()]).collect()
         }
     };

@@ -1,10 +1,9 @@
 //! What PUT /compute and DELETE /compute share.
 
-use axum::Json;
 use futures_util::{StreamExt, stream};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{CLUSTER_TIMEOUT, Compute, JobStatus, limit, offset};
+use super::{CLUSTER_TIMEOUT, Compute, JobStatus, Listing, limit, offset};
 use crate::api::error::ApiError;
 use crate::api::input::Params;
 use crate::api::schemas::SIGNATURE_EXAMPLE;
@@ -44,6 +43,9 @@ pub(in crate::api) struct ChangeRequest {
     #[param(required = false, minimum = 0, default = 0)]
     #[schema(required = false, minimum = 0, default = 0)]
     offset: i64,
+    #[param(ignore)]
+    #[schema(ignore)]
+    digest: [u8; 32],
 }
 
 impl ChangeRequest {
@@ -66,39 +68,43 @@ impl ChangeRequest {
             }
         }
         let (limit, offset) = (limit(params)?, offset(params)?);
-        Ok(Self { owner, provider_signature, nonce, job_id, agreement_id, provider_address, limit, offset })
+        let digest = params.digest();
+        Ok(Self { owner, provider_signature, nonce, job_id, agreement_id, provider_address, limit, offset, digest })
     }
 }
 
-/// Changes jobs in the database and then in the cluster. Returns all jobs that match.
+/// Changes jobs in the database and then in the cluster. Returns all jobs that match. The same request again changes
+/// nothing.
 pub(super) async fn change(
     state: Compute,
     change: Change,
     request: ChangeRequest,
-) -> Result<Json<Vec<JobStatus>>, ApiError> {
+    query: Option<&str>,
+) -> Result<Listing<JobStatus>, ApiError> {
     let policy = &state.config.access.policy;
     let signed = Signed {
         operation: Operation::Change,
-        owner: &request.owner,
+        owner: Some(&request.owner),
         job_id: request.job_id.as_ref(),
         agreement_id: request.agreement_id.as_ref(),
         provider_address: request.provider_address.as_ref(),
         nonce: request.nonce.as_ref(),
     };
     let signer = policy.signer(&signed, &request.provider_signature)?;
-    let requested_by = if policy.signature_required { RequestedBy::Signer(signer) } else { RequestedBy::Anyone };
-    let nonce = request.nonce.as_ref().map(|nonce| policy.nonce_use(signer, nonce));
+    let requested_by =
+        if policy.signature_required { RequestedBy::Signer(signer.address) } else { RequestedBy::Anyone };
+    let nonce = request.nonce.as_ref().map(|nonce| policy.nonce_use(&signer, nonce, request.digest));
 
     let ChangeRequest { owner, job_id, agreement_id, limit, offset, .. } = request;
     let selector = JobSelector { owner, job_id, agreement_id };
-    let ChangedJobs { touched, jobs } =
+    let ChangedJobs { touched, page } =
         state.db.change(change, selector, requested_by, nonce, ListRange { limit, offset }).await?;
     if let [job] = touched.as_slice() {
         telemetry::set_job(job.job_id.as_str());
     }
     telemetry::count_stops(touched.iter().filter(|job| job.unfinished).count());
     change_in_cluster(&state, change, touched).await;
-    Ok(Json(jobs.into_iter().map(JobStatus::from).collect()))
+    Ok(Listing::new(page, query))
 }
 
 /// Applies a committed change to the cluster, as far as the cluster answers in time. The reaper does the rest.

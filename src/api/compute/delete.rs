@@ -1,10 +1,9 @@
 //! DELETE /compute: deletes jobs.
 
-use axum::Json;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 
 use super::change::{ChangeRequest, change};
-use super::{Compute, JobStatus};
+use super::{Compute, JobStatus, Listing};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
 use crate::db::Change;
@@ -25,7 +24,8 @@ impl FromParams<Compute> for DeleteJobsRequest {
 ///
 /// Marks every job that matches as removed: from then on its results have expired. The objects of a settled job are
 /// deleted from the cluster at once, an unfinished job is stopped first; the reaper deletes the output files. With
-/// SIGNATURE_REQUIRED=1 only jobs of the signer are changed. Returns all that match. The parameters may be sent in the
+/// SIGNATURE_REQUIRED=1 only jobs of the signer are changed. Returns all that match. After a 5xx or no
+/// response, the same request may be sent again within NONCE_WINDOW. The parameters may be sent in the
 /// query string or in a JSON body.
 #[utoipa::path(
     delete,
@@ -34,7 +34,9 @@ impl FromParams<Compute> for DeleteJobsRequest {
     params(ChangeRequest),
     request_body(content = Option<ChangeRequest>, description = "The same parameters, if the query string is empty."),
     responses(
-        (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
+        (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>, headers(
+            ("Link" = String, description = "`<?…offset=N>; rel=\"next\"`, if the list goes on"),
+        )),
         (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.",
             body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
@@ -43,7 +45,8 @@ impl FromParams<Compute> for DeleteJobsRequest {
 )]
 pub(in crate::api) async fn delete(
     State(state): State<Compute>,
+    RawQuery(query): RawQuery,
     Input(DeleteJobsRequest(request)): Input<DeleteJobsRequest>,
-) -> Result<Json<Vec<JobStatus>>, ApiError> {
-    change(state, Change::Delete, request).await
+) -> Result<Listing<JobStatus>, ApiError> {
+    change(state, Change::Delete, request, query.as_deref()).await
 }

@@ -3,6 +3,7 @@
 mod change;
 pub(super) mod delete;
 mod job_status;
+mod listing;
 pub(super) mod running_jobs;
 pub(super) mod start;
 pub(super) mod status;
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::db::Database;
 use crate::kubernetes::Cluster;
 use job_status::{JobStatus, status_text};
+use listing::Listing;
 
 /// The maximum number of jobs in one response, and the default of `limit`.
 const MAX_LISTED_JOBS: i64 = 5_000;

@@ -1,12 +1,11 @@
 //! GET /runningjobs: lists the unfinished jobs.
 
-use axum::Json;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Compute, limit, offset, status_text};
+use super::{Compute, Listing, limit, offset, status_text};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
 use crate::db::ListRange;
@@ -81,23 +80,26 @@ impl From<Job> for RunningJob {
 
 /// List the unfinished jobs.
 ///
-/// Oldest first. The parameters may also be sent in a JSON body.
+/// Oldest first. A response ends before 5 MB. The parameters may also be sent in a JSON body.
 #[utoipa::path(
     get,
     path = "/api/v1/operator/runningjobs",
     tag = "compute",
     params(RunningJobsRequest),
     responses(
-        (status = 200, description = "The jobs.", body = Vec<RunningJob>),
+        (status = 200, description = "The jobs.", body = Vec<RunningJob>, headers(
+            ("Link" = String, description = "`<?…offset=N>; rel=\"next\"`, if the list goes on"),
+        )),
         (status = 400, description = "A parameter cannot be read.", body = ErrorBody),
         CommonErrors,
     )
 )]
 pub(in crate::api) async fn running_jobs(
     State(state): State<Compute>,
+    RawQuery(query): RawQuery,
     Input(request): Input<RunningJobsRequest>,
-) -> Result<Json<Vec<RunningJob>>, ApiError> {
+) -> Result<Listing<RunningJob>, ApiError> {
     let RunningJobsRequest { limit, offset } = request;
-    let jobs = state.db.list_unfinished(ListRange { limit, offset }).await?;
-    Ok(Json(jobs.into_iter().map(RunningJob::from).collect()))
+    let page = state.db.list_unfinished(ListRange { limit, offset }).await?;
+    Ok(Listing::new(page, query.as_deref()))
 }

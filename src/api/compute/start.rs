@@ -2,12 +2,13 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use utoipa::ToSchema;
 
 use super::valid_until::ValidUntil;
 use super::{CLUSTER_TIMEOUT, Compute, JobStatus};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
-use crate::api::input::{FromParams, Input, Params};
+use crate::api::input::{BODY_LIMIT, FromParams, Input, Params};
 use crate::api::schemas::SIGNATURE_EXAMPLE;
 use crate::auth::{Nonce, Operation, Signed};
 use crate::db::{NewJob, StartOutcome};
@@ -55,6 +56,8 @@ pub(in crate::api) struct StartRequest {
     valid_until: Option<ValidUntil>,
     /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
+    #[schema(ignore)]
+    digest: [u8; 32],
 }
 
 impl FromParams<Compute> for StartRequest {
@@ -88,14 +91,16 @@ impl FromParams<Compute> for StartRequest {
             chain_id: params.chain_id()?,
             valid_until: ValidUntil::read(params)?,
             provider_address,
+            digest: params.digest(),
         })
     }
 }
 
 /// Start a job.
 ///
-/// A job that was answered with 200 will be run: if the cluster cannot be reached, it is registered there later. A 5xx
-/// leaves nothing behind, not even the nonce: the same request may be sent again.
+/// A job that was answered with 200 will be run: if the cluster cannot be reached, it is registered there later. After a
+/// 5xx or no response, the same request may be sent again within NONCE_WINDOW: it starts the job, or returns the job that
+/// it has started.
 #[utoipa::path(
     post,
     path = "/api/v1/operator/compute",
@@ -116,7 +121,7 @@ pub(in crate::api) async fn start(
     let policy = &state.config.access.policy;
     let signed = Signed {
         operation: Operation::Start,
-        owner: &request.owner,
+        owner: Some(&request.owner),
         job_id: None,
         agreement_id: Some(&request.agreement_id),
         provider_address: request.provider_address.as_ref(),
@@ -130,22 +135,30 @@ pub(in crate::api) async fn start(
     request.workflow.complete(&state.config.jobs.completion, &environment, request.chain_id.as_ref());
     let summary = request.workflow.summary();
     let workflow = request.workflow.into_object();
+    let document = document(&workflow, &job_id, &environment);
+    if document.len() > BODY_LIMIT {
+        return Err(too_large(&document));
+    }
     let job = NewJob {
         job_id: job_id.clone(),
         agreement_id: request.agreement_id.clone(),
         owner: request.owner.clone(),
-        provider: signer,
+        provider: signer.address,
         environment: environment.clone(),
         must_be_announced,
         chain_id: request.chain_id,
         valid_until: request.valid_until.map(ValidUntil::seconds),
-        workflow: document(&workflow, &job_id, &environment),
+        workflow: document,
         summary,
     };
-    let nonce = request.nonce.as_ref().map(|nonce| policy.nonce_use(signer, nonce));
+    let nonce = request.nonce.as_ref().map(|nonce| policy.nonce_use(&signer, nonce, request.digest));
     // Checks 6 to 8, in one transaction.
     let job = match state.db.start(job, nonce).await? {
         StartOutcome::Accepted(job) => job,
+        StartOutcome::Repeated(job) => {
+            telemetry::set_job(job.id.as_str());
+            return Ok(Json(vec![JobStatus::from(*job)]));
+        }
         StartOutcome::AgreementInUse => {
             return Err(ApiError::bad_request("`agreementId` already in use for other job."));
         }
@@ -164,6 +177,16 @@ pub(in crate::api) async fn start(
     };
     register(&state, &job_id, &environment, spec).await;
     Ok(Json(vec![JobStatus::from(*job)]))
+}
+
+/// The error for a workflow that is too large as it is stored (docs/contract/engine.md, "jobs.workflow").
+fn too_large(document: &str) -> ApiError {
+    let message = format!(
+        "`workflow` is too large: as it is stored, where each character beyond ASCII takes 6 or 12 bytes, it has {} bytes \
+         of at most {BODY_LIMIT}",
+        document.len()
+    );
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
 }
 
 /// Registers an accepted job in the cluster. If that fails, the reaper does it later.

@@ -1,10 +1,9 @@
 //! PUT /compute: stops jobs.
 
-use axum::Json;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 
 use super::change::{ChangeRequest, change};
-use super::{Compute, JobStatus};
+use super::{Compute, JobStatus, Listing};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
 use crate::db::Change;
@@ -24,7 +23,8 @@ impl FromParams<Compute> for StopJobsRequest {
 /// Stop jobs.
 ///
 /// Requests a stop of every unfinished job that matches, and ends its algorithm; what the algorithm has written so far
-/// is published. With SIGNATURE_REQUIRED=1 only jobs of the signer are changed. Returns all that match. The parameters
+/// is published. With SIGNATURE_REQUIRED=1 only jobs of the signer are changed. Returns all that match. After a 5xx or no
+/// response, the same request may be sent again within NONCE_WINDOW. The parameters
 /// may be sent in the query string or in a JSON body.
 #[utoipa::path(
     put,
@@ -33,7 +33,9 @@ impl FromParams<Compute> for StopJobsRequest {
     params(ChangeRequest),
     request_body(content = Option<ChangeRequest>, description = "The same parameters, if the query string is empty."),
     responses(
-        (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>),
+        (status = 200, description = "The jobs that match, newest first.", body = Vec<JobStatus>, headers(
+            ("Link" = String, description = "`<?…offset=N>; rel=\"next\"`, if the list goes on"),
+        )),
         (status = 400, description = "A parameter, the signature or the nonce is refused; `error` says why.",
             body = ErrorBody),
         (status = 401, description = "The signer is not one of ALLOWED_PROVIDERS.", body = ErrorBody),
@@ -42,7 +44,8 @@ impl FromParams<Compute> for StopJobsRequest {
 )]
 pub(in crate::api) async fn stop(
     State(state): State<Compute>,
+    RawQuery(query): RawQuery,
     Input(StopJobsRequest(request)): Input<StopJobsRequest>,
-) -> Result<Json<Vec<JobStatus>>, ApiError> {
-    change(state, Change::Stop, request).await
+) -> Result<Listing<JobStatus>, ApiError> {
+    change(state, Change::Stop, request, query.as_deref()).await
 }

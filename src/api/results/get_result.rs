@@ -33,6 +33,8 @@ pub(in crate::api) struct ResultRequest {
     job_id: JobId,
     /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
+    #[param(ignore)]
+    digest: [u8; 32],
 }
 
 /// A whole number, as it was written: messages repeat it.
@@ -54,6 +56,7 @@ impl<S> FromParams<S> for ResultRequest {
             index: params.required("index", Params::number_text).and_then(Index::parse)?,
             job_id: params.required("jobId", Params::id)?,
             provider_address: params.id_of_any_length("providerAddress")?,
+            digest: params.digest(),
         })
     }
 }
@@ -136,30 +139,24 @@ pub(in crate::api) async fn get_result(
     let policy = &state.config.access.policy;
     let signed = Signed {
         operation: Operation::Result,
-        owner: &request.owner,
+        owner: Some(&request.owner),
         job_id: Some(&request.job_id),
         agreement_id: None,
         provider_address: request.provider_address.as_ref(),
         nonce: Some(&request.nonce),
     };
     let signer = policy.signer(&signed, &request.provider_signature)?;
-    let nonce = policy.nonce_use(signer, &request.nonce);
+    let nonce = policy.nonce_use(&signer, &request.nonce, request.digest);
 
-    // A failure of the origin has to leave the nonce free, and no transaction may wait for an origin. So the nonce is
-    // only checked here, and taken when the response is certain; of concurrent requests with one nonce, one takes it.
-    state.db.check_nonce(nonce.clone()).await?;
-    let row = state.db.result(&request.job_id, &request.owner).await?;
-    let response = match request.locate(signer, row) {
+    // The nonce is used before the origin is asked, and stays used whatever the origin does
+    // (docs/contract/http.md, "GET /getResult").
+    let row = state.db.result(&request.job_id, &request.owner, nonce).await?;
+    match request.locate(signer.address, row) {
         Ok(url) => {
             let file = File { job_id: &request.job_id, index: &request.index.0, url: &url };
             let limit = state.config.storage.stream_limit;
             file.respond(&state.storage, headers.get(RANGE), limit).await
         }
         Err(not_found) => Err(not_found),
-    };
-    if response.as_ref().is_err_and(ApiError::is_server_error) {
-        return response;
     }
-    state.db.take_nonce(nonce).await?;
-    response
 }

@@ -1,11 +1,13 @@
 //! Stopping and deleting jobs.
 
-use sqlx::{Acquire, PgConnection};
+use sqlx::PgConnection;
+use uuid::Uuid;
 
-use super::{JobFilter, ListRange, select};
+use super::{JobFilter, ListRange, Page, select};
 use crate::auth::{Address, NonceUse};
-use crate::db::{Database, DatabaseError, NonceError, nonces};
-use crate::domain::{AgreementId, Job, JobId, Namespace, Owner, SETTLING_SECONDS, Status};
+use crate::db::nonces::{NonceArguments, NonceResult, Verdict};
+use crate::db::{Database, DatabaseError, NonceError};
+use crate::domain::{AgreementId, JobId, Namespace, Owner, SETTLING_SECONDS, Status};
 
 /// A change of jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,15 +68,16 @@ pub struct ChangedJobs {
     /// The jobs that were touched.
     pub touched: Vec<TouchedJob>,
     /// All jobs that match, newest first.
-    pub jobs: Vec<Job>,
+    pub page: Page,
 }
 
 impl Database {
-    /// Takes the nonce and marks the selected jobs, in one transaction. Returns the jobs that were touched, and all
-    /// that match in the range.
+    /// Uses the nonce and marks the selected jobs, in one statement. Returns the jobs that were touched, and all that
+    /// match in the range. The same request again touches none.
     ///
     /// # Errors
-    /// If the nonce is refused or the database fails. Then nothing was changed.
+    /// If the nonce is refused or the database fails. Then nothing was changed, or the same request may find out what
+    /// was.
     pub async fn change(
         &self,
         change: Change,
@@ -83,60 +86,134 @@ impl Database {
         nonce: Option<NonceUse>,
         range: ListRange,
     ) -> Result<ChangedJobs, NonceError> {
-        self.run(async |connection| {
-            let mut transaction = connection.begin().await?;
-            if let Some(nonce) = &nonce {
-                nonces::take(&mut transaction, nonce).await?;
-            }
-            let touched = mark(&mut transaction, change, &selector, requested_by).await?;
-            let jobs = select(&mut transaction, &selector.filter(), range).await?;
-            transaction.commit().await?;
-            Ok(ChangedJobs { touched, jobs })
-        })
-        .await
+        let attempt = Uuid::new_v4().simple().to_string();
+        let (rows, listed) = self
+            .run(async |connection| {
+                let rows = mark(connection, change, &selector, requested_by, nonce.as_ref(), &attempt).await?;
+                Ok((rows, select(connection, &selector.filter(), range, None).await?))
+            })
+            .await?;
+        let result = rows.first().map(|row| NonceResult {
+            refusal: row.refusal.clone(),
+            highest: row.highest.clone(),
+            made: row.made.clone(),
+        });
+        if let Some(Verdict::Refused(refused)) = result.map(|result| result.verdict(nonce.as_ref())) {
+            return Err(refused.into());
+        }
+        let touched = rows.into_iter().filter_map(MarkedRow::touched).collect();
+        Ok(ChangedJobs { touched, page: listed.page(None, range)? })
     }
 }
 
-/// Requests a stop of the selected unfinished jobs, and with [`Change::Delete`] marks all selected jobs as removed. The
-/// end of a finished job never changes.
+/// A job that was marked, if there is one, and what the database says of the request's nonce.
+struct MarkedRow {
+    refusal: Option<String>,
+    highest: Option<String>,
+    made: Option<String>,
+    job_id: Option<JobId>,
+    namespace: Option<Namespace>,
+    unfinished: Option<bool>,
+    settled: Option<bool>,
+}
+
+impl MarkedRow {
+    fn touched(self) -> Option<TouchedJob> {
+        Some(TouchedJob {
+            job_id: self.job_id?,
+            namespace: self.namespace,
+            unfinished: self.unfinished?,
+            settled: self.settled?,
+        })
+    }
+}
+
+/// Requests a stop of the selected unfinished jobs, and with [`Change::Delete`] marks the selected jobs as removed, but
+/// those that are. The end of a finished job never changes.
+macro_rules! mark_jobs {
+    ($connection:expr, $change:expr, $requested_by:expr, $nonce:expr, $attempt:expr, $condition:literal,
+     $($argument:expr),*) => {{
+        let nonce = NonceArguments::new($nonce);
+        let signer = match $requested_by {
+            RequestedBy::Anyone => None,
+            RequestedBy::Signer(signer) => Some(signer.to_lowercase()),
+        };
+        Ok(sqlx::query_as!(
+            MarkedRow,
+            r#"
+            WITH nonce AS MATERIALIZED (
+                SELECT refusal, highest, made FROM use_nonce($1, $2, $3, $4, $5, $6)
+            ), marked AS (
+                UPDATE jobs
+                SET stopreq = CASE WHEN datefinished IS NULL THEN 1 ELSE stopreq END,
+                    removed = CASE WHEN $7 THEN 1 ELSE removed END
+                FROM nonce
+                WHERE nonce.refusal IS NULL
+                  AND CASE WHEN $7 THEN coalesce(removed, 0) <> 1 ELSE datefinished IS NULL END
+                  AND ($8::text IS NULL OR NOT signerverified OR lower(provider) = $8)
+                  AND "# + $condition + r#"
+                RETURNING workflowid, namespace, datefinished IS NULL AS unfinished,
+                          coalesce(datefinished IS NOT NULL
+                                   AND (status = ANY ($9)
+                                        OR datefinished < now() AT TIME ZONE 'UTC' - make_interval(secs => $10)), false)
+                              AS settled
+            )
+            SELECT nonce.refusal AS "refusal?", nonce.highest AS "highest?", nonce.made AS "made?",
+                   marked.workflowid AS "job_id?: JobId", marked.namespace AS "namespace?: Namespace",
+                   marked.unfinished AS "unfinished?", marked.settled AS "settled?"
+            FROM nonce LEFT JOIN marked ON true
+            "#,
+            nonce.signer,
+            nonce.nonce,
+            nonce.window,
+            nonce.shared,
+            nonce.request,
+            $attempt,
+            $change == Change::Delete,
+            signer,
+            &Status::settled_codes(),
+            SETTLING_SECONDS as f64,
+            $($argument),*
+        )
+        .fetch_all($connection)
+        .await?)
+    }};
+}
+
+/// One statement for each index, the narrowest first: one with optional conditions would be planned to read all jobs of
+/// the owner, of which there may be hundreds of thousands.
 async fn mark(
     connection: &mut PgConnection,
     change: Change,
     selector: &JobSelector,
     requested_by: RequestedBy,
-) -> Result<Vec<TouchedJob>, DatabaseError> {
-    let signer = match requested_by {
-        RequestedBy::Anyone => None,
-        RequestedBy::Signer(signer) => Some(signer.to_lowercase()),
-    };
-    // One statement serves every selector: `owner` is always given and has an index; where an id or an agreement is
-    // given, the planner uses the index on that.
-    Ok(sqlx::query_as!(
-        TouchedJob,
-        r#"
-        UPDATE jobs
-        SET stopreq = CASE WHEN datefinished IS NULL THEN 1 ELSE stopreq END,
-            removed = CASE WHEN $5 THEN 1 ELSE removed END
-        WHERE owner = $1
-          AND ($2::text IS NULL OR workflowid = $2)
-          AND ($3::text IS NULL OR agreementid = $3)
-          AND ($4::text IS NULL OR NOT signerverified OR lower(provider) = $4)
-          AND ($5 OR datefinished IS NULL)
-        RETURNING workflowid AS "job_id: JobId", namespace AS "namespace: Namespace",
-                  datefinished IS NULL AS "unfinished!",
-                  coalesce(datefinished IS NOT NULL
-                           AND (status = ANY ($6)
-                                OR datefinished < now() AT TIME ZONE 'UTC' - make_interval(secs => $7)), false)
-                      AS "settled!"
-        "#,
-        selector.owner.as_str(),
-        selector.job_id.as_ref().map(JobId::as_str),
-        selector.agreement_id.as_ref().map(AgreementId::as_str),
-        signer,
-        change == Change::Delete,
-        &Status::settled_codes(),
-        SETTLING_SECONDS as f64,
-    )
-    .fetch_all(connection)
-    .await?)
+    nonce: Option<&NonceUse>,
+    attempt: &str,
+) -> Result<Vec<MarkedRow>, DatabaseError> {
+    let owner = selector.owner.as_str();
+    let agreement_id = selector.agreement_id.as_ref().map(AgreementId::as_str);
+    match (&selector.job_id, agreement_id) {
+        (Some(job_id), agreement_id) => mark_jobs!(
+            connection,
+            change,
+            requested_by,
+            nonce,
+            attempt,
+            "workflowid = $11 AND owner = $12 AND ($13::text IS NULL OR agreementid = $13)",
+            job_id.as_str(),
+            owner,
+            agreement_id
+        ),
+        (None, Some(agreement_id)) => mark_jobs!(
+            connection,
+            change,
+            requested_by,
+            nonce,
+            attempt,
+            "agreementid = $11 AND owner = $12",
+            agreement_id,
+            owner
+        ),
+        (None, None) => mark_jobs!(connection, change, requested_by, nonce, attempt, "owner = $11", owner),
+    }
 }

@@ -6,12 +6,16 @@ mod start;
 pub use change::{Change, ChangedJobs, JobSelector, RequestedBy, TouchedJob};
 pub use start::{NewJob, StartOutcome};
 
-use futures_util::TryStreamExt;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
-use super::{Database, DatabaseError};
-use crate::auth::Address;
-use crate::domain::{AgreementId, Job, JobId, Namespace, Owner, Status, StopRequest, output, workflow};
+use super::nonces::{NonceArguments, NonceResult, Verdict};
+use super::{Database, DatabaseError, NonceError};
+use crate::auth::{Address, NonceUse};
+use crate::domain::workflow::Summary;
+use crate::domain::{AgreementId, Job, JobId, Namespace, Owner, Status, StopRequest, output};
 
 /// Selects the jobs of a list: those that match all fields that are given. Without any, none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +37,18 @@ pub struct ListRange {
     pub offset: i64,
 }
 
+/// A part of a list.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The jobs.
+    pub jobs: Vec<Job>,
+    /// The offset at which the list continues, if it does.
+    pub next: Option<i64>,
+}
+
+/// The maximum size of a page as JSON, in bytes: a Lambda function can return 6 MB (docs/contract/http.md, "Lists").
+const MAX_PAGE_BYTES: i64 = 5_000_000;
+
 /// What getResult needs to know of a job.
 #[derive(Debug, Clone)]
 pub struct ResultRow {
@@ -46,10 +62,15 @@ pub struct ResultRow {
     pub outputs: Option<String>,
 }
 
-/// A row as it is stored. Any column but the two ids may be missing in rows of the Python service.
-struct JobRow {
-    agreement_id: AgreementId,
-    job_id: JobId,
+/// A row of a list, if there is one, and what the database says of the request's nonce. Any column but the two ids may
+/// be missing in rows of the Python service.
+struct ListRow {
+    refusal: Option<String>,
+    highest: Option<String>,
+    /// The number of rows from the offset on, up to one more than the limit.
+    found: Option<i64>,
+    agreement_id: Option<AgreementId>,
+    job_id: Option<JobId>,
     owner: Option<Owner>,
     status: Option<Status>,
     status_text: Option<String>,
@@ -59,110 +80,189 @@ struct JobRow {
     namespace: Option<Namespace>,
     stop_requested: Option<StopRequest>,
     removed: Option<i16>,
-    workflow: Option<String>,
+    algo_did: Option<String>,
+    input_dids: Option<String>,
+    workflow_chain: Option<String>,
     reason: Option<String>,
 }
 
-impl From<JobRow> for Job {
-    fn from(row: JobRow) -> Self {
-        let summary = workflow::summarize(row.workflow.as_deref());
-        if !summary.readable {
-            tracing::warn!(job = %row.job_id, "the stored workflow of a job is damaged");
-        }
-        let outputs = row.outputs.filter(|outputs| !outputs.is_empty());
-        if outputs.as_deref().is_some_and(|outputs| output::parse(outputs).is_none()) {
-            tracing::warn!(job = %row.job_id, "the stored outputs of a job are damaged or empty");
-        }
-        Self {
-            id: row.job_id,
-            agreement_id: row.agreement_id,
-            owner: row.owner,
-            status: row.status,
-            status_text: row.status_text,
-            date_created: row.date_created,
-            date_finished: row.date_finished,
-            outputs: outputs.as_deref().and_then(output::parse).map(output::without_urls),
-            namespace: row.namespace,
-            stop_requested: row.stop_requested.unwrap_or(StopRequest::NONE),
-            removed: row.removed.is_some_and(|removed| removed != 0),
-            summary,
-            reason: row.reason,
-        }
+impl ListRow {
+    /// The job, and whether a part of the row is damaged; `None` if there is no row.
+    fn job(self) -> Option<(Job, bool)> {
+        let unreadable = self.algo_did.as_deref() == Some("");
+        let outputs = self.outputs.filter(|outputs| !outputs.is_empty());
+        let entries: Option<Vec<Value>> = read(outputs.as_deref());
+        let damaged = unreadable || outputs.is_some() && entries.is_none();
+        let job = Job {
+            id: self.job_id?,
+            agreement_id: self.agreement_id?,
+            owner: self.owner,
+            status: self.status,
+            status_text: self.status_text,
+            date_created: self.date_created,
+            date_finished: self.date_finished,
+            outputs: entries.filter(|entries| !entries.is_empty()).map(output::without_urls),
+            namespace: self.namespace,
+            stop_requested: self.stop_requested.unwrap_or(StopRequest::NONE),
+            removed: self.removed.is_some_and(|removed| removed != 0),
+            summary: Summary {
+                algo_did: self.algo_did.filter(|did| !did.is_empty()).unwrap_or_else(|| "raw".to_owned()),
+                input_dids: read(self.input_dids.as_deref()).unwrap_or_default(),
+                chain_id: read(self.workflow_chain.as_deref()),
+            },
+            reason: self.reason,
+        };
+        Some((job, damaged))
     }
 }
 
-/// Selects jobs. Rows are converted one by one: a workflow may hold hundreds of kilobytes, and a list thousands of
-/// jobs. Timestamps carry no time zone and are read as UTC.
+fn read<T: DeserializeOwned>(json: Option<&str>) -> Option<T> {
+    serde_json::from_str(json?).ok()
+}
+
+/// Selects a page of jobs, if the request's nonce is not refused, in one statement. No list reads a workflow: what it
+/// shows of one has columns of its own. The page ends before [`MAX_PAGE_BYTES`]; the sizes of columns are read without
+/// their values, and count characters that JSON escapes. Timestamps carry no time zone and are read as UTC.
 macro_rules! select_jobs {
-    ($connection:expr, $condition:literal, $($argument:expr),*) => {
-        sqlx::query_as!(
-            JobRow,
-            r#"SELECT agreementid AS "agreement_id: AgreementId", workflowid AS "job_id: JobId", owner AS "owner: Owner",
-                      status AS "status: Status", statustext AS status_text,
-                      to_char(extract(epoch FROM datecreated), 'FM9999999999990.000000') AS date_created,
-                      to_char(extract(epoch FROM datefinished), 'FM9999999999990.000000') AS date_finished,
-                      outputsurl AS outputs, namespace AS "namespace: Namespace",
-                      stopreq AS "stop_requested: StopRequest", removed, workflow, reason
-               FROM jobs "# + $condition,
+    ($connection:expr, $nonce:expr, $range:expr, $condition:literal, $order:literal, $($argument:expr),*) => {{
+        let arguments = NonceArguments::new($nonce);
+        let rows = sqlx::query_as!(
+            ListRow,
+            r#"
+            SELECT nonce.refusal AS "refusal?", nonce.highest AS "highest?", page.found AS "found?",
+                   page.agreementid AS "agreement_id?: AgreementId", page.workflowid AS "job_id?: JobId",
+                   page.owner AS "owner?: Owner", page.status AS "status?: Status", page.statustext AS "status_text?",
+                   to_char(extract(epoch FROM page.datecreated), 'FM9999999999990.000000') AS date_created,
+                   to_char(extract(epoch FROM page.datefinished), 'FM9999999999990.000000') AS date_finished,
+                   page.outputsurl AS "outputs?", page.namespace AS "namespace?: Namespace",
+                   page.stopreq AS "stop_requested?: StopRequest", page.removed AS "removed?",
+                   page.algodid AS "algo_did?", page.inputdids AS "input_dids?",
+                   page.workflowchain AS "workflow_chain?", page.reason AS "reason?"
+            FROM nonce_refusal($1, $2, $3, $4) AS nonce
+            LEFT JOIN LATERAL (
+                SELECT *, count(*) OVER () AS found, row_number() OVER rows AS number, sum(size) OVER rows AS total
+                FROM (
+                    SELECT agreementid, workflowid, owner, status, statustext, datecreated, datefinished, outputsurl,
+                           namespace, stopreq, removed, algodid, inputdids, workflowchain, reason,
+                           500 + 2 * (octet_length(agreementid) + coalesce(octet_length(owner), 0)
+                                      + coalesce(octet_length(reason), 0))
+                           + 6 * coalesce(octet_length(algodid), 0) + coalesce(octet_length(inputdids), 0)
+                           + coalesce(octet_length(workflowchain), 0) + coalesce(octet_length(outputsurl), 0) AS size
+                    FROM jobs
+                    WHERE nonce.refusal IS NULL AND "# + $condition + " ORDER BY " + $order + r#"
+                    LIMIT $5::bigint + 1 OFFSET $6
+                ) AS listed
+                WINDOW rows AS (ORDER BY "# + $order + r#" ROWS UNBOUNDED PRECEDING)
+            ) AS page ON page.number <= $5 AND (page.total <= $7 OR page.number = 1)
+            ORDER BY page.number
+            "#,
+            arguments.signer,
+            arguments.nonce,
+            arguments.window,
+            arguments.shared,
+            $range.limit,
+            $range.offset,
+            MAX_PAGE_BYTES,
             $($argument),*
         )
-        .fetch($connection)
-        .map_ok(Job::from)
-        .try_collect::<Vec<Job>>()
-        .await
-        .map_err(DatabaseError::from)
-    };
+        .fetch_all($connection)
+        .await?;
+        Ok(Listed(rows))
+    }};
+}
+
+/// The rows of a page.
+struct Listed(Vec<ListRow>);
+
+impl Listed {
+    fn page(self, nonce: Option<&NonceUse>, range: ListRange) -> Result<Page, NonceError> {
+        let Some(first) = self.0.first() else { return Ok(Page { jobs: Vec::new(), next: None }) };
+        let (refusal, highest, found) = (first.refusal.clone(), first.highest.clone(), first.found.unwrap_or(0));
+        if let Verdict::Refused(refused) = (NonceResult { refusal, highest, made: None }).verdict(nonce) {
+            return Err(refused.into());
+        }
+        let (jobs, damaged): (Vec<_>, Vec<_>) = self.0.into_iter().filter_map(ListRow::job).unzip();
+        let damaged_rows = damaged.iter().filter(|damaged| **damaged).count();
+        if let Some(example) = damaged.iter().position(|damaged| *damaged) {
+            let job = &jobs[example].id;
+            tracing::warn!(damaged_rows, %job, "stored workflows or outputs of jobs are damaged or empty");
+        }
+        let returned = jobs.len() as i64;
+        Ok(Page { next: (returned < found && range.limit > 0).then_some(range.offset + returned), jobs })
+    }
 }
 
 impl Database {
     /// Records that a job's object is in the cluster.
     pub async fn record_registration(&self, job_id: &JobId) -> Result<(), DatabaseError> {
-        self.execute(sqlx::query!("UPDATE jobs SET registered = true WHERE workflowid = $1", job_id.as_str())).await?;
-        Ok(())
+        self.run(async |connection| {
+            sqlx::query!("UPDATE jobs SET registered = true WHERE workflowid = $1", job_id.as_str())
+                .execute(connection)
+                .await?;
+            Ok(())
+        })
+        .await
     }
 
-    /// The jobs that match, newest first.
-    pub async fn list_jobs(&self, filter: JobFilter, range: ListRange) -> Result<Vec<Job>, DatabaseError> {
-        self.run(async |connection| select(connection, &filter, range).await).await
+    /// The jobs that match, newest first, if the nonce of the request is not refused. The nonce is not used.
+    pub async fn list_jobs(
+        &self,
+        filter: JobFilter,
+        range: ListRange,
+        nonce: Option<NonceUse>,
+    ) -> Result<Page, NonceError> {
+        let listed = self.run(async |connection| select(connection, &filter, range, nonce.as_ref()).await).await?;
+        listed.page(nonce.as_ref(), range)
     }
 
     /// Every unfinished job, oldest first.
-    pub async fn list_unfinished(&self, range: ListRange) -> Result<Vec<Job>, DatabaseError> {
-        self.run(async |connection| {
-            select_jobs!(
-                connection,
-                "WHERE datefinished IS NULL ORDER BY datecreated, workflowid LIMIT $1 OFFSET $2",
-                range.limit,
-                range.offset
-            )
-        })
-        .await
+    pub async fn list_unfinished(&self, range: ListRange) -> Result<Page, NonceError> {
+        let listed = self.run(async |connection| {
+            select_jobs!(connection, None, range, "datefinished IS NULL", "datecreated, workflowid",)
+        });
+        listed.await?.page(None, range)
     }
 
-    /// What getResult needs to know of a job; `None` unless the job exists and is the owner's.
-    pub async fn result(&self, job_id: &JobId, owner: &Owner) -> Result<Option<ResultRow>, DatabaseError> {
-        self.run(async |connection| {
-            let row = sqlx::query!(
+    /// Uses the nonce, and returns what getResult needs to know of a job, in one statement; `None` unless the job exists
+    /// and is the owner's.
+    pub async fn result(
+        &self,
+        job_id: &JobId,
+        owner: &Owner,
+        nonce: NonceUse,
+    ) -> Result<Option<ResultRow>, NonceError> {
+        let attempt = Uuid::new_v4().simple().to_string();
+        let row = self.run(async |connection| {
+            let arguments = NonceArguments::new(Some(&nonce));
+            Ok(sqlx::query!(
                 r#"
-                SELECT provider, signerverified AS signer_verified, coalesce(removed, 0) <> 0 AS "removed!",
-                       outputsurl AS outputs
-                FROM jobs
-                WHERE workflowid = $1 AND owner = $2
+                SELECT nonce.refusal, nonce.highest, nonce.made, jobs.workflowid IS NOT NULL AS "found!",
+                       jobs.provider AS "provider?", coalesce(jobs.signerverified, false) AS "signer_verified!",
+                       coalesce(jobs.removed, 0) <> 0 AS "removed!", jobs.outputsurl AS "outputs?"
+                FROM use_nonce($1, $2, $3, $4, $5, $6) AS nonce
+                LEFT JOIN jobs ON nonce.refusal IS NULL AND jobs.workflowid = $7 AND jobs.owner = $8
                 LIMIT 1
                 "#,
+                arguments.signer,
+                arguments.nonce,
+                arguments.window,
+                arguments.shared,
+                arguments.request,
+                attempt,
                 job_id.as_str(),
                 owner.as_str(),
             )
-            .fetch_optional(connection)
-            .await?;
-            Ok(row.map(|row| ResultRow {
-                provider: row.provider.and_then(|address| address.parse().ok()),
-                signer_verified: row.signer_verified,
-                removed: row.removed,
-                outputs: row.outputs,
-            }))
-        })
-        .await
+            .fetch_one(connection)
+            .await?)
+        });
+        let row = row.await?;
+        NonceResult { refusal: row.refusal, highest: row.highest, made: row.made }.verdict(Some(&nonce)).once()?;
+        Ok(row.found.then(|| ResultRow {
+            provider: row.provider.and_then(|address| address.parse().ok()),
+            signer_verified: row.signer_verified,
+            removed: row.removed,
+            outputs: row.outputs,
+        }))
     }
 
     /// The namespace of a job; `None` if its row has none or there is no such job.
@@ -185,36 +285,33 @@ async fn select(
     connection: &mut PgConnection,
     filter: &JobFilter,
     range: ListRange,
-) -> Result<Vec<Job>, DatabaseError> {
+    nonce: Option<&NonceUse>,
+) -> Result<Listed, DatabaseError> {
     let agreement_id = filter.agreement_id.as_ref().map(AgreementId::as_str);
     let owner = filter.owner.as_ref().map(Owner::as_str);
     match (&filter.job_id, agreement_id, owner) {
         (Some(job_id), agreement_id, owner) => select_jobs!(
             connection,
-            "WHERE workflowid = $1 AND ($2::text IS NULL OR agreementid = $2) AND ($3::text IS NULL OR owner = $3)
-             ORDER BY datecreated DESC, workflowid LIMIT $4 OFFSET $5",
+            nonce,
+            range,
+            "workflowid = $8 AND ($9::text IS NULL OR agreementid = $9) AND ($10::text IS NULL OR owner = $10)",
+            "datecreated DESC, workflowid",
             job_id.as_str(),
             agreement_id,
-            owner,
-            range.limit,
-            range.offset
+            owner
         ),
         (None, Some(agreement_id), owner) => select_jobs!(
             connection,
-            "WHERE agreementid = $1 AND ($2::text IS NULL OR owner = $2)
-             ORDER BY datecreated DESC, workflowid LIMIT $3 OFFSET $4",
+            nonce,
+            range,
+            "agreementid = $8 AND ($9::text IS NULL OR owner = $9)",
+            "datecreated DESC, workflowid",
             agreement_id,
-            owner,
-            range.limit,
-            range.offset
+            owner
         ),
-        (None, None, Some(owner)) => select_jobs!(
-            connection,
-            "WHERE owner = $1 ORDER BY datecreated DESC, workflowid LIMIT $2 OFFSET $3",
-            owner,
-            range.limit,
-            range.offset
-        ),
-        (None, None, None) => Ok(Vec::new()),
+        (None, None, Some(owner)) => {
+            select_jobs!(connection, nonce, range, "owner = $8", "datecreated DESC, workflowid", owner)
+        }
+        (None, None, None) => Ok(Listed(Vec::new())),
     }
 }

@@ -1,12 +1,14 @@
 //! Starting a job: inserts its row.
 
-use sqlx::{Acquire, PgConnection};
+use serde_json::Value;
+use sqlx::PgConnection;
 
 use super::{JobFilter, ListRange};
 use crate::auth::{Address, NonceUse};
-use crate::db::{Database, DatabaseError, NonceError, nonces};
+use crate::db::nonces::{NonceArguments, NonceResult, Verdict};
+use crate::db::{Database, DatabaseError, NonceError};
 use crate::domain::workflow::Summary;
-use crate::domain::{AgreementId, ChainId, Job, JobId, Namespace, Owner, Status, StopRequest, environment};
+use crate::domain::{AgreementId, ChainId, Job, JobId, Namespace, Owner, Status, StopRequest};
 
 /// A job to insert.
 #[derive(Debug, Clone)]
@@ -29,15 +31,17 @@ pub struct NewJob {
     pub valid_until: Option<i64>,
     /// The document that the engine reads, as ASCII.
     pub workflow: String,
-    /// What the status object shows of the workflow.
+    /// What lists show of the workflow.
     pub summary: Summary,
 }
 
-/// The result of a start. The nonce is taken in each case.
+/// The result of a start. The nonce is used in each case.
 #[derive(Debug, Clone)]
 pub enum StartOutcome {
     /// The job is inserted.
     Accepted(Box<Job>),
+    /// The same request was accepted before, and started this job.
+    Repeated(Box<Job>),
     /// The agreement has an unfinished job.
     AgreementInUse,
     /// No engine has announced the environment for the job's chain.
@@ -45,73 +49,111 @@ pub enum StartOutcome {
 }
 
 impl Database {
-    /// Takes the nonce, checks agreement and environment, and inserts the job, in one transaction.
+    /// Uses the nonce, checks agreement and environment, and inserts the job, in one statement.
     ///
     /// # Errors
-    /// If the nonce is refused or the database fails. Then nothing was written, not even the nonce.
+    /// If the nonce is refused or the database fails. Then nothing was written, or the same request may find out what
+    /// was.
     pub async fn start(&self, job: NewJob, nonce: Option<NonceUse>) -> Result<StartOutcome, NonceError> {
-        let result = self
-            .run(async |connection| {
-                let mut transaction = connection.begin().await?;
-                if let Some(nonce) = &nonce {
-                    nonces::take(&mut transaction, nonce).await?;
+        let insertion = self.run(async |connection| insert(connection, &job, nonce.as_ref()).await).await?;
+        let refusal = match insertion {
+            Insertion { in_use: true, .. } => Some(StartOutcome::AgreementInUse),
+            Insertion { accepted_by_environment: false, .. } => Some(StartOutcome::EnvironmentUnknown),
+            _ => None,
+        };
+        let result = NonceResult { refusal: insertion.refusal, highest: insertion.highest, made: insertion.made };
+        match result.verdict(nonce.as_ref()) {
+            Verdict::Refused(refused) => Err(refused.into()),
+            Verdict::Repeated { made, refused } => match (self.job(JobId::stored(made)).await?, refusal) {
+                (Some(job), _) => Ok(StartOutcome::Repeated(Box::new(job))),
+                (None, Some(refusal)) => Ok(refusal),
+                // What it was refused for has passed since.
+                (None, None) => Err(refused.into()),
+            },
+            Verdict::Accepted => match (insertion.date_created, refusal) {
+                (Some(date_created), _) => Ok(StartOutcome::Accepted(Box::new(job.accepted(date_created)))),
+                (None, Some(refusal)) => Ok(refusal),
+                // The agreement has another job since a moment ago, or this very one: inserted on a connection that
+                // was lost.
+                (None, None) => {
+                    let found = self.job(job.job_id).await?;
+                    Ok(found.map_or(StartOutcome::AgreementInUse, |job| StartOutcome::Accepted(Box::new(job))))
                 }
-                let outcome = match refusal(&mut transaction, &job).await? {
-                    Some(refused) => refused,
-                    None => insert(&mut transaction, &job).await?,
-                };
-                transaction.commit().await?;
-                Ok(outcome)
-            })
-            .await;
-        match result {
-            // No connection was acquired, so nothing was sent.
-            Err(NonceError::Database(DatabaseError::Unavailable(sqlx::Error::PoolTimedOut))) => result,
-            // The connection may have been lost after the commit. Then the job is there, and an error would make the
-            // caller's next attempt fail.
-            Err(NonceError::Database(error)) => {
-                let filter = JobFilter { job_id: Some(job.job_id), ..JobFilter::default() };
-                let found = self.list_jobs(filter, ListRange { limit: 1, offset: 0 }).await.unwrap_or_default();
-                let job = found.into_iter().next().ok_or(error)?;
-                Ok(StartOutcome::Accepted(Box::new(job)))
-            }
-            result => result,
+            },
+        }
+    }
+
+    async fn job(&self, job_id: JobId) -> Result<Option<Job>, NonceError> {
+        let filter = JobFilter { job_id: Some(job_id), ..JobFilter::default() };
+        let page = self.list_jobs(filter, ListRange { limit: 1, offset: 0 }, None).await?;
+        Ok(page.jobs.into_iter().next())
+    }
+}
+
+impl NewJob {
+    /// The job as it is after its insertion.
+    fn accepted(self, date_created: String) -> Job {
+        Job {
+            id: self.job_id,
+            agreement_id: self.agreement_id,
+            owner: Some(self.owner),
+            status: Some(Status::WarmingUp),
+            status_text: None,
+            date_created: Some(date_created),
+            date_finished: None,
+            outputs: None,
+            namespace: Some(self.environment),
+            stop_requested: StopRequest::NONE,
+            removed: false,
+            summary: self.summary,
+            reason: None,
         }
     }
 }
 
-/// Checks agreement and environment. Returns why the job cannot be started; `None` if it can.
-async fn refusal(connection: &mut PgConnection, job: &NewJob) -> Result<Option<StartOutcome>, DatabaseError> {
-    let found = sqlx::query!(
-        r#"
-        SELECT EXISTS (SELECT FROM jobs WHERE agreementid = $1 AND datefinished IS NULL) AS "in_use!",
-               EXISTS (SELECT FROM envs WHERE namespace = $2) AS "announced!",
-               (SELECT status FROM envs WHERE namespace = $2) AS announcement
-        "#,
-        job.agreement_id.as_str(),
-        job.environment.as_str(),
-    )
-    .fetch_one(connection)
-    .await?;
-    if found.in_use {
-        return Ok(Some(StartOutcome::AgreementInUse));
-    }
-    let announcement = found.announcement.unwrap_or_default();
-    let accepts = found.announced && environment::allows_chain(&announcement, job.chain_id.as_ref());
-    Ok((job.must_be_announced && !accepts).then_some(StartOutcome::EnvironmentUnknown))
+/// What the insertion of a job found.
+struct Insertion {
+    refusal: Option<String>,
+    highest: Option<String>,
+    made: Option<String>,
+    /// Whether the agreement has another unfinished job.
+    in_use: bool,
+    accepted_by_environment: bool,
+    /// Seconds since the epoch; `None` if the job was not inserted.
+    date_created: Option<String>,
 }
 
-async fn insert(connection: &mut PgConnection, job: &NewJob) -> Result<StartOutcome, DatabaseError> {
+async fn insert(
+    connection: &mut PgConnection,
+    job: &NewJob,
+    nonce: Option<&NonceUse>,
+) -> Result<Insertion, DatabaseError> {
+    let nonce = NonceArguments::new(nonce);
     // Another start of the same agreement may be under way: then this waits for its end, and the index
     // jobs_active_agreement decides.
-    let date_created = sqlx::query_scalar!(
+    Ok(sqlx::query_as!(
+        Insertion,
         r#"
-        INSERT INTO jobs (agreementid, workflowid, owner, status, statustext, datecreated, laststatusupdate, workflow,
-                          namespace, provider, chainid, validuntil, signerverified, registered)
-        VALUES ($1, $2, $3, $4, $5, clock_timestamp() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', $6, $7, $8, $9, $10,
-                true, false)
-        ON CONFLICT (agreementid) WHERE datefinished IS NULL AND signerverified DO NOTHING
-        RETURNING to_char(extract(epoch FROM datecreated), 'FM9999999999990.000000')
+        WITH nonce AS MATERIALIZED (
+            SELECT refusal, highest, made FROM use_nonce($13, $14, $15, $16, $17, $2)
+        ), checks AS MATERIALIZED (
+            SELECT EXISTS (SELECT FROM jobs WHERE agreementid = $1 AND datefinished IS NULL AND workflowid <> $2) AS in_use,
+                   NOT $18 OR EXISTS (SELECT FROM envs
+                                      WHERE envs.namespace = $7 AND announcement_allows(envs.status, $9)) AS accepted
+        ), inserted AS (
+            INSERT INTO jobs (agreementid, workflowid, owner, status, statustext, datecreated, laststatusupdate,
+                              workflow, namespace, provider, chainid, validuntil, algodid, inputdids, workflowchain,
+                              signerverified, registered)
+            SELECT $1, $2, $3, $4, $5, clock_timestamp() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', $6, $7, $8, $9, $10,
+                   $11, $12, $19, true, false
+            FROM nonce, checks
+            WHERE nonce.refusal IS NULL AND checks.accepted AND NOT checks.in_use
+            ON CONFLICT (agreementid) WHERE datefinished IS NULL AND signerverified DO NOTHING
+            RETURNING to_char(extract(epoch FROM datecreated), 'FM9999999999990.000000') AS date_created
+        )
+        SELECT nonce.refusal, nonce.highest, nonce.made, checks.in_use AS "in_use!",
+               checks.accepted AS "accepted_by_environment!", (SELECT date_created FROM inserted) AS date_created
+        FROM nonce, checks
         "#,
         job.agreement_id.as_str(),
         job.job_id.as_str(),
@@ -123,25 +165,16 @@ async fn insert(connection: &mut PgConnection, job: &NewJob) -> Result<StartOutc
         job.provider.to_lowercase(),
         job.chain_id.as_ref().map(ChainId::as_str),
         job.valid_until,
+        job.summary.algo_did,
+        job.summary.input_dids_json(),
+        nonce.signer,
+        nonce.nonce,
+        nonce.window,
+        nonce.shared,
+        nonce.request,
+        job.must_be_announced,
+        job.summary.chain_id.as_ref().map(Value::to_string),
     )
-    .fetch_optional(connection)
-    .await?;
-    let Some(date_created) = date_created else {
-        return Ok(StartOutcome::AgreementInUse);
-    };
-    Ok(StartOutcome::Accepted(Box::new(Job {
-        id: job.job_id.clone(),
-        agreement_id: job.agreement_id.clone(),
-        owner: Some(job.owner.clone()),
-        status: Some(Status::WarmingUp),
-        status_text: None,
-        date_created,
-        date_finished: None,
-        outputs: None,
-        namespace: Some(job.environment.clone()),
-        stop_requested: StopRequest::NONE,
-        removed: false,
-        summary: job.summary.clone(),
-        reason: None,
-    })))
+    .fetch_one(connection)
+    .await?)
 }

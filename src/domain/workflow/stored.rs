@@ -15,12 +15,9 @@ pub struct Summary {
     pub input_dids: Vec<String>,
     /// The chain as it was sent, if there is one.
     pub chain_id: Option<Value>,
-    /// Whether the text is a document that the engine can read.
-    pub readable: bool,
 }
 
 impl Summary {
-    /// The summary of a readable workflow.
     pub(super) fn new<'a>(
         algorithm: Option<&str>,
         inputs: impl Iterator<Item = &'a str>,
@@ -30,8 +27,12 @@ impl Summary {
             algo_did: algorithm.filter(|id| !id.is_empty()).unwrap_or("raw").to_owned(),
             input_dids: inputs.filter(|id| !id.is_empty()).map(str::to_owned).collect(),
             chain_id: chain_id.filter(|chain| !chain.is_null()).cloned(),
-            readable: true,
         }
+    }
+
+    /// The inputs' ids as JSON, in ASCII.
+    pub fn input_dids_json(&self) -> String {
+        to_ascii_json(&json!(self.input_dids))
     }
 }
 
@@ -50,19 +51,10 @@ pub fn document(workflow: &Object, job_id: &JobId, namespace: &Namespace) -> Str
     }))
 }
 
-/// Summarizes a document, as far as it can be read: it may be damaged, empty or missing.
-pub fn summarize(document: Option<&str>) -> Summary {
-    let document: Option<Value> = document.and_then(|document| serde_json::from_str(document).ok());
-    let workflow = document.as_ref().and_then(|document| document.pointer("/spec/metadata"));
-    let stage = workflow.and_then(|workflow| workflow.pointer("/stages/0"));
-    let algorithm = stage.and_then(|stage| stage.pointer("/algorithm/id")?.as_str());
-    let inputs = stage.and_then(|stage| stage.get("input")?.as_array()).into_iter().flatten();
-    let summary = Summary::new(
-        algorithm,
-        inputs.filter_map(|input| input.get("id")?.as_str()),
-        workflow.and_then(|workflow| workflow.get("chainId")),
-    );
-    Summary { readable: stage.is_some(), ..summary }
+/// Returns whether the engine can read a document.
+pub fn is_readable(document: &str) -> bool {
+    let document: Option<Value> = serde_json::from_str(document).ok();
+    document.is_some_and(|document| document.pointer("/spec/metadata/stages/0").is_some())
 }
 
 /// The `maxtime` of a document, in seconds, if there is one above 0.
@@ -87,21 +79,4 @@ pub fn stored(document: &str) -> Option<Object> {
 fn stored_compute(document: &str) -> Option<Value> {
     let mut document: Value = serde_json::from_str(document).ok()?;
     Some(document.pointer_mut("/spec/metadata/stages/0/compute")?.take())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn damaged_documents_show_what_is_known() {
-        for damaged in
-            [None, Some(""), Some("null"), Some("{\"spec\""), Some("[]"), Some(r#"{"spec": {"metadata": 7}}"#)]
-        {
-            let summary = summarize(damaged);
-            assert_eq!(summary.algo_did, "raw");
-            assert_eq!(summary.input_dids, Vec::<String>::new());
-            assert!(!summary.readable);
-        }
-    }
 }
