@@ -49,10 +49,10 @@ impl Policy {
     /// If no form gives a signer, or none that is allowed.
     pub fn signer(&self, signed: &Signed<'_>, signature: &str) -> Result<Address, AccessError> {
         let forms = forms(signed, self.signature_strict);
-        let mut signers = forms.iter().filter_map(|form| Some((form, recover(form, signature).ok()?)));
+        let mut signers = forms.iter().map(|form| Ok::<_, Unrecoverable>((form, recover(form, signature)?)));
         // If no form gives a signer, the first does not either.
-        let first = signers.next().ok_or(Unrecoverable)?;
-        let mut candidates = std::iter::once(first).chain(signers).map(|(_, address)| address);
+        let first = signers.next().ok_or(Unrecoverable::NoKey)??;
+        let mut candidates = std::iter::once(first).chain(signers.flatten()).map(|(_, address)| address);
         if self.signature_required {
             let allowed = candidates.find(|address| self.allowed_providers.contains(address));
             return allowed.ok_or_else(|| AccessError::NotAllowed {
