@@ -32,7 +32,7 @@ ANY_RESOURCE = {
     "xray:PutTelemetryRecords",
 }
 # Only `operator-service serve` reads them.
-SERVER_ONLY = {"HOST", "PORT"}
+SERVER_ONLY = {"HOST", "PORT", "LOCAL_ADMIN"}
 # SAM's translator logs the state of its feature toggles.
 logging.disable()
 

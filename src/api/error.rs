@@ -74,11 +74,6 @@ impl ApiError {
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "An internal error occurred; it has been logged")
     }
-
-    /// Returns whether the status is a 5xx.
-    pub fn is_server_error(&self) -> bool {
-        self.status.is_server_error()
-    }
 }
 
 impl IntoResponse for ApiError {

@@ -13,6 +13,8 @@ pub mod openapi;
 pub mod routes;
 mod schemas;
 
+use std::any::Any;
+
 use axum::Router;
 use axum::extract::Request;
 use axum::http::header::{CONTENT_DISPOSITION, LINK};
@@ -20,7 +22,7 @@ use axum::http::{HeaderName, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{Any, CorsLayer};
+use tower_http::cors::{self, CorsLayer};
 
 use crate::telemetry;
 use error::ApiError;
@@ -29,7 +31,11 @@ use error::ApiError;
 pub fn with_cors(group: Router) -> Router {
     let methods = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
     let exposed: [HeaderName; 2] = [CONTENT_DISPOSITION, LINK];
-    let cors = CorsLayer::new().allow_origin(Any).allow_headers(Any).allow_methods(methods).expose_headers(exposed);
+    let cors = CorsLayer::new()
+        .allow_origin(cors::Any)
+        .allow_headers(cors::Any)
+        .allow_methods(methods)
+        .expose_headers(exposed);
     // Before the layer: otherwise the fallback would be outside it, and answer preflights.
     group.method_not_allowed_fallback(method_not_allowed).layer(cors)
 }
@@ -46,7 +52,7 @@ pub fn finish(groups: impl IntoIterator<Item = Router>) -> Router {
         .fold(Router::new(), Router::merge)
         .fallback(|| async { ApiError::not_found("There is no such route; see /api/v1/docs/") })
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| panicked()))
+        .layer(catch_panics())
         .layer(axum::middleware::from_fn(telemetry::log_requests));
     // The path has to be changed before the router reads it.
     Router::new().fallback_service(routes.map_request(plain_path))
@@ -60,6 +66,7 @@ fn plain_path(mut request: Request) -> Request {
     let begin = match segments.windows(2).position(|pair| pair == ["api", "v1"]) {
         Some(begin) => begin,
         None if segments.last() == Some(&"spec") => segments.len() - 1,
+        None if is_prefix(&segments) => segments.len(),
         None => 0,
     };
     // The documentation's page needs its slash at the end, because its files are relative to it.
@@ -75,7 +82,17 @@ fn plain_path(mut request: Request) -> Request {
     request
 }
 
-fn panicked() -> Response {
-    tracing::error!("a handler panicked");
-    ApiError::internal().into_response()
+/// Returns whether a path is a prefix alone, which shows `/`: one segment that can be the name of an API Gateway stage
+/// (<https://docs.aws.amazon.com/apigateway/latest/developerguide/set-up-stages.html>).
+fn is_prefix(segments: &[&str]) -> bool {
+    let in_stage_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    matches!(segments, [stage] if *stage != "api" && stage.bytes().all(in_stage_name))
+}
+
+/// Answers with a 500 where a handler panics.
+fn catch_panics() -> CatchPanicLayer<fn(Box<dyn Any + Send>) -> Response> {
+    CatchPanicLayer::custom(|_| {
+        tracing::error!("a handler panicked");
+        ApiError::internal().into_response()
+    })
 }

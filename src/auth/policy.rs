@@ -65,13 +65,14 @@ impl Policy {
         // A recovery takes most of a request's time: the next form is tried only if this one does not fit.
         let mut first = None;
         for form in forms(signed, self.signature_strict) {
-            let Ok(address) = recover(&form, signature) else { continue };
+            let address = recover(&form, signature)?;
             if is_expected(address) {
                 return Ok(Signer { address, caller: form.caller });
             }
             first = first.or(Some((address, form)));
         }
-        let (address, form) = first.ok_or(Unrecoverable)?;
+        // There is always a form.
+        let (address, form) = first.ok_or(Unrecoverable::NoKey)?;
         if self.signature_required {
             let Form { message, .. } = form;
             return Err(AccessError::NotAllowed { signature: signature.to_owned(), message, signer: address });

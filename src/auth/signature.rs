@@ -8,10 +8,23 @@ use super::address::without_0x;
 use super::{Address, Nonce};
 use crate::domain::{AgreementId, JobId, Owner, ProviderAddress};
 
-/// The signature is not 65 bytes of hex, or no key could have made it.
+/// Why no signer can be recovered from a signature. The beginning of the text is the Python service's; the signature
+/// itself is not in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("Failed to recover address")]
-pub struct Unrecoverable;
+pub enum Unrecoverable {
+    /// It has this number of characters, without `0x`.
+    #[error("Failed to recover address: the signature must have 130 hex digits (65 bytes), and has {0} characters")]
+    Length(usize),
+    /// It has other characters.
+    #[error("Failed to recover address: the signature must be hex, and has other characters")]
+    NotHex,
+    /// This is its last byte.
+    #[error("Failed to recover address: v, the last byte of the signature, must be 0, 1, 27 or 28, and is {0}")]
+    RecoveryId(u8),
+    /// r or s is out of range, or r is not the coordinate of a point.
+    #[error("Failed to recover address: no key can have made this signature")]
+    NoKey,
+}
 
 /// The kind of a request, as far as its signature depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,20 +114,25 @@ pub fn forms(signed: &Signed<'_>, strict: bool) -> Vec<Form> {
 /// Recovers the address whose key signed the form's message.
 ///
 /// # Errors
-/// If the signature is not 65 bytes of hex, or no key could have made it.
+/// If the signature is not 65 bytes of hex, or no key could have made it. Which of these does not depend on the form.
 pub fn recover(form: &Form, signature: &str) -> Result<Address, Unrecoverable> {
     let mut bytes = [0; 65];
-    hex::decode_to_slice(without_0x(signature), &mut bytes).map_err(|_| Unrecoverable)?;
+    let digits = without_0x(signature);
+    let length = digits.chars().count();
+    if length != 2 * bytes.len() {
+        return Err(Unrecoverable::Length(length));
+    }
+    hex::decode_to_slice(digits, &mut bytes).map_err(|_| Unrecoverable::NotHex)?;
     let recovery_id = match bytes[64] {
         v @ (0 | 1) => v,
         v @ (27 | 28) => v - 27,
-        _ => return Err(Unrecoverable),
+        v => return Err(Unrecoverable::RecoveryId(v)),
     };
-    let recovery_id = RecoveryId::from_byte(recovery_id).ok_or(Unrecoverable)?;
-    let signature = EcdsaSignature::from_slice(&bytes[..64]).map_err(|_| Unrecoverable)?;
+    let recovery_id = RecoveryId::from_byte(recovery_id).ok_or(Unrecoverable::RecoveryId(bytes[64]))?;
+    let signature = EcdsaSignature::from_slice(&bytes[..64]).map_err(|_| Unrecoverable::NoKey)?;
     VerifyingKey::recover_from_prehash(&digest(form), &signature, recovery_id)
         .map(|key| Address::of(&key))
-        .map_err(|_| Unrecoverable)
+        .map_err(|_| Unrecoverable::NoKey)
 }
 
 /// The 32 bytes that secp256k1 signs for a form.

@@ -8,7 +8,8 @@ use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
     runtime::run(lambda::run_router(DatabaseUse::Required, |config| {
-        let (db, cluster, admins) = (runtime::db(&config)?, runtime::cluster(&config), Admins::listed(&config));
+        let (db, cluster, admins) =
+            (runtime::db(&config)?, runtime::cluster(&config), Admins::configured(&config.access));
         Ok(admin::router(config, db, cluster, admins))
     }))
 }

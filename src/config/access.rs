@@ -1,7 +1,9 @@
 //! Whose requests are accepted: signers and administrators.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use super::aws;
 use super::variables::{Off, Reader, Section, Unset, Variable};
 use crate::auth::Policy;
 
@@ -26,8 +28,15 @@ const ALLOWED_PROVIDERS: Variable<Unset> = Variable {
 const ALLOWED_ADMINS: Variable<Unset> = Variable {
     name: "ALLOWED_ADMINS",
     default: Unset("none"),
-    description: "A list of the values that the header `Admin` of an administrator's request may have. If unset, these \
-        routes refuse every request; a server that listens on a loopback address accepts those from this machine.",
+    description: "A list of the values that the header `Admin` of an administrator's request may have. If unset, the \
+        admin routes refuse every request, unless `LOCAL_ADMIN` is 1.",
+};
+const LOCAL_ADMIN: Variable<Off> = Variable {
+    name: "LOCAL_ADMIN",
+    default: Off,
+    description: "1: where `ALLOWED_ADMINS` is unset, the admin routes accept the requests that are sent to a loopback \
+        name and through no proxy. For trying the service out on one's own machine: refused in a Lambda function and \
+        where `HOST` is not a loopback address. Without effect if `ALLOWED_ADMINS` is set.",
 };
 const NONCE_WINDOW: Variable<u64> = Variable {
     name: "NONCE_WINDOW",
@@ -37,7 +46,14 @@ const NONCE_WINDOW: Variable<u64> = Variable {
 
 pub(super) const SECTION: Section = Section {
     title: "Signatures and administrators",
-    variables: &[&SIGNATURE_REQUIRED, &SIGNATURE_STRICT, &ALLOWED_PROVIDERS, &ALLOWED_ADMINS, &NONCE_WINDOW],
+    variables: &[
+        &SIGNATURE_REQUIRED,
+        &SIGNATURE_STRICT,
+        &ALLOWED_PROVIDERS,
+        &ALLOWED_ADMINS,
+        &LOCAL_ADMIN,
+        &NONCE_WINDOW,
+    ],
 };
 
 /// The signers and administrators whose requests are accepted.
@@ -47,6 +63,8 @@ pub struct AccessConfig {
     pub policy: Policy,
     /// ALLOWED_ADMINS in lower case; `None` if the variable is unset.
     pub allowed_admins: Option<Vec<String>>,
+    /// Whether the admin routes are open to local requests where `allowed_admins` is `None` (LOCAL_ADMIN).
+    pub local_admin: bool,
 }
 
 impl AccessConfig {
@@ -58,6 +76,10 @@ impl AccessConfig {
             reader.must_be(ALLOWED_PROVIDERS.name, expected);
         }
         let allowed_admins = reader.list(&ALLOWED_ADMINS);
+        let local_admin = reader.flag(&LOCAL_ADMIN);
+        if local_admin && aws::is_lambda(reader) {
+            reader.must_be(LOCAL_ADMIN.name, "0 or unset in a Lambda function");
+        }
         Self {
             policy: Policy {
                 signature_required,
@@ -66,6 +88,14 @@ impl AccessConfig {
                 nonce_window: Duration::from_secs(reader.seconds(&NONCE_WINDOW)),
             },
             allowed_admins: allowed_admins.map(|admins| admins.iter().map(|admin| admin.to_lowercase()).collect()),
+            local_admin,
+        }
+    }
+
+    /// Checks what depends on the address that a server listens on.
+    pub(super) fn check_server(&self, reader: &mut Reader<'_>, host: IpAddr) {
+        if self.local_admin && !host.is_loopback() {
+            reader.must_be(LOCAL_ADMIN.name, "0 or unset where HOST is not a loopback address");
         }
     }
 }

@@ -75,7 +75,13 @@ impl Config {
 
     /// Reads the process's environment, HOST and PORT included.
     pub fn of_server() -> Result<(Self, ServerConfig), ConfigError> {
-        Reader::run(&from_env, |reader| (Self::sections(reader, DatabaseUse::Required), ServerConfig::read(reader)))
+        Reader::run(&from_env, Self::and_server)
+    }
+
+    fn and_server(reader: &mut Reader<'_>) -> (Self, ServerConfig) {
+        let (config, server) = (Self::sections(reader, DatabaseUse::Required), ServerConfig::read(reader));
+        config.access.check_server(reader, server.host);
+        (config, server)
     }
 
     /// Reads the variables that `lookup` finds by name. An empty variable counts as unset.
@@ -154,6 +160,30 @@ mod tests {
         assert_eq!(config.access.allowed_admins, None);
         assert_eq!(config.jobs.default_namespace.as_str(), "ocean-compute");
         assert_eq!(config.access.policy.nonce_window, Duration::from_secs(300));
+        // Provider waits 10 s for a result to begin (docs/contract/callers.md, "Retries").
+        assert_eq!(config.storage.timeout, Duration::from_secs(8));
+    }
+
+    #[test]
+    fn local_admin_is_refused_in_a_function_and_on_an_address_that_others_can_reach() {
+        for (name, value, refused) in [
+            ("HOST", "127.0.0.1", false),
+            ("HOST", "::1", false),
+            ("HOST", "0.0.0.0", true),
+            ("HOST", "::", true),
+            ("HOST", "192.168.1.2", true),
+            ("AWS_LAMBDA_FUNCTION_NAME", "admin", true),
+        ] {
+            for local_admin in ["0", "1"] {
+                let find = |wanted: &str| match wanted {
+                    "LOCAL_ADMIN" => Some(local_admin.to_owned()),
+                    _ if wanted == name => Some(value.to_owned()),
+                    _ => None,
+                };
+                let error = Reader::run(&find, Config::and_server).unwrap_err().to_string();
+                assert_eq!(error.contains("LOCAL_ADMIN"), refused && local_admin == "1", "{name}={value}: {error}");
+            }
+        }
     }
 
     #[test]
@@ -178,11 +208,7 @@ mod tests {
             read.borrow_mut().insert(name.to_owned());
             None
         };
-        let all = |reader: &mut Reader<'_>| {
-            ServerConfig::read(reader);
-            Config::sections(reader, DatabaseUse::Required);
-        };
-        Reader::run(&record, all).unwrap_err();
+        Reader::run(&record, Config::and_server).unwrap_err();
         // What libraries read.
         read.borrow_mut().extend(["KUBECONFIG", "AWS_REGION"].map(str::to_owned));
         let described: Vec<_> = table().into_iter().map(|entry| entry.name.to_owned()).collect();

@@ -42,8 +42,8 @@ const RESULT_API_KEY_HOSTS: Variable<Unset> = Variable {
 };
 const RESULT_TIMEOUT: Variable<u64> = Variable {
     name: "RESULT_TIMEOUT",
-    default: 20,
-    description: "Seconds within which an origin's response has to begin.",
+    default: 8,
+    description: "Seconds within which an origin's response has to begin. Provider waits 10.",
 };
 const RESULT_IDLE_TIMEOUT: Variable<u64> = Variable {
     name: "RESULT_IDLE_TIMEOUT",

@@ -36,13 +36,13 @@ pub async fn serve() -> Result<(), BoxError> {
     let (config, server) = Config::of_server()?;
     let config = Arc::new(config);
     telemetry::init(&config.log, Format::Text)?;
-    let admins = Admins::of_server(&config, server.host);
+    let admins = Admins::configured(&config.access);
     match &admins {
         Admins::AnyoneLocal => {
-            tracing::warn!("ALLOWED_ADMINS is not set: the admin routes accept every request from this machine")
+            tracing::warn!("LOCAL_ADMIN is 1: the admin routes accept every request that is sent to localhost")
         }
         Admins::Listed(admins) if admins.is_empty() => {
-            tracing::warn!("ALLOWED_ADMINS is not set: the admin routes refuse every request")
+            tracing::warn!("ALLOWED_ADMINS names nobody: the admin routes refuse every request")
         }
         Admins::Listed(_) => {}
     }

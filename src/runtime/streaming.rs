@@ -4,13 +4,16 @@
 //! error trailer after the content (`lambda_runtime`, `requests.rs`): callers would read that as the file's last bytes.
 //! This module closes the connection, as a server does, and Lambda then closes the caller's.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::body::Body;
 use axum::http::Response;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, HeaderMap};
 use bytes::Bytes;
 use futures_util::{StreamExt, future, stream};
 use lambda_http::request::LambdaRequest;
+use lambda_http::{Context, RequestExt, lambda_runtime};
 use serde_json::{Map, Value, json};
 use tower::ServiceExt;
 
@@ -25,13 +28,15 @@ pub(super) async fn run(router: Router) -> Result<(), BoxError> {
     // For plain HTTP to the runtime API only: no root certificates, and no timeout.
     let tls = rustls::ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty());
     let client = reqwest::Client::builder().tls_backend_preconfigured(tls.with_no_client_auth()).no_proxy().build()?;
+    let config = Arc::new(lambda_runtime::Config::from_env());
     loop {
         let next = client.get(format!("{invocations}/next")).send().await?.error_for_status()?;
-        let id = next.headers().get("lambda-runtime-aws-request-id").and_then(|id| id.to_str().ok());
-        let invocation = format!("{invocations}/{}", id.ok_or("the runtime API sent no request id")?);
+        let context = context(next.headers(), config.clone())?;
+        let invocation = format!("{invocations}/{}", context.request_id);
         let report = match serde_json::from_slice::<LambdaRequest>(&next.bytes().await?) {
             Ok(event) => {
-                let request: lambda_http::Request = event.into();
+                // The context is what metrics and log lines are made of (`telemetry::log_requests`).
+                let request = lambda_http::Request::from(event).with_lambda_context(context);
                 let Ok(response) = router.clone().oneshot(request.map(Body::new)).await;
                 client
                     .post(format!("{invocation}/response"))
@@ -49,6 +54,15 @@ pub(super) async fn run(router: Router) -> Result<(), BoxError> {
             tracing::warn!(error = &error as &dyn std::error::Error, "the runtime API did not accept a whole response");
         }
     }
+}
+
+/// The context of an invocation, made as `lambda_http` makes it, from the headers of the runtime API.
+fn context(headers: &HeaderMap, config: Arc<lambda_runtime::Config>) -> Result<Context, BoxError> {
+    let missing = |name: &str| format!("the runtime API sent no {name}");
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).ok_or_else(|| missing(name));
+    // `Context::new` panics without it.
+    header("lambda-runtime-deadline-ms")?;
+    Context::new(header("lambda-runtime-aws-request-id")?, config, headers)
 }
 
 /// The form that Lambda streams: status and headers in JSON, eight zero bytes, the content.

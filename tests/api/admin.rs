@@ -1,7 +1,6 @@
 //! The admin routes: /pgsqlinit, /info, /list, /logs
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use futures_util::{StreamExt, stream};
 use operator_service::api::routes::ROUTES;
@@ -43,7 +42,7 @@ async fn a_missing_admin_header_is_a_400_and_a_wrong_one_a_401() {
 }
 
 #[tokio::test]
-async fn without_allowed_admins_the_local_server_is_open() {
+async fn with_local_admin_requests_to_a_loopback_name_are_accepted() {
     let app = App::start().await;
     assert_eq!(app.send(Call::get("list")).await.ok(), json!([]));
     is_text(&app.send(Call::new(Method::POST, "pgsqlinit")).await, 200, "");
@@ -57,7 +56,7 @@ async fn without_allowed_admins_the_local_server_is_open() {
 }
 
 #[tokio::test]
-async fn an_open_server_answers_only_to_loopback_names() {
+async fn with_local_admin_all_other_requests_are_refused() {
     let app = App::start().await;
     for (route, method) in admin_routes() {
         for host in [
@@ -77,6 +76,21 @@ async fn an_open_server_answers_only_to_loopback_names() {
             let call = Call::new(method.clone(), route).with("jobId", "ab").header("origin", origin);
             assert_eq!(app.send(call).await.error().0, 403, "{route} {origin}");
         }
+        // A reverse proxy on this machine.
+        for (name, value) in [
+            ("Forwarded", "for=192.0.2.1"),
+            ("X-Forwarded-For", "192.0.2.1"),
+            ("x-forwarded-for", "127.0.0.1"),
+            ("X-Forwarded-Host", "localhost"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Anything", ""),
+            ("Via", "1.1 proxy"),
+        ] {
+            let call = Call::new(method.clone(), route).with("jobId", "ab").header("host", "localhost");
+            let (status, text) = app.send(call.header(name, value)).await.error();
+            assert_eq!(status, 403, "{route} {name}");
+            assert!(text.contains("LOCAL_ADMIN") && text.contains("ALLOWED_ADMINS"), "{text}");
+        }
     }
     // The other routes are open to everybody, under any name.
     assert_eq!(app.send(Call::get("runningjobs").header("host", "service.example")).await.ok(), json!([]));
@@ -85,12 +99,14 @@ async fn an_open_server_answers_only_to_loopback_names() {
 }
 
 #[tokio::test]
-async fn without_allowed_admins_a_function_or_a_public_server_refuses_everybody() {
-    let function = App::builder().function().start().await;
-    let public = App::builder().pretending_to_listen_on("0.0.0.0".parse::<IpAddr>().unwrap()).start().await;
-    for app in [function, public] {
+async fn without_allowed_admins_and_local_admin_everybody_is_refused() {
+    let neither = App::builder().var("LOCAL_ADMIN", "0").start().await;
+    // ALLOWED_ADMINS takes precedence over LOCAL_ADMIN.
+    let nobody = App::builder().var("ALLOWED_ADMINS", "[]").start().await;
+    let both = App::builder().var("ALLOWED_ADMINS", "0xanother").start().await;
+    for app in [neither, nobody, both] {
         for (route, method) in admin_routes() {
-            let call = || Call::new(method.clone(), route).with("jobId", "ab");
+            let call = || Call::new(method.clone(), route).with("jobId", "ab").header("host", "localhost");
             is_text(&app.send(call()).await, 400, "Admin header is empty.\nstatus code: 400");
             let wrong = "Access admin route failed due to invalid admin address.\nstatus code: 401";
             is_text(&app.send(call().header("Admin", "0xadmin")).await, 401, wrong);

@@ -260,7 +260,10 @@ async fn checks_5_to_8_are_made_in_that_order() {
     let call = attempt(&stranger, "nowhere", &running.agreement_id, used);
     let (status, text) = app.send(call.clone()).await.error();
     assert_eq!(status, 401, "{text}");
-    app.send(call.with("providerSignature", "0x")).await.is_error(400, "Failed to recover address");
+    app.send(call.with("providerSignature", "0x")).await.is_error(
+        400,
+        "Failed to recover address: the signature must have 130 hex digits (65 bytes), and has 0 characters",
+    );
     assert_eq!(app.database.count("usednonces").await, 0);
     // 6
     app.send(attempt(&key, "nowhere", &running.agreement_id, used))

@@ -40,12 +40,31 @@ async fn a_stage_prefix_makes_no_difference() {
     }
 }
 
+/// As behind API Gateway, where the stage is not part of the path that a function receives.
+#[tokio::test]
+async fn a_stage_prefix_alone_shows_the_services_own_page() {
+    let app = App::start().await;
+    let get = async |path: &str| app.send(Call::to_path(Method::GET, path)).await;
+    let (own, spec) = (get("/").await.ok(), get("/spec").await.ok());
+    for prefix in ["/Prod", "/Prod/", "//Prod//", "/v1", "/my-stage_2/"] {
+        assert_eq!(get(prefix).await.ok(), own, "{prefix}");
+    }
+    for path in ["/Prod/spec", "/Prod/spec/", "/a/b/spec"] {
+        assert_eq!(get(path).await.ok(), spec, "{path}");
+    }
+    let page = get("/Prod/api/v1/docs/").await;
+    assert_eq!((page.status, page.body), (200, get("/api/v1/docs/").await.body));
+}
+
 #[tokio::test]
 async fn an_unknown_route_is_a_404_in_json() {
     let app = App::start().await;
     for path in [
-        "/nothing",
+        "/nothing.html",
+        "/Prod/nothing",
+        "/Prod/nothing/",
         "/api",
+        "/api/",
         "/api/v1",
         "/api/v1/operator",
         "/api/v1/operator/nothing",

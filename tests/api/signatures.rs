@@ -84,6 +84,18 @@ async fn every_rejected_vector_fails_in_every_operation() {
     let key = Key::new();
     for vector in vectors()["reject"].as_array().unwrap() {
         let signature = &vector["providerSignature"];
+        let length = "the signature must have 130 hex digits (65 bytes), and has";
+        let wrong = match vector["why"].as_str().unwrap() {
+            "empty" => format!("{length} 0 characters"),
+            "64 bytes" => format!("{length} 128 characters"),
+            "66 bytes" => format!("{length} 132 characters"),
+            "odd number of digits" => format!("{length} 129 characters"),
+            "not hex" => "the signature must be hex, and has other characters".to_owned(),
+            "recovery id out of range" => {
+                "v, the last byte of the signature, must be 0, 1, 27 or 28, and is 29".to_owned()
+            }
+            _ => "no key can have made this signature".to_owned(),
+        };
         for call in [
             caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample()),
             caller::provider(&key).stop(&owner(), None),
@@ -95,7 +107,7 @@ async fn every_rejected_vector_fails_in_every_operation() {
         ] {
             app.send(call.with("providerSignature", signature.clone()))
                 .await
-                .is_error(400, "Failed to recover address");
+                .is_error(400, &format!("Failed to recover address: {wrong}"));
         }
     }
     assert_eq!((app.database.count("usednonces").await, app.database.count("jobs").await), (0, 0));

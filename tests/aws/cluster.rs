@@ -68,7 +68,8 @@ impl<A: Authenticate> Authenticate for OrAdministrator<A> {
 /// The environment of a service that uses this cluster and database.
 async fn env(moto: &Moto, database: &TestDatabase, cluster: &EmbeddedCluster) -> Env {
     let env = moto.and(Env::of(database.variables()));
-    env.with("EKS_CLUSTER_NAME", "compute")
+    env.with("LOCAL_ADMIN", "1")
+        .with("EKS_CLUSTER_NAME", "compute")
         .with("EKS_CLUSTER_ENDPOINT", cluster.url())
         .with("EKS_ROLE_ARN", role_arn(ROLE))
 }

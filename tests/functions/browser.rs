@@ -158,7 +158,9 @@ async fn the_page_is_complete_and_its_operations_can_be_tried_out() {
     assert_eq!(environments.request_url, format!("{own}/api/v1/operator/environments?chainId=1"));
     assert_eq!((root.status.as_str(), &root.json()["software"]), ("200", &json!("Operator service")));
     assert_eq!((status.status.as_str(), status.json()), ("200", json!([])));
-    assert_eq!((stop.status.as_str(), stop.json()), ("400", json!({ "error": "Failed to recover address" })));
+    let unreadable =
+        "Failed to recover address: the signature must have 130 hex digits (65 bytes), and has 2 characters";
+    assert_eq!((stop.status.as_str(), stop.json()), ("400", json!({ "error": unreadable })));
     assert!(stop.request_url.starts_with(&format!("{own}/api/v1/operator/compute?")), "{}", stop.request_url);
     let text = "`workflow` is required in the payload and must include workflow stages";
     assert_eq!((start.status.as_str(), start.json()), ("400", json!({ "error": text })));

@@ -442,8 +442,12 @@ async fn results_pass_ranges_on_and_errors_are_json() {
     assert_eq!((answer.status, answer.header("content-range")), (416, "bytes */10"));
 
     let call = provider(&key).result(OWNER, &job, 7);
-    function.call(&call).await.is_error(404, "No such index 7 in this compute job");
+    let missing = function.call(&call).await;
+    missing.is_error(404, "No such index 7 in this compute job");
+    assert_eq!(missing.header("content-disposition"), "attachment;filename=error.json");
     assert_eq!(function.call(&call).await.error().0, 400);
+    let head = function.call(&provider(&key).result(OWNER, &job, 0).method(Method::HEAD)).await;
+    assert_eq!((head.status, head.header("allow")), (405, "GET"));
     assert_eq!(function.call(&provider(&Key::new()).result(OWNER, &job, 0)).await.error().0, 401);
     let gone = finished(&key, &output(&origin.url("/gone"))).insert(&database).await.job_id;
     assert_eq!(function.call(&provider(&key).result(OWNER, &gone, 0)).await.error().0, 502);
@@ -599,10 +603,13 @@ async fn a_wrong_configuration_ends_the_function_with_one_message_that_names_eve
             ("ALGO_POD_TIMEOUT", "1h"),
             ("RESULT_HOSTS_ALLOWED", "[\"http://a/b\"]"),
             ("LOG_LEVEL", "a=b=c"),
+            // For one's own machine only.
+            ("LOCAL_ADMIN", "1"),
         ]),
         nowhere,
     );
-    let everywhere = ["SIGNATURE_REQUIRED", "NONCE_WINDOW", "ALGO_POD_TIMEOUT", "RESULT_HOSTS_ALLOWED", "LOG_LEVEL"];
+    let everywhere =
+        ["SIGNATURE_REQUIRED", "NONCE_WINDOW", "ALGO_POD_TIMEOUT", "RESULT_HOSTS_ALLOWED", "LOG_LEVEL", "LOCAL_ADMIN"];
     let of_database = ["POSTGRES_HOST", "POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PORT"];
     for binary in [COMPUTE, RESULTS, ENVIRONMENTS, ADMIN, DOCS, MIGRATE] {
         let output = run_program(binary, &[], &env).await;

@@ -3,6 +3,7 @@
 //! - [`results`]: /getResult and result origins
 //! - [`memory`]: the memory that a large result needs
 //! - [`lambda`]: each Lambda binary behind a runtime API
+//! - [`metrics`]: the line with the metrics of each Lambda binary
 //! - [`process`]: `operator-service` and its subcommands
 //! - [`reaper`]: `operator-service reap`, and the reaper's Lambda function
 //! - [`secrets`]: what logs must not contain
@@ -26,6 +27,7 @@ mod browser;
 mod bump;
 mod lambda;
 mod memory;
+mod metrics;
 mod process;
 mod reaper;
 mod results;

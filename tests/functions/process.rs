@@ -33,8 +33,14 @@ async fn serve_has_every_route() {
         ("/api/v1/operator/getResult", 400),
         ("/api/v1/operator/info", 400),
         ("//api/v1//operator/runningjobs", 200),
+        // Under the prefix of a stage, as the functions have it.
         ("/Prod/api/v1/operator/runningjobs", 200),
-        ("/nothing", 404),
+        ("/Prod", 200),
+        ("/Prod/", 200),
+        ("/Prod/spec", 200),
+        ("/Prod/api/v1/docs/", 200),
+        ("/Prod/nothing", 404),
+        ("/nothing.html", 404),
     ] {
         assert_eq!(get(&service, path).await.status, status, "{path}");
     }
@@ -43,11 +49,11 @@ async fn serve_has_every_route() {
 /// `curl http://localhost:8050/api/v1/operator/list` works as the README shows, and a page in the user's browser cannot
 /// do the same through a name that resolves to this machine.
 #[tokio::test]
-async fn on_a_loopback_address_admin_routes_are_open_to_loopback_names() {
+async fn with_local_admin_the_admin_routes_are_open_to_loopback_names() {
     let (_database, _key, env) = parts().await;
-    let service = Service::start(&env).await;
+    let service = Service::start(&env.with("LOCAL_ADMIN", "1")).await;
     let output = service.process.output();
-    assert!(output.lines().any(|line| line.contains("WARN") && line.contains("ALLOWED_ADMINS")), "{output}");
+    assert!(output.lines().any(|line| line.contains("WARN") && line.contains("LOCAL_ADMIN")), "{output}");
     let list = async |host: &str| {
         let request = client().get(service.url("/api/v1/operator/list")).header("host", host);
         request.send().await.unwrap().status().as_u16()
@@ -62,19 +68,36 @@ async fn on_a_loopback_address_admin_routes_are_open_to_loopback_names() {
     for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "192.168.1.2:8050", "evil:8050"] {
         assert_eq!(list(host).await, 403, "{host}");
     }
+    // nginx in front of it, for instance.
+    let forwarded = client().get(service.url("/api/v1/operator/list")).header("x-forwarded-for", "192.0.2.1");
+    assert_eq!(forwarded.send().await.unwrap().status(), 403);
 }
 
 #[tokio::test]
-async fn on_any_other_address_admin_routes_refuse_every_request() {
+async fn without_local_admin_the_admin_routes_refuse_every_request_on_every_address() {
     let (_database, _key, env) = parts().await;
-    let service = Service::start(&env.with("HOST", "0.0.0.0")).await;
-    let output = service.process.output();
-    assert!(output.lines().any(|line| line.contains("WARN") && line.contains("ALLOWED_ADMINS")), "{output}");
-    let url = format!("http://127.0.0.1:{}/api/v1/operator/list", service.address.port());
-    let answer = Answer::of(client().get(&url).send().await.unwrap()).await;
-    assert_eq!((answer.status, answer.text()), (400, "Admin header is empty.\nstatus code: 400"));
-    let answer = Answer::of(client().get(&url).header("admin", "somebody").send().await.unwrap()).await;
-    assert_eq!(answer.status, 401);
+    for host in ["127.0.0.1", "0.0.0.0"] {
+        let service = Service::start(&env.clone().with("HOST", host)).await;
+        let output = service.process.output();
+        assert!(output.lines().any(|line| line.contains("WARN") && line.contains("ALLOWED_ADMINS")), "{output}");
+        let url = format!("http://127.0.0.1:{}/api/v1/operator/list", service.address.port());
+        let answer = Answer::of(client().get(&url).send().await.unwrap()).await;
+        assert_eq!((answer.status, answer.text()), (400, "Admin header is empty.\nstatus code: 400"));
+        let answer = Answer::of(client().get(&url).header("admin", "somebody").send().await.unwrap()).await;
+        assert_eq!(answer.status, 401);
+    }
+}
+
+#[tokio::test]
+async fn local_admin_is_refused_on_an_address_that_others_can_reach() {
+    let (_database, _key, env) = parts().await;
+    for (host, local_admin) in [("0.0.0.0", "1"), ("127.0.0.1", "yes")] {
+        let output = run(&["serve"], &env.clone().with("HOST", host).with("LOCAL_ADMIN", local_admin)).await;
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.contains("LOCAL_ADMIN must be 0 or"), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
 }
 
 #[tokio::test]

@@ -1,9 +1,11 @@
 //! /getResult (docs/contract/http.md, "GET /getResult").
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
+use tokio::sync::Notify;
 
 use crate::child::Service;
 use crate::fixture::{Fixture, OWNER, finished, hosts, output, parts};
@@ -306,18 +308,15 @@ async fn a_success_uses_the_nonce() {
     let job = fixture.job(&origin.url("/out.txt")).await;
     let call = fixture.ask(&job);
     assert_eq!(fixture.send(&call).await.status, 200);
-    let (status, text) = fixture.send(&call).await.error();
-    let nonce = call.text("nonce");
-    assert_eq!((status, text), (400, format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).")));
+    fixture.send(&call).await.is_error(400, &used(&call));
     assert_eq!(origin.requests().len(), 1);
 }
 
-/// Provider repeats the same request with the same nonce after a 502 and a 504 (docs/contract/callers.md, "Retries").
+/// The signature of a failed request is valid for more than that request (docs/contract/callers.md, "Replay").
 #[tokio::test]
-async fn an_origins_failure_does_not_use_the_nonce() {
+async fn an_origins_failure_leaves_the_nonce_used() {
     let (fixture, origin) = with_origin(&[("RESULT_TIMEOUT", "1")]).await;
     let job = fixture.job(&origin.url("/out.txt")).await;
-    let call = fixture.ask(&job);
     for (failing, status) in [
         (Answer::status(500, "oops"), 502),
         (Answer::status(404, "gone"), 502),
@@ -326,12 +325,51 @@ async fn an_origins_failure_does_not_use_the_nonce() {
         (Answer::redirect(302, "http://127.0.0.1:1/"), 502),
     ] {
         origin.answer("/out.txt", failing);
+        let call = fixture.ask(&job);
         assert_eq!(fixture.send(&call).await.error().0, status);
+        let asked = origin.requests().len();
+        // The origin would answer now, and is not asked again.
+        origin.answer("/out.txt", Answer::file("hello"));
+        fixture.send(&call).await.is_error(400, &used(&call));
+        assert_eq!(origin.requests().len(), asked);
+    }
+    assert_eq!(fixture.send(&fixture.ask(&job)).await.text(), "hello");
+}
+
+/// The text that refuses a request because of its nonce, if that is the signer's highest.
+fn used(call: &Call) -> String {
+    let nonce = call.text("nonce");
+    format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).")
+}
+
+#[tokio::test]
+async fn the_nonce_is_used_before_the_origin_has_answered() {
+    let (fixture, origin) = with_origin(&[]).await;
+    let gate = Arc::new(Notify::new());
+    origin.answer("/out.txt", Answer::late(&gate, "late"));
+    let call = fixture.ask(&fixture.job(&origin.url("/out.txt")).await);
+    let first = tokio::spawn(call.request(&fixture.client, &fixture.service.url("")).send());
+    origin.asked().await;
+    fixture.send(&call).await.is_error(400, &used(&call));
+    gate.notify_one();
+    assert_eq!(first.await.unwrap().unwrap().text().await.unwrap(), "late");
+    assert_eq!(origin.requests().len(), 1);
+}
+
+/// A HEAD that used a nonce would not be what its senders expect.
+#[tokio::test]
+async fn head_is_not_offered_and_uses_no_nonce() {
+    let (fixture, origin) = with_origin(&[]).await;
+    origin.answer("/out.txt", Answer::file("hello"));
+    let call = fixture.ask(&fixture.job(&origin.url("/out.txt")).await);
+    for method in [Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
+        let answer = fixture.send(&call.clone().method(method.clone())).await;
+        assert_eq!((answer.status, answer.header("allow")), (405, "GET"), "{method}");
+        assert_eq!(answer.header("content-disposition"), NAMED, "{method}");
     }
     assert!(fixture.database.used_nonces(&fixture.provider.address).await.is_empty());
-    origin.answer("/out.txt", Answer::file("hello"));
+    assert!(origin.requests().is_empty());
     assert_eq!(fixture.send(&call).await.text(), "hello");
-    assert_eq!(fixture.send(&call).await.error().0, 400);
 }
 
 #[tokio::test]
@@ -352,6 +390,56 @@ async fn of_many_concurrent_requests_with_one_nonce_one_succeeds() {
     let answers = futures_util::future::join_all((0..50).map(|_| send())).await;
     let of = |status| answers.iter().filter(|answer| answer.status == status).count();
     assert_eq!((of(200), of(400)), (1, 49));
+}
+
+// Errors
+
+/// The Content-Disposition of every error.
+const NAMED: &str = "attachment;filename=error.json";
+
+/// Provider names what it hands to its consumer after the request's URL, which holds a valid signature, if the response
+/// has no name of its own.
+#[tokio::test]
+async fn every_error_has_a_file_name() {
+    let variables = [("RESULT_TIMEOUT", "1"), ("RESULT_STREAM_LIMIT", "9")];
+    let (fixture, origin) = with_origin(&variables).await;
+    origin.answer("/large", Answer::file("0123456789"));
+    origin.answer("/ranges", Answer::file_with_ranges("0123456789"));
+    origin.answer("/silent", Answer::silent());
+    // Of an origin that names it.
+    origin.answer("/gone", Answer::status(404, "").header("content-disposition", "attachment;filename=secret"));
+    let job = async |path: &str| fixture.job(&origin.url(path)).await;
+    let (large, ranges, silent, gone) =
+        (job("/large").await, job("/ranges").await, job("/silent").await, job("/gone").await);
+    let used = fixture.ask(&gone);
+    let stranger = Key::new();
+    let huge = Call::get("getResult").in_body().with("owner", "x".repeat(400 * 1024));
+    for (name, call, status) in [
+        ("no parameters", Call::get("getResult"), 400),
+        ("a body that is no JSON", Call::get("getResult").body("{"), 400),
+        ("an unreadable signature", fixture.ask(&gone).with("providerSignature", "0x00"), 400),
+        ("another signer", provider(&stranger).result(OWNER, &gone, 0), 401),
+        ("no such index", provider(&fixture.provider).result(OWNER, &gone, 7), 404),
+        ("an origin's error", used.clone(), 502),
+        ("a used nonce", used, 400),
+        ("a body that is too large", huge, 413),
+        ("a file that is too large", fixture.ask(&large), 413),
+        ("no such range", fixture.ask(&ranges).header("range", "bytes=10-"), 416),
+        ("no answer of the origin", fixture.ask(&silent), 504),
+    ] {
+        let answer = fixture.send(&call).await;
+        assert_eq!((answer.status, answer.header("content-disposition")), (status, NAMED), "{name}");
+        let exposed = answer.header("access-control-expose-headers").to_lowercase();
+        assert_eq!(exposed, "content-disposition", "{name}");
+    }
+
+    let (_database, key, env) = parts().await;
+    let port = devstack::local::free_port().unwrap().to_string();
+    let service = Service::start(&env.with("POSTGRES_PORT", port)).await;
+    let call = provider(&key).result(OWNER, &gone, 0);
+    let answer = call.request(&fixture.client, &service.url("")).send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.headers()["content-disposition"], NAMED);
 }
 
 // Origins that fail
@@ -432,7 +520,7 @@ async fn an_incomplete_file_never_looks_whole() {
 #[tokio::test]
 async fn a_long_response_is_not_limited() {
     let (fixture, origin) = with_origin(&[("RESULT_TIMEOUT", "1"), ("RESULT_IDLE_TIMEOUT", "3")]).await;
-    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    let gate = Arc::new(Notify::new());
     origin.answer("/out.txt", Answer::gated("first ", &gate, "then"));
     let job = fixture.job(&origin.url("/out.txt")).await;
     let mut response = fixture.begin(&fixture.ask(&job)).await.unwrap();

@@ -35,6 +35,9 @@ const TIMEOUT: Duration = Duration::from_secs(29);
 /// The maximum length of a buffered response, in bytes.
 pub const BUFFERED_LIMIT: usize = 6 * 1024 * 1024;
 
+/// The X-Ray trace of every invocation.
+pub const TRACE: &str = "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700";
+
 /// A Lambda binary and its runtime API.
 pub struct Function {
     pub process: Process,
@@ -87,8 +90,8 @@ impl Function {
         let id = uuid::Uuid::new_v4().to_string();
         let (sender, parts) = mpsc::unbounded_channel();
         self.shared.waiting.lock().unwrap().insert(id.clone(), sender);
-        self.events.send((id, event)).unwrap();
-        Reply { parts }
+        self.events.send((id.clone(), event)).unwrap();
+        Reply { id, parts }
     }
 
     /// Invokes it, and returns what a caller of the REST API receives.
@@ -141,7 +144,7 @@ async fn next(State(shared): State<Arc<Shared>>) -> Response {
         ("lambda-runtime-aws-request-id", id),
         ("lambda-runtime-deadline-ms", deadline.as_millis().to_string()),
         ("lambda-runtime-invoked-function-arn", "arn:aws:lambda:eu-central-1:123456789012:function:f".to_owned()),
-        ("lambda-runtime-trace-id", "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700".to_owned()),
+        ("lambda-runtime-trace-id", TRACE.to_owned()),
         ("content-type", "application/json".to_owned()),
     ];
     (headers, event.to_string()).into_response()
@@ -181,6 +184,8 @@ async fn take(
 
 /// A function's reply to an invocation.
 pub struct Reply {
+    /// The id of the invocation.
+    pub id: String,
     parts: mpsc::UnboundedReceiver<Part>,
 }
 

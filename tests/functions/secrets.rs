@@ -292,7 +292,7 @@ async fn refusals(run: &Run<'_>, secrets: &mut Secrets) {
     // Unknown routes and headers.
     let lost = secrets.generate("an unknown parameter");
     let header = secrets.generate("a header");
-    for path in [format!("/nothing?token={lost}"), format!("/{lost}"), format!("/api/v1/docs/{lost}")] {
+    for path in [format!("/no/route?token={lost}"), format!("/no/{lost}"), format!("/api/v1/docs/{lost}")] {
         let call = Call::to_path(Method::GET, &path).header("authorization", format!("Bearer {header}"));
         assert_eq!(run.send(&call).await.status, 404);
     }

@@ -1,7 +1,6 @@
 //! The service, as a caller sees it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Once};
 
 use operator_service::api::admin::Admins;
@@ -56,8 +55,6 @@ pub struct AppBuilder {
     database: Option<Arc<TestDatabase>>,
     cluster: Option<Arc<Cluster>>,
     unannounced: bool,
-    listens_on: Option<IpAddr>,
-    function: bool,
     kubeconfig: Option<String>,
 }
 
@@ -97,20 +94,6 @@ impl AppBuilder {
         self
     }
 
-    /// Behaves as if HOST were that address, and listens on 127.0.0.1.
-    #[must_use]
-    pub fn pretending_to_listen_on(mut self, address: IpAddr) -> Self {
-        self.listens_on = Some(address);
-        self
-    }
-
-    /// Opens the admin routes as a Lambda function does.
-    #[must_use]
-    pub fn function(mut self) -> Self {
-        self.function = true;
-        self
-    }
-
     /// Starts it.
     pub async fn start(self) -> App {
         install_crypto();
@@ -124,6 +107,8 @@ impl AppBuilder {
         };
         let mut variables: BTreeMap<String, String> = database.variables().into_iter().collect();
         variables.insert("DEFAULT_NAMESPACE".to_owned(), cluster.namespace.clone());
+        // As in `make run`: requests to the admin routes need no header.
+        variables.insert("LOCAL_ADMIN".to_owned(), "1".to_owned());
         variables.extend(self.variables);
         if !self.unannounced {
             database.announce(&variables["DEFAULT_NAMESPACE"], "{}").await;
@@ -132,8 +117,7 @@ impl AppBuilder {
         let config = Config::read(&|name| variables.get(name).cloned(), DatabaseUse::Required).unwrap();
         let config = Arc::new(config);
         let db = runtime::db(&config).unwrap();
-        let listens_on = self.listens_on.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        let admins = if self.function { Admins::listed(&config) } else { Admins::of_server(&config, listens_on) };
+        let admins = Admins::configured(&config.access);
         let namespace = config.jobs.default_namespace.clone();
         let service = match &self.kubeconfig {
             Some(yaml) => operator_service::kubernetes::Cluster::from_kubeconfig(yaml).await.unwrap(),

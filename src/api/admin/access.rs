@@ -2,35 +2,31 @@
 
 use std::net::IpAddr;
 
-use axum::http::header::{HOST, ORIGIN};
+use axum::http::header::{FORWARDED, HOST, HeaderName, ORIGIN, VIA};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use subtle::{Choice, ConstantTimeEq};
 
 use super::text;
 use crate::api::error::ApiError;
-use crate::config::Config;
+use crate::config::AccessConfig;
 
 /// Who may call the admin routes (docs/contract/http.md, "Admin routes").
 #[derive(Debug, Clone)]
 pub enum Admins {
     /// Those whose `Admin` header is one of these, in lower case (ALLOWED_ADMINS). Nobody if the list is empty.
     Listed(Vec<String>),
-    /// Everybody who reaches this machine's loopback address by a loopback name.
+    /// Everybody who sends a request to a loopback name, and through no proxy (LOCAL_ADMIN=1).
     AnyoneLocal,
 }
 
 impl Admins {
-    /// For a Lambda function, or a server that others can reach.
-    pub fn listed(config: &Config) -> Self {
-        Self::Listed(config.access.allowed_admins.clone().unwrap_or_default())
-    }
-
-    /// For a server that listens on this address: open if it is a loopback address and ALLOWED_ADMINS is not set.
-    pub fn of_server(config: &Config, listens_on: IpAddr) -> Self {
-        match config.access.allowed_admins {
-            None if listens_on.is_loopback() => Self::AnyoneLocal,
-            _ => Self::listed(config),
+    /// Those that the configuration allows. ALLOWED_ADMINS takes precedence over LOCAL_ADMIN.
+    pub fn configured(access: &AccessConfig) -> Self {
+        match &access.allowed_admins {
+            Some(admins) => Self::Listed(admins.clone()),
+            None if access.local_admin => Self::AnyoneLocal,
+            None => Self::Listed(Vec::new()),
         }
     }
 
@@ -39,8 +35,8 @@ impl Admins {
         match self {
             Self::AnyoneLocal if is_local(headers) => None,
             Self::AnyoneLocal => {
-                let message = "The admin routes are open to requests from this machine only: address them to \
-                               localhost, or set ALLOWED_ADMINS";
+                let message = "With LOCAL_ADMIN=1 the admin routes accept only requests that are sent to localhost \
+                               and through no proxy; to admit others, set ALLOWED_ADMINS";
                 Some(ApiError::new(StatusCode::FORBIDDEN, message).into_response())
             }
             Self::Listed(admins) => {
@@ -60,10 +56,14 @@ impl Admins {
     }
 }
 
-/// Returns whether a request names this machine by a loopback name, and does not come from a page of another site: such
-/// a page in the user's browser can send requests to this machine, under a name of its own or without reading the
-/// response.
+/// Returns whether a request names this machine by a loopback name, and comes neither through a proxy nor from a page
+/// of another site. A reverse proxy on this machine sends `Host: localhost` on behalf of everybody. A page in the user's
+/// browser can send requests to this machine, under a name of its own or without reading the response.
 fn is_local(headers: &HeaderMap) -> bool {
+    let of_proxy = |name: &HeaderName| [FORWARDED, VIA].contains(name) || name.as_str().starts_with("x-forwarded-");
+    if headers.keys().any(of_proxy) {
+        return false;
+    }
     let is_loopback = |authority: &str| {
         let host = match authority.strip_prefix('[') {
             Some(rest) => rest.split(']').next(),

@@ -38,7 +38,7 @@ impl<S> FromParams<S> for InfoRequest {
         (status = 400, description = "There is no such object, or the parameter or the header is missing.",
             content((String = "text/plain"), (ErrorBody = "application/json"))),
         (status = 401, description = "The header is wrong.", body = String, content_type = "text/plain"),
-        (status = 403, description = "Open to this machine only.", body = ErrorBody),
+        (status = 403, description = "LOCAL_ADMIN is 1, and the request is not local.", body = ErrorBody),
         CommonErrors,
     )
 )]

@@ -47,7 +47,7 @@ impl<S> FromParams<S> for LogsRequest {
         (status = 400, description = "A parameter is missing or wrong, or the header is missing.",
             content((String = "text/plain"), (ErrorBody = "application/json"))),
         (status = 401, description = "The header is wrong.", body = String, content_type = "text/plain"),
-        (status = 403, description = "Open to this machine only.", body = ErrorBody),
+        (status = 403, description = "LOCAL_ADMIN is 1, and the request is not local.", body = ErrorBody),
         (status = 404, description = "There is no such pod.", body = String, content_type = "text/plain"),
         CommonErrors,
     )

@@ -19,7 +19,7 @@ use crate::api::error::{ApiError, ErrorBody};
         (status = 200, description = "Done; empty.", body = String, content_type = "text/plain"),
         (status = 400, description = "The header is missing.", body = String, content_type = "text/plain"),
         (status = 401, description = "The header is wrong.", body = String, content_type = "text/plain"),
-        (status = 403, description = "Open to this machine only.", body = ErrorBody),
+        (status = 403, description = "LOCAL_ADMIN is 1, and the request is not local.", body = ErrorBody),
         (status = 500, description = "An error that has been logged.", body = ErrorBody),
         (status = 503, description = "The database is not available, or in use; the request may be sent again.",
             body = ErrorBody),

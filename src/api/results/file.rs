@@ -30,7 +30,7 @@ impl File<'_> {
     /// bytes.
     ///
     /// # Errors
-    /// A 5xx if the file cannot be fetched, a 413 if it is too large.
+    /// A 502 or 504 if the file cannot be fetched, a 413 if it is too large.
     pub async fn respond(
         self,
         storage: &Storage,
@@ -52,7 +52,6 @@ impl File<'_> {
         tracing::warn!(job = %job_id, index, error = error as &dyn std::error::Error, "a result could not be fetched");
         let status = match error {
             StorageError::TimedOut => StatusCode::GATEWAY_TIMEOUT,
-            StorageError::Aws(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_GATEWAY,
         };
         ApiError::new(status, format!("Result {index} of job {job_id} cannot be fetched: {error}"))

@@ -97,8 +97,10 @@ impl ResultRequest {
 
 /// Fetch a result.
 ///
-/// The file is streamed from its origin, whose URL is never shown. A `Range` header is passed to it. A 5xx leaves the
-/// nonce free: the same request may be sent again. The parameters may also be sent in a JSON body.
+/// The file is streamed from its origin, whose URL is never shown. A `Range` header is passed to it. The nonce is used
+/// before the origin is asked, and stays used if the origin fails: a repetition needs a new nonce and signature. A 500
+/// or 503 leaves it free. Every error has `Content-Disposition: attachment;filename=error.json`. The parameters may also
+/// be sent in a JSON body.
 #[utoipa::path(
     get,
     path = "/api/v1/operator/getResult",
@@ -125,9 +127,10 @@ impl ResultRequest {
         (status = 416, description = "The file has no such range; the origin's own response.",
             content_type = "application/octet-stream"),
         (status = 500, description = "An error that has been logged.", body = ErrorBody),
-        (status = 502, description = "The origin did not return the file.", body = ErrorBody),
-        (status = 503, description = "The database is not available.", body = ErrorBody),
-        (status = 504, description = "The origin did not answer in time.", body = ErrorBody),
+        (status = 502, description = "The origin did not return the file. The nonce is used.", body = ErrorBody),
+        (status = 503, description = "The database is not available. The same request may be sent again.",
+            body = ErrorBody),
+        (status = 504, description = "The origin did not answer in time. The nonce is used.", body = ErrorBody),
     )
 )]
 pub(in crate::api) async fn get_result(
@@ -148,15 +151,10 @@ pub(in crate::api) async fn get_result(
     let signer = policy.signer(&signed, &request.provider_signature)?;
     let nonce = policy.nonce_use(&signer, &request.nonce, request.digest);
 
-    // The nonce is used before the origin is asked, and stays used whatever the origin does
-    // (docs/contract/http.md, "GET /getResult").
+    // The nonce is used before the origin is asked, and stays used whatever the origin does: nobody repeats a getResult by
+    // itself, and the signature in it is valid for more than that (docs/contract/callers.md).
     let row = state.db.result(&request.job_id, &request.owner, nonce).await?;
-    match request.locate(signer.address, row) {
-        Ok(url) => {
-            let file = File { job_id: &request.job_id, index: &request.index.0, url: &url };
-            let limit = state.config.storage.stream_limit;
-            file.respond(&state.storage, headers.get(RANGE), limit).await
-        }
-        Err(not_found) => Err(not_found),
-    }
+    let url = request.locate(signer.address, row)?;
+    let file = File { job_id: &request.job_id, index: &request.index.0, url: &url };
+    file.respond(&state.storage, headers.get(RANGE), state.config.storage.stream_limit).await
 }

@@ -139,6 +139,8 @@ impl Stack {
                 ("DEFAULT_NAMESPACE", namespace.clone()),
                 ("HOST", address.ip().to_string()),
                 ("PORT", address.port().to_string()),
+                // So that curl works as the README shows; the service refuses it on an address that others can reach.
+                or("LOCAL_ADMIN", u8::from(address.ip().is_loopback()).to_string()),
                 or("SIGNATURE_REQUIRED", "1".to_owned()),
                 or("ALLOWED_PROVIDERS", provider.address().to_owned()),
                 or("OPERATOR_ADDRESS", account.address().to_owned()),
