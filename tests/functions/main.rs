@@ -5,6 +5,8 @@
 //! - [`lambda`]: each Lambda binary behind a runtime API
 //! - [`process`]: `operator-service` and its subcommands
 //! - [`reaper`]: `operator-service reap`, and the reaper's Lambda function
+//! - [`kills`]: `operator-service serve` killed at every step of every operation
+//! - [`crashes`]: the same and its PostgreSQL, killed again and again under load
 //! - [`secrets`]: what logs must not contain
 //! - [`bump`]: `make bump`
 //! - [`browser`]: /api/v1/docs/ in Chromium
@@ -24,6 +26,8 @@ mod runtime_api;
 
 mod browser;
 mod bump;
+mod crashes;
+mod kills;
 mod lambda;
 mod memory;
 mod process;
