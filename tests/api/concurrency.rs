@@ -13,7 +13,7 @@ const SECOND: u64 = 1_000_000_000;
 const ATTEMPTS: usize = 20;
 
 /// Sends all at once, round robin to the services; the answers in the order of the calls.
-async fn all_at_once(apps: &[&App], calls: Vec<Call>) -> Vec<Answer> {
+pub async fn all_at_once(apps: &[&App], calls: Vec<Call>) -> Vec<Answer> {
     let barrier = std::sync::Arc::new(tokio::sync::Barrier::new(calls.len()));
     let tasks: Vec<_> = calls
         .into_iter()

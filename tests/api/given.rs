@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{App, Key, Stored, agreement_id, caller, owner, workflow};
+use crate::support::operation::RESULT;
+use crate::support::{App, AppBuilder, Key, Stored, agreement_id, caller, owner, workflow};
 
 /// A job that Provider has started.
 pub struct Started {
@@ -54,4 +55,25 @@ pub fn now() -> f64 {
 /// The ids of the jobs in an answer, in its order.
 pub fn job_ids(answer: &Value) -> Vec<&str> {
     answer.as_array().unwrap().iter().map(|job| job["jobId"].as_str().unwrap()).collect()
+}
+
+/// Serves a file at every path, until the test's end.
+pub struct Origin {
+    /// Where, without a slash at the end.
+    pub url: String,
+}
+
+impl Origin {
+    pub async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = axum::Router::new().fallback(async || RESULT);
+        tokio::spawn(async move { axum::serve(listener, router.into_make_service()).await.unwrap() });
+        Self { url }
+    }
+
+    /// Lets the service fetch results from here.
+    pub fn allowed(&self, app: AppBuilder) -> AppBuilder {
+        app.var("RESULT_HOSTS_ALLOWED", json!([self.url.trim_start_matches("http://")]).to_string())
+    }
 }

@@ -17,11 +17,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 async fn behind_a_proxy(configure: impl FnOnce(AppBuilder) -> AppBuilder) -> (App, Proxy) {
     let database = TestDatabase::migrated().await;
     let proxy = Proxy::to(database.address().await).await;
-    let builder = App::builder()
-        .database(database)
-        .var("POSTGRES_HOST", "127.0.0.1")
-        .var("POSTGRES_PORT", proxy.port.to_string())
-        .var("POSTGRES_SSLMODE", "disable");
+    let builder = App::builder().database(database).through(&proxy);
     (configure(builder).start().await, proxy)
 }
 
@@ -124,19 +120,6 @@ async fn a_request_that_times_out_leaves_nothing_behind() {
     let answer = app.send(start.clone()).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(app.database.count("jobs").await, jobs + 1);
-}
-
-#[tokio::test]
-async fn a_start_whose_commit_was_lost_returns_the_job() {
-    let (app, proxy) = behind_a_proxy(|builder| builder).await;
-    all_work(&app, one_of_each(&app, &Key::new())).await;
-    let jobs = app.database.count("jobs").await;
-    let key = Key::new();
-    let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
-    proxy.lose_next_commit();
-    let job = app.send(start).await.ok();
-    assert_eq!(app.database.count("jobs").await, jobs + 1);
-    assert_eq!(app.send(Call::get("compute").with("jobId", job[0]["jobId"].clone())).await.ok(), job);
 }
 
 #[tokio::test]

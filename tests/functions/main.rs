@@ -6,6 +6,8 @@
 //! - [`metrics`]: the line with the metrics of each Lambda binary
 //! - [`process`]: `operator-service` and its subcommands
 //! - [`reaper`]: `operator-service reap`, and the reaper's Lambda function
+//! - [`kills`]: `operator-service serve` killed at every step of every operation
+//! - [`crashes`]: the same and its PostgreSQL, killed again and again under load
 //! - [`secrets`]: what logs must not contain
 //! - [`bump`]: `make bump`
 //! - [`browser`]: /api/v1/docs/ in Chromium
@@ -25,6 +27,8 @@ mod runtime_api;
 
 mod browser;
 mod bump;
+mod crashes;
+mod kills;
 mod lambda;
 mod memory;
 mod metrics;

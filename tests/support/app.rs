@@ -9,7 +9,7 @@ use operator_service::runtime;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
-use super::{Call, Cluster, TestDatabase};
+use super::{Call, Cluster, Proxy, TestDatabase};
 
 /// Makes ring the process's crypto provider. Needed before the first TLS configuration.
 pub fn install_crypto() {
@@ -71,6 +71,14 @@ impl AppBuilder {
     pub fn database(mut self, database: impl Into<Arc<TestDatabase>>) -> Self {
         self.database = Some(database.into());
         self
+    }
+
+    /// Reaches the database through a proxy.
+    #[must_use]
+    pub fn through(self, proxy: &Proxy) -> Self {
+        self.var("POSTGRES_HOST", "127.0.0.1")
+            .var("POSTGRES_PORT", proxy.port.to_string())
+            .var("POSTGRES_SSLMODE", "disable")
     }
 
     /// Uses this cluster instead of a new one.

@@ -243,7 +243,11 @@ pub struct OceanNode<'a>(&'a Key);
 impl OceanNode<'_> {
     /// Starts a job.
     pub fn start(self, environment: &str, agreement_id: &str, owner: &str, workflow: Value) -> Call {
-        let nonce = nonce_ms();
+        self.start_at(environment, agreement_id, owner, workflow, nonce_ms())
+    }
+
+    /// Starts a job, with a certain nonce.
+    pub fn start_at(self, environment: &str, agreement_id: &str, owner: &str, workflow: Value, nonce: u64) -> Call {
         Call::post("compute")
             .with("workflow", workflow)
             .with("providerSignature", self.0.trimmed(&nonce.to_string()))
@@ -258,7 +262,11 @@ impl OceanNode<'_> {
 
     /// Stops jobs.
     pub fn stop(self, owner: &str, job_id: Option<&str>, agreement_id: Option<&str>) -> Call {
-        let nonce = nonce_ms();
+        self.stop_at(owner, job_id, agreement_id, nonce_ms())
+    }
+
+    /// Stops jobs, with a certain nonce.
+    pub fn stop_at(self, owner: &str, job_id: Option<&str>, agreement_id: Option<&str>, nonce: u64) -> Call {
         self.call(Method::PUT, owner, job_id, agreement_id, nonce, self.0.trimmed(&nonce.to_string()))
     }
 
@@ -272,7 +280,11 @@ impl OceanNode<'_> {
 
     /// Fetches a result.
     pub fn result(self, owner: &str, job_id: &str, index: u64) -> Call {
-        let nonce = nonce_ms();
+        self.result_at(owner, job_id, index, nonce_ms())
+    }
+
+    /// Fetches a result, with a certain nonce.
+    pub fn result_at(self, owner: &str, job_id: &str, index: u64, nonce: u64) -> Call {
         self.call(Method::GET, owner, Some(job_id), None, nonce, self.0.trimmed(&format!("{owner}{job_id}")))
             .with("index", index)
             .to("getResult")

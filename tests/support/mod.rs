@@ -21,6 +21,7 @@ mod app;
 pub mod caller;
 mod cluster;
 mod database;
+pub mod operation;
 mod proxy;
 mod role;
 mod signer;
@@ -33,7 +34,7 @@ pub use app::{Answer, App, AppBuilder, client};
 pub use caller::Call;
 pub use cluster::Cluster;
 pub use database::{Stored, TestDatabase};
-pub use proxy::Proxy;
+pub use proxy::{At, Proxy};
 pub use role::Guarded;
 pub use signer::{Key, nonce, nonce_ms};
 

@@ -169,6 +169,15 @@ impl Postgres {
     pub async fn stop(self) -> io::Result<()> {
         self.child.stop(STOP_LIMIT).await.map(drop)
     }
+
+    /// Ends it as a crash does (`pg_ctl stop -m immediate`): the next start recovers what was committed.
+    ///
+    /// # Errors
+    /// If the operating system cannot tell whether it has ended.
+    pub async fn crash(mut self) -> io::Result<()> {
+        self.child.signal(Signal::SIGQUIT);
+        self.child.wait().await.map(drop)
+    }
 }
 
 /// Removes a server's directory, and its data where that is elsewhere. No server may run on it.
