@@ -138,6 +138,19 @@ BEGIN
 END
 $function$;
 
+-- True; or, if the statement was sent more than so many seconds ago, an error, which takes back what it did: its sender has
+-- given it up. `written` makes this the statement's last step.
+CREATE OR REPLACE FUNCTION in_time(seconds float8, written bigint) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE AS
+$function$
+BEGIN
+    IF clock_timestamp() > statement_timestamp() + make_interval(secs => seconds) THEN
+        RAISE EXCEPTION 'the statement took longer than % seconds', seconds USING ERRCODE = 'query_canceled';
+    END IF;
+    RETURN true;
+END
+$function$;
+
 -- What lists show of a workflow, so that no list reads it.
 ALTER TABLE jobs
     -- stages[0].algorithm.id, or `raw` where it is absent or empty; empty text if the workflow cannot be read; NULL until

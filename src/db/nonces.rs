@@ -3,6 +3,7 @@
 
 use uuid::Uuid;
 
+use super::session::STATEMENT_TIMEOUT;
 use super::{Database, DatabaseError};
 use crate::auth::{NonceRefused, NonceUse};
 
@@ -100,13 +101,15 @@ impl Database {
             let arguments = NonceArguments::new(Some(&nonce));
             Ok(sqlx::query_as!(
                 NonceResult,
-                "SELECT refusal, highest, made FROM use_nonce($1, $2, $3, $4, $5, $6)",
+                "SELECT refusal, highest, made FROM use_nonce($1, $2, $3, $4, $5, $6)
+                 WHERE in_time($7, (refusal IS NULL)::int)",
                 arguments.signer,
                 arguments.nonce,
                 arguments.window,
                 arguments.shared,
                 arguments.request,
-                attempt
+                attempt,
+                STATEMENT_TIMEOUT.as_secs_f64()
             )
             .fetch_one(connection)
             .await?)

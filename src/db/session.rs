@@ -17,10 +17,11 @@ use crate::aws::Account;
 use crate::config::DatabaseConfig;
 use crate::telemetry;
 
-/// How long an operation may take, waiting for connections included. Below the 5 s within which a start is answered.
-const OPERATION_TIMEOUT: Duration = Duration::from_millis(4500);
-/// How long an operation waits for a connection while others use them all, or while one is opened.
-const CONNECTION_TIMEOUT: Duration = Duration::from_millis(3500);
+/// How long one run of an operation may take, once it has a connection. Statements that write for a request take back what
+/// they did if they end later (`in_time`): what was given up is not done behind the caller's back.
+pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long after its begin an operation may still get a connection, so that the time for a run is left.
+const CONNECTION_TIMEOUT: Duration = Duration::from_millis(2500);
 /// How long a connection may take to answer a ping: after a Lambda environment was frozen it is often dead.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
 /// The pause between two attempts to connect, to find out what a lost connection did.
@@ -94,19 +95,19 @@ impl Database {
     /// write that leaves a mark.
     ///
     /// If its outcome is unknown (the connection was lost, or it took too long), it is run again on a new connection,
-    /// once. What it takes together is limited by [`OPERATION_TIMEOUT`].
+    /// once. All of it takes at most 4.5 s: requests are answered within 5 s.
     pub(super) async fn run<T>(
         &self,
         operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, DatabaseError> + Clone,
     ) -> Result<T, DatabaseError> {
         telemetry::waiting_for_database(async {
-            let deadline = Instant::now() + OPERATION_TIMEOUT;
-            let connection = self.connection(deadline).await?;
-            let half = Instant::now() + (deadline - Instant::now()) / 2;
-            match attempt(connection, half, operation.clone()).await {
-                Err(error) if error.outcome_is_unknown() => {
+            let begun = Instant::now();
+            let connection = self.connection(begun + CONNECTION_TIMEOUT).await?;
+            match attempt(connection, STATEMENT_TIMEOUT, operation.clone()).await {
+                Err(error) if error.outcome_is_unknown() && begun.elapsed() < CONNECTION_TIMEOUT => {
                     tracing::info!(error = &error as &dyn std::error::Error, "an operation is run again");
-                    attempt(self.new_connection(deadline).await?, deadline, operation).await
+                    let connection = self.new_connection(begun + CONNECTION_TIMEOUT).await?;
+                    attempt(connection, STATEMENT_TIMEOUT, operation).await
                 }
                 result => result,
             }
@@ -120,14 +121,14 @@ impl Database {
         operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, DatabaseError>,
     ) -> Result<T, DatabaseError> {
         telemetry::waiting_for_database(async {
-            let deadline = Instant::now() + OPERATION_TIMEOUT;
+            let deadline = Instant::now() + CONNECTION_TIMEOUT;
             let mut connection = self.connection(deadline).await?;
             let ping = tokio::time::timeout(PING_TIMEOUT, connection.ping()).await;
             if !matches!(ping, Ok(Ok(()))) {
                 drop(Object::take(connection));
                 connection = self.new_connection(deadline).await?;
             }
-            attempt(connection, deadline, operation).await
+            attempt(connection, STATEMENT_TIMEOUT, operation).await
         })
         .await
     }
@@ -142,7 +143,6 @@ impl Database {
 
     /// Takes a connection of the pool, or opens one.
     async fn connection(&self, deadline: Instant) -> Result<Object<Connections>, DatabaseError> {
-        let deadline = deadline.min(Instant::now() + CONNECTION_TIMEOUT);
         match tokio::time::timeout_at(deadline, self.pool.get()).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(PoolError::Backend(error))) => Err(error),
@@ -169,11 +169,11 @@ impl Database {
 /// the caller drops this future, the connection is closed: a statement may still be running on it.
 async fn attempt<T>(
     connection: Object<Connections>,
-    deadline: Instant,
+    timeout: Duration,
     operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, DatabaseError>,
 ) -> Result<T, DatabaseError> {
     let mut connection = scopeguard::guard(connection, |connection| drop(Object::take(connection)));
-    let result = tokio::time::timeout_at(deadline, operation(&mut connection)).await;
+    let result = tokio::time::timeout(timeout, operation(&mut connection)).await;
     let result = result.unwrap_or(Err(DatabaseError::TimedOut))?;
     drop(ScopeGuard::into_inner(connection));
     Ok(result)

@@ -266,9 +266,10 @@ async fn checks_5_to_8_are_made_in_that_order() {
     );
     assert_eq!(app.database.count("usednonces").await, 0);
     // 6
-    app.send(attempt(&key, "nowhere", &running.agreement_id, used))
-        .await
-        .is_error(400, &format!("Invalid signature expected nonce ({used}) > current nonce ({used})."));
+    app.send(attempt(&key, "nowhere", &running.agreement_id, used)).await.is_error(
+        400,
+        &format!("Invalid signature expected nonce ({used}) > current nonce ({used}). The signer has used it before."),
+    );
     assert_eq!(app.database.count("usednonces").await, 0);
     // 7; from here on the nonce is taken
     let seventh = nonce();

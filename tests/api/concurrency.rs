@@ -93,7 +93,8 @@ async fn one_nonce(app: &App, apps: &[&App]) {
     let start =
         |_| caller::provider(&key).start_at(&app.namespace, &agreement_id(), &owner(), workflow::sample(), nonce);
     let answers = all_at_once(apps, (0..MANY).map(start).collect()).await;
-    let refused = format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).");
+    let refused =
+        format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}). The signer has used it before.");
     assert_eq!(tally(&answers), HashMap::from([((200, String::new()), 1), ((400, refused), MANY - 1)]));
     assert_eq!(app.database.count("jobs").await, 1);
     assert_eq!(app.database.used_nonces(&key.address).await, [nonce.to_string()]);
@@ -116,10 +117,26 @@ async fn one_of_200_concurrent_requests_with_one_nonce_in_two_processes_passes()
 async fn one_of_200_concurrent_stops_with_one_nonce_passes() {
     let app = App::start().await;
     let (key, owner, nonce) = (Key::new(), owner(), nonce());
-    let call = caller::provider(&key).call(reqwest::Method::PUT, &owner, None, nonce);
-    let answers = all_at_once(&[&app], vec![call; MANY]).await;
-    let refused = format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).");
+    let stop = caller::provider(&key).call(reqwest::Method::PUT, &owner, None, nonce);
+    let calls = (0..MANY).map(|i| stop.clone().with("documentId", i.to_string())).collect();
+    let answers = all_at_once(&[&app], calls).await;
+    let refused =
+        format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}). The signer has used it before.");
     assert_eq!(tally(&answers), HashMap::from([((200, String::new()), 1), ((400, refused), MANY - 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_200_concurrent_requests_that_are_the_same_one_is_done_and_all_are_answered() {
+    let app = App::start().await;
+    let key = Key::new();
+    let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    let answers = all_at_once(&[&app], vec![start; MANY]).await;
+    let jobs: std::collections::HashSet<_> = answers.iter().map(|answer| answer.ok()[0]["jobId"].to_string()).collect();
+    assert_eq!((jobs.len(), app.database.count("jobs").await), (1, 1));
+    let stop = caller::provider(&key).stop(&owner(), None);
+    let answers = all_at_once(&[&app], vec![stop; MANY]).await;
+    assert_eq!(tally(&answers), HashMap::from([((200, String::new()), MANY)]));
+    assert_eq!(app.database.used_nonces(&key.address).await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -128,7 +145,8 @@ async fn one_of_200_concurrent_get_results_with_one_nonce_passes() {
     let (key, owner, nonce) = (Key::new(), owner(), nonce());
     let call = caller::provider(&key).result_at(&owner, "0123456789abcdef0123456789abcdef", 0, nonce);
     let answers = all_at_once(&[&app], vec![call; MANY]).await;
-    let refused = format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).");
+    let refused =
+        format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}). The signer has used it before.");
     let looked_at = format!("Owner {owner} mismatch for job 0123456789abcdef0123456789abcdef");
     assert_eq!(tally(&answers), HashMap::from([((404, looked_at), 1), ((400, refused), MANY - 1)]));
 }

@@ -180,7 +180,9 @@ async fn a_404_and_a_502_take_the_nonce() {
     let call = caller::provider(&key).result(&owner, &job.job_id, 7);
     assert_eq!(app.send(call.clone()).await.error().0, 404);
     let missing = call.text("nonce");
-    let refused = |nonce: &str| format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).");
+    let refused = |nonce: &str| {
+        format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}). The signer has used it before.")
+    };
     app.send(call).await.is_error(400, &refused(&missing));
 
     // A loopback address that RESULT_HOSTS_ALLOWED does not name.

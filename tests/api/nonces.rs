@@ -12,7 +12,14 @@ fn start(app: &App, key: &Key, nonce: impl Into<Value>) -> Call {
 }
 
 fn refused(highest: &str, nonce: &str) -> String {
-    format!("Invalid signature expected nonce ({highest}) > current nonce ({nonce}).")
+    format!("Invalid signature expected nonce ({highest}) > current nonce ({nonce}). The signer has used it before.")
+}
+
+fn too_old(highest: &str, nonce: &str, window: u32) -> String {
+    format!(
+        "Invalid signature expected nonce ({highest}) > current nonce ({nonce}). It may lie at most {window} seconds below \
+         the signer's highest."
+    )
 }
 
 #[tokio::test]
@@ -46,7 +53,7 @@ async fn every_signed_operation_takes_the_nonce() {
     ] {
         let nonce = call.text("nonce");
         app.send(call.clone()).await;
-        app.send(call).await.is_error(400, &refused(&nonce, &nonce));
+        app.send(call.with("documentId", "another")).await.is_error(400, &refused(&nonce, &nonce));
     }
     let status = provider.status(&owner(), None);
     assert_eq!(app.send(status.clone()).await.ok(), app.send(status).await.ok());
@@ -63,7 +70,7 @@ async fn nonces_pass_in_any_order_within_the_window_and_a_refusal_names_the_high
     }
     for below in [301 * SECOND, 3600 * SECOND, highest] {
         let low = highest - below;
-        app.send(start(&app, &key, low)).await.is_error(400, &refused(&highest.to_string(), &low.to_string()));
+        app.send(start(&app, &key, low)).await.is_error(400, &too_old(&highest.to_string(), &low.to_string(), 300));
     }
     // The refusal of a used one within the window names the highest, too.
     let used = highest - SECOND;
@@ -78,7 +85,7 @@ async fn nonce_window_sets_the_window() {
     app.send(start(&app, &key, highest)).await.ok();
     app.send(start(&app, &key, highest - 9 * SECOND)).await.ok();
     let low = highest - 11 * SECOND;
-    app.send(start(&app, &key, low)).await.is_error(400, &refused(&highest.to_string(), &low.to_string()));
+    app.send(start(&app, &key, low)).await.is_error(400, &too_old(&highest.to_string(), &low.to_string(), 10));
     let ahead = nonce() + 30 * SECOND;
     assert_eq!(app.send(start(&app, &key, ahead)).await.error().0, 400);
 
@@ -189,7 +196,7 @@ async fn nonces_of_the_python_service_count_as_used() {
         app.send(start(&app, &key, used)).await.is_error(400, &refused(&highest.to_string(), &used.to_string()));
     }
     let low = highest - 301 * SECOND;
-    app.send(start(&app, &key, low)).await.is_error(400, &refused(&highest.to_string(), &low.to_string()));
+    app.send(start(&app, &key, low)).await.is_error(400, &too_old(&highest.to_string(), &low.to_string(), 300));
     app.send(start(&app, &key, highest - SECOND)).await.ok();
     app.send(start(&app, &key, nonce())).await.ok();
     // A signer with only invalid nonces is not locked out.

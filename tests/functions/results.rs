@@ -339,7 +339,7 @@ async fn an_origins_failure_leaves_the_nonce_used() {
 /// The text that refuses a request because of its nonce, if that is the signer's highest.
 fn used(call: &Call) -> String {
     let nonce = call.text("nonce");
-    format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}).")
+    format!("Invalid signature expected nonce ({nonce}) > current nonce ({nonce}). The signer has used it before.")
 }
 
 #[tokio::test]

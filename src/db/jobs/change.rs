@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::{JobFilter, ListRange, Page, select};
 use crate::auth::{Address, NonceUse};
 use crate::db::nonces::{NonceArguments, NonceResult, Verdict};
+use crate::db::session::STATEMENT_TIMEOUT;
 use crate::db::{Database, DatabaseError, NonceError};
 use crate::domain::{AgreementId, JobId, Namespace, Owner, SETTLING_SECONDS, Status};
 
@@ -162,6 +163,7 @@ macro_rules! mark_jobs {
                    marked.workflowid AS "job_id?: JobId", marked.namespace AS "namespace?: Namespace",
                    marked.unfinished AS "unfinished?", marked.settled AS "settled?"
             FROM nonce LEFT JOIN marked ON true
+            WHERE in_time($11, (SELECT count(*) FROM marked))
             "#,
             nonce.signer,
             nonce.nonce,
@@ -173,6 +175,7 @@ macro_rules! mark_jobs {
             signer,
             &Status::settled_codes(),
             SETTLING_SECONDS as f64,
+            STATEMENT_TIMEOUT.as_secs_f64(),
             $($argument),*
         )
         .fetch_all($connection)
@@ -199,7 +202,7 @@ async fn mark(
             requested_by,
             nonce,
             attempt,
-            "workflowid = $11 AND owner = $12 AND ($13::text IS NULL OR agreementid = $13)",
+            "workflowid = $12 AND owner = $13 AND ($14::text IS NULL OR agreementid = $14)",
             job_id.as_str(),
             owner,
             agreement_id
@@ -210,10 +213,10 @@ async fn mark(
             requested_by,
             nonce,
             attempt,
-            "agreementid = $11 AND owner = $12",
+            "agreementid = $12 AND owner = $13",
             agreement_id,
             owner
         ),
-        (None, None) => mark_jobs!(connection, change, requested_by, nonce, attempt, "owner = $11", owner),
+        (None, None) => mark_jobs!(connection, change, requested_by, nonce, attempt, "owner = $12", owner),
     }
 }

@@ -12,6 +12,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::nonces::{NonceArguments, NonceResult, Verdict};
+use super::session::STATEMENT_TIMEOUT;
 use super::{Database, DatabaseError, NonceError};
 use crate::auth::{Address, NonceUse};
 use crate::domain::workflow::Summary;
@@ -241,6 +242,7 @@ impl Database {
                        coalesce(jobs.removed, 0) <> 0 AS "removed!", jobs.outputsurl AS "outputs?"
                 FROM use_nonce($1, $2, $3, $4, $5, $6) AS nonce
                 LEFT JOIN jobs ON nonce.refusal IS NULL AND jobs.workflowid = $7 AND jobs.owner = $8
+                WHERE in_time($9, (nonce.refusal IS NULL)::int)
                 LIMIT 1
                 "#,
                 arguments.signer,
@@ -251,6 +253,7 @@ impl Database {
                 attempt,
                 job_id.as_str(),
                 owner.as_str(),
+                STATEMENT_TIMEOUT.as_secs_f64(),
             )
             .fetch_one(connection)
             .await?)

@@ -6,6 +6,7 @@ use sqlx::PgConnection;
 use super::{JobFilter, ListRange};
 use crate::auth::{Address, NonceUse};
 use crate::db::nonces::{NonceArguments, NonceResult, Verdict};
+use crate::db::session::STATEMENT_TIMEOUT;
 use crate::db::{Database, DatabaseError, NonceError};
 use crate::domain::workflow::Summary;
 use crate::domain::{AgreementId, ChainId, Job, JobId, Namespace, Owner, Status, StopRequest};
@@ -154,6 +155,7 @@ async fn insert(
         SELECT nonce.refusal, nonce.highest, nonce.made, checks.in_use AS "in_use!",
                checks.accepted AS "accepted_by_environment!", (SELECT date_created FROM inserted) AS date_created
         FROM nonce, checks
+        WHERE in_time($20, (SELECT count(*) FROM inserted))
         "#,
         job.agreement_id.as_str(),
         job.job_id.as_str(),
@@ -174,6 +176,7 @@ async fn insert(
         nonce.request,
         job.must_be_announced,
         job.summary.chain_id.as_ref().map(Value::to_string),
+        STATEMENT_TIMEOUT.as_secs_f64(),
     )
     .fetch_one(connection)
     .await?)
