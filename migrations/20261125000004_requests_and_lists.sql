@@ -70,7 +70,7 @@ $function$;
 
 -- Why a signer may not use a nonce; NULL if it may. `ahead`: it is further ahead of the clock than the window (in seconds)
 -- allows. `old`: it is further below the signer's highest. `used`: it has been used. With `shared`, another request may
--- have used it, as long as the nonce is less than 5 seconds old. Without an address there is nothing to refuse. Whether the same request has used it is decided by the
+-- have used it, as long as the nonce is less than 5 seconds old; if that is NULL, whether it was used does not matter. Without an address there is nothing to refuse. Whether the same request has used it is decided by the
 -- primary key of usednonces, in use_nonce().
 CREATE OR REPLACE FUNCTION nonce_refusal(address text, attempt text, within float8, shared boolean,
                                          OUT refusal text, OUT highest text)
@@ -88,13 +88,13 @@ BEGIN
     SELECT used.ns, used.nonce INTO highest_ns, highest FROM highest_nonce(address) AS used;
     IF value > clock + allowed THEN
         refusal := 'ahead';
-    ELSIF EXISTS (SELECT FROM nonces WHERE lower(provider) COLLATE "C" = address AND nonce_ns(nonce) = value) THEN
-        refusal := 'used';
     ELSIF value < highest_ns - allowed
         OR value <= (SELECT pruned.ns FROM prunednonces AS pruned WHERE pruned.signer = address) THEN
         refusal := 'old';
-    ELSIF NOT (shared AND value > clock - 5e9)
-        AND EXISTS (SELECT FROM usednonces AS used WHERE used.signer = address AND used.ns = value) THEN
+    ELSIF shared IS NOT NULL
+        AND (EXISTS (SELECT FROM nonces WHERE lower(provider) COLLATE "C" = address AND nonce_ns(nonce) = value)
+             OR NOT (shared AND value > clock - 5e9)
+                AND EXISTS (SELECT FROM usednonces AS used WHERE used.signer = address AND used.ns = value)) THEN
         refusal := 'used';
     END IF;
 END

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::given::{job_ids, started, status_of};
-use crate::support::{App, Call, Key, Stored, agreement_id, caller, owner, workflow};
+use crate::support::{App, Call, Key, Stored, agreement_id, caller, nonce, owner, workflow};
 
 #[tokio::test]
 async fn a_status_request_without_a_filter_is_refused() {
@@ -216,4 +216,70 @@ async fn a_list_has_at_most_5000_jobs() {
     }
     let rest = app.send(Call::get("compute").with("owner", "the-owner").with("offset", "5000")).await.ok();
     assert_eq!(job_ids(&rest).len(), 3);
+}
+
+#[tokio::test]
+async fn with_required_signatures_a_status_has_to_be_signed_by_an_allowed_provider() {
+    let key = Key::new();
+    let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", key.allowed()).start().await;
+    let job = Stored::running().insert(&app.database).await;
+    let (owner, job_id, agreement) = (job.owner.clone().unwrap(), &*job.job_id, &*job.agreement_id);
+    let unsigned = Call::get("compute").with("jobId", job_id);
+    app.send(unsigned.clone()).await.is_error(400, "\"providerSignature\" is required in the call to GET:/compute");
+    app.send(unsigned.with("providerSignature", key.hashed("x")))
+        .await
+        .is_error(400, "\"nonce\" is required in the call to GET:/compute");
+    let (provider, node, brizo) = (caller::provider(&key), caller::ocean_node(&key), caller::brizo(&key));
+    for call in [
+        provider.status(&owner, None),
+        provider.status(&owner, Some(job_id)),
+        node.status(Some(&owner), None, None),
+        node.status(Some(&owner), Some(job_id), Some(agreement)),
+        node.status(None, Some(job_id), None),
+        node.status(None, None, Some(agreement)),
+        brizo.status(&owner, Some(job_id), None),
+        brizo.status(&owner, None, Some(agreement)),
+    ] {
+        assert_eq!(app.send(call.clone()).await.ok(), json!([status_of(&job)]), "{call:?}");
+        // Another job, signed by nobody.
+        assert_eq!(app.send(call.with("jobId", "another")).await.error().0, 401);
+    }
+    // Any allowed provider may ask, not only the job's own; no other.
+    let stranger = Key::new();
+    assert_eq!(app.send(caller::provider(&stranger).status(&owner, None)).await.error().0, 401);
+    assert_eq!(app.database.count("usednonces").await, 0);
+}
+
+#[tokio::test]
+async fn the_nonce_of_a_status_has_to_be_fresh_and_may_be_used_again() {
+    let app = App::start().await;
+    let job = Stored::running().insert(&app.database).await;
+    let (key, owner) = (Key::new(), job.owner.clone().unwrap());
+    let provider = caller::provider(&key);
+    let now = nonce();
+    let status = |nonce: u64| provider.call(reqwest::Method::GET, &owner, None, nonce);
+    for _ in 0..3 {
+        assert_eq!(app.send(status(now)).await.ok(), json!([status_of(&job)]));
+    }
+    app.send(provider.call(reqwest::Method::PUT, &owner, None, now)).await.ok();
+    app.send(status(now)).await.ok();
+    for stale in [now - 301_000_000_000, now + 310_000_000_000] {
+        assert_eq!(app.send(status(stale)).await.error().0, 400);
+    }
+    assert_eq!(app.database.used_nonces(&key.address).await, [now.to_string()]);
+    // Without a signature, nothing is checked.
+    app.send(Call::get("compute").with("owner", owner.clone()).with("nonce", 1)).await.ok();
+    assert!(
+        app.send(status(now + 2).with("providerSignature", "0x12")).await.error().1.starts_with("Failed to recover")
+    );
+}
+
+#[tokio::test]
+async fn a_strict_status_uses_its_nonce() {
+    let app = App::builder().var("SIGNATURE_STRICT", "1").start().await;
+    let key = Key::new();
+    let call = caller::provider(&key).status(&owner(), None);
+    app.send(call.clone()).await.ok();
+    assert_eq!(app.send(call).await.error().0, 400);
+    assert_eq!(app.database.count("usednonces").await, 1);
 }

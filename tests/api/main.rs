@@ -19,6 +19,7 @@ mod environments;
 mod get_result;
 mod http;
 mod in_doubt;
+mod lists;
 mod lookups;
 mod nonces;
 mod old_database;

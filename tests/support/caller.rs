@@ -9,8 +9,8 @@ use super::{Key, nonce, nonce_ms};
 /// A request.
 #[derive(Debug, Clone)]
 pub struct Call {
-    method: Method,
-    path: String,
+    pub method: Method,
+    pub path: String,
     parameters: Map<String, Value>,
     location: Location,
     headers: Vec<(String, String)>,
@@ -273,7 +273,11 @@ impl OceanNode<'_> {
     /// Asks for the status of jobs.
     pub fn status(self, owner: Option<&str>, job_id: Option<&str>, agreement_id: Option<&str>) -> Call {
         let nonce = nonce_ms();
-        let message = format!("{nonce}{}{}", owner.unwrap_or("null"), job_id.unwrap_or("null"));
+        // JavaScript's `nonce + owner + jobId`: a number and null are added, text and null are joined.
+        let message = match owner {
+            Some(owner) => format!("{nonce}{owner}{}", job_id.unwrap_or("null")),
+            None => format!("{nonce}{}", job_id.unwrap_or_default()),
+        };
         self.call(Method::GET, "", job_id, agreement_id, nonce, self.0.trimmed(&message))
             .with("owner", owner.map(Value::from).unwrap_or_default())
     }

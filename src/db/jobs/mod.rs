@@ -139,7 +139,7 @@ macro_rules! select_jobs {
                    page.stopreq AS "stop_requested?: StopRequest", page.removed AS "removed?",
                    page.algodid AS "algo_did?", page.inputdids AS "input_dids?",
                    page.workflowchain AS "workflow_chain?", page.reason AS "reason?"
-            FROM nonce_refusal($1, $2, $3, $4) AS nonce
+            FROM nonce_refusal($1, $2, $3, NULL) AS nonce
             LEFT JOIN LATERAL (
                 SELECT *, count(*) OVER () AS found, row_number() OVER rows AS number, sum(size) OVER rows AS total
                 FROM (
@@ -151,16 +151,15 @@ macro_rules! select_jobs {
                            + coalesce(octet_length(workflowchain), 0) + coalesce(octet_length(outputsurl), 0) AS size
                     FROM jobs
                     WHERE nonce.refusal IS NULL AND "# + $condition + " ORDER BY " + $order + r#"
-                    LIMIT $5::bigint + 1 OFFSET $6
+                    LIMIT $4::bigint + 1 OFFSET $5
                 ) AS listed
                 WINDOW rows AS (ORDER BY "# + $order + r#" ROWS UNBOUNDED PRECEDING)
-            ) AS page ON page.number <= $5 AND (page.total <= $7 OR page.number = 1)
+            ) AS page ON page.number <= $4 AND (page.total <= $6 OR page.number = 1)
             ORDER BY page.number
             "#,
             arguments.signer,
             arguments.nonce,
             arguments.window,
-            arguments.shared,
             $range.limit,
             $range.offset,
             MAX_PAGE_BYTES,
@@ -297,7 +296,7 @@ async fn select(
             connection,
             nonce,
             range,
-            "workflowid = $8 AND ($9::text IS NULL OR agreementid = $9) AND ($10::text IS NULL OR owner = $10)",
+            "workflowid = $7 AND ($8::text IS NULL OR agreementid = $8) AND ($9::text IS NULL OR owner = $9)",
             "datecreated DESC, workflowid",
             job_id.as_str(),
             agreement_id,
@@ -307,13 +306,13 @@ async fn select(
             connection,
             nonce,
             range,
-            "agreementid = $8 AND ($9::text IS NULL OR owner = $9)",
+            "agreementid = $7 AND ($8::text IS NULL OR owner = $8)",
             "datecreated DESC, workflowid",
             agreement_id,
             owner
         ),
         (None, None, Some(owner)) => {
-            select_jobs!(connection, nonce, range, "owner = $8", "datecreated DESC, workflowid", owner)
+            select_jobs!(connection, nonce, range, "owner = $7", "datecreated DESC, workflowid", owner)
         }
         (None, None, None) => Ok(Listed(Vec::new())),
     }
