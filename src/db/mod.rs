@@ -8,11 +8,13 @@ mod jobs;
 mod login;
 mod migrate;
 mod nonces;
+mod prepare;
 mod registrations;
 mod retries;
 mod session;
 mod status_sync;
 mod step_logs;
+mod summaries;
 mod sweeps;
 mod types;
 mod unfinished_jobs;
@@ -24,6 +26,7 @@ pub use finished_jobs::{FinishedJob, KnownJob, UnscheduledJob};
 pub use jobs::{
     Change, ChangedJobs, JobFilter, JobSelector, ListRange, NewJob, RequestedBy, ResultRow, StartOutcome, TouchedJob,
 };
+pub use migrate::Migrated;
 pub use nonces::NonceError;
 pub use registrations::UnregisteredJob;
 pub use session::Database;

@@ -19,6 +19,7 @@ mod environments;
 mod get_result;
 mod http;
 mod lookups;
+mod migration;
 mod nonces;
 mod old_database;
 mod outages;
