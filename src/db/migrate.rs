@@ -1,15 +1,16 @@
 //! Brings the schema up to date, while others read and write.
 
+use std::collections::BTreeSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use serde::Serialize;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::Instant;
 
-use super::prepare::{self, LOCK_TIMEOUT, is_lock_conflict};
+use super::prepare::{self, Step, is_lock_conflict};
 use super::{Database, DatabaseError};
 
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
@@ -30,8 +31,11 @@ const LOCK_PAUSE: Duration = Duration::from_millis(400);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The time between two log lines about the same obstacle.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(10);
-/// The tables that others use, in the order in which their transactions use them.
-const SHARED_TABLES: [&str; 4] = ["envs", "nonces", "usednonces", "jobs"];
+/// How long a step waits for a lock; everybody else waits behind it. Longer after some attempts: of tables that are always
+/// in use, the lock is free as soon as those have ended who use it now.
+const LOCK_TIMEOUTS: [&str; 2] = ["100ms", "500ms"];
+/// The number of attempts with the shorter time.
+const SHORT_ATTEMPTS: u32 = 10;
 
 /// How far a migration came that has brought the schema up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -132,22 +136,21 @@ async fn bring_up_to_date(connection: &mut PgConnection, progress: &Progress) ->
         .filter(|migration| is_missing(migration.version))
         .map(|migration| migration.sql.as_str())
         .collect();
-    let mut retries = Retries::new();
     // An empty database needs no preparation.
     if !missing.is_empty() && prepare::exists(connection, "jobs").await? {
         let steps = prepare::steps(missing.iter().copied());
-        let indexes = steps.iter().filter(|step| step.index_name().is_some()).count();
-        let mut built = 0;
+        let indexes: BTreeSet<&str> = steps.iter().filter_map(Step::index_name).collect();
+        let mut ensured = BTreeSet::new();
         for step in &steps {
-            match step.index_name() {
+            progress.begin(match step.index_name() {
                 Some(name) => {
-                    built += 1;
-                    tracing::info!(name, "index {built} of {indexes}");
-                    progress.begin(format!("building index {built} of {indexes}, {name}"));
+                    ensured.insert(name);
+                    format!("building index {} of {}, {name}", ensured.len(), indexes.len())
                 }
-                None => progress.begin("changing the tables".to_owned()),
-            }
-            while retries.needed_after(step.run(connection).await.map_err(MigrateError::from)).await? {}
+                None => "changing the tables".to_owned(),
+            });
+            let mut retries = Retries::new();
+            while retries.needed_after(step.run(connection, retries.lock_timeout()).await.map_err(Into::into)).await? {}
         }
     }
     // Earlier versions of this service take this lock, and no other.
@@ -155,6 +158,7 @@ async fn bring_up_to_date(connection: &mut PgConnection, progress: &Progress) ->
     connection.lock().await?;
     progress.begin("changing the tables".to_owned());
     let replaces_announce = applied.iter().all(|migration| MIGRATOR.version_exists(migration.version));
+    let mut retries = Retries::new();
     while retries.needed_after(run_migrations(connection, !missing.is_empty(), replaces_announce).await).await? {}
     Ok(())
 }
@@ -166,21 +170,9 @@ async fn run_migrations(
     replaces_announce: bool,
 ) -> Result<(), MigrateError> {
     let mut transaction = connection.begin().await?;
-    let mut in_use = Vec::new();
-    for table in SHARED_TABLES {
-        if changes_tables && prepare::exists(&mut transaction, table).await? {
-            in_use.push(table);
-        }
-    }
-    let updates_jobs = in_use.contains(&"jobs");
-    if !in_use.is_empty() {
-        let lock = format!(
-            "SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; LOCK TABLE {}; SET LOCAL enable_seqscan = off;",
-            in_use.join(", ")
-        );
-        transaction.execute(sqlx::raw_sql(AssertSqlSafe(lock))).await?;
-    }
+    let updates_jobs = changes_tables && prepare::exists(&mut transaction, "jobs").await?;
     if updates_jobs {
+        sqlx::raw_sql(include_str!("lock_tables.sql")).execute(&mut *transaction).await?;
         // Skips the rows that are as the migrations want them already.
         const SKIP: &str = "CREATE TRIGGER unchanged BEFORE UPDATE ON jobs
                             FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()";
@@ -198,12 +190,18 @@ async fn run_migrations(
 
 /// Waits for other transactions to release their locks, by trying again.
 struct Retries {
+    attempts: u32,
     reminder: Instant,
 }
 
 impl Retries {
     fn new() -> Self {
-        Self { reminder: Instant::now() + REMINDER_INTERVAL }
+        Self { attempts: 0, reminder: Instant::now() + REMINDER_INTERVAL }
+    }
+
+    /// How long the next attempt may wait for a lock.
+    fn lock_timeout(&self) -> &'static str {
+        LOCK_TIMEOUTS[usize::from(self.attempts >= SHORT_ATTEMPTS)]
     }
 
     /// Returns whether an attempt with this result has to be repeated, after a pause: another transaction holds a lock
@@ -217,6 +215,7 @@ impl Retries {
                     tracing::warn!("the migration waits for other transactions, which have locked its tables");
                     self.reminder += REMINDER_INTERVAL;
                 }
+                self.attempts += 1;
                 tokio::time::sleep(LOCK_PAUSE).await;
                 Ok(true)
             }

@@ -30,11 +30,14 @@ const NONCES_INDEX: &str = "ON nonces ((lower(provider)) COLLATE \"C\")";
 pub(super) fn steps<'a>(migrations: impl Iterator<Item = &'a str>) -> Vec<Step> {
     let statements: Vec<String> = migrations.flat_map(statements).collect();
     let tables = statements.iter().filter_map(|statement| Step::table(statement));
-    let indexes = statements.iter().filter_map(|statement| Step::index(statement));
+    let indexes = || statements.iter().filter_map(|statement| Step::index(statement));
     let updates = statements.iter().any(|statement| statement.starts_with("UPDATE jobs SET mirrored ="));
     let mut steps = vec![Step::NoncesIndex];
+    // Before the tables are changed, which can only be done between the transactions of others: these become shorter.
+    steps.extend(indexes());
     steps.extend(tables);
-    steps.extend(indexes);
+    // Now those, too, whose columns were missing.
+    steps.extend(indexes());
     steps.extend(updates.then_some(Step::UnfinishedJobs));
     steps
 }
@@ -90,20 +93,24 @@ impl Step {
         }
     }
 
-    /// Does what is missing. Waits for no transaction while others wait for this one, but for a moment.
-    pub(super) async fn run(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+    /// Does what is missing. If a table has to be locked, everybody else waits meanwhile: at most `lock_timeout`.
+    pub(super) async fn run(&self, connection: &mut PgConnection, lock_timeout: &str) -> sqlx::Result<()> {
         match self {
             Self::Table { table, statement } => {
                 if exists(connection, table).await? {
                     let mut transaction = connection.begin().await?;
-                    run(&mut transaction, format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {statement}")).await?;
+                    run(&mut transaction, format!("SET LOCAL lock_timeout = '{lock_timeout}'; {statement}")).await?;
                     transaction.commit().await?;
                 }
                 Ok(())
             }
             Self::Index { name, table, unique, definition } => {
                 if exists(connection, table).await? {
-                    ensure_index(connection, name, *unique, definition).await?;
+                    match ensure_index(connection, name, *unique, definition).await {
+                        // A later step adds the column; this one is repeated after it.
+                        Err(error) if has_code(&error, &["42703"]) => {}
+                        result => result?,
+                    }
                 }
                 Ok(())
             }
@@ -128,14 +135,14 @@ impl Step {
     }
 }
 
-/// How long a lock is waited for. Meanwhile everybody else waits behind this request, so it is short; the step is
-/// repeated until it gets its lock.
-pub(super) const LOCK_TIMEOUT: &str = "100ms";
-
 /// Returns whether a statement failed because another transaction holds a lock that it needs.
 pub(super) fn is_lock_conflict(error: &sqlx::Error) -> bool {
+    has_code(error, &["55P03", "40P01"])
+}
+
+fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
-    matches!(code.as_deref(), Some("55P03" | "40P01"))
+    code.is_some_and(|code| codes.contains(&&*code))
 }
 
 /// Returns whether a table exists.
@@ -153,6 +160,7 @@ async fn ensure_index(connection: &mut PgConnection, name: &str, unique: bool, d
         Some(false) => run(connection, format!("DROP INDEX CONCURRENTLY {name}")).await?,
         None => {}
     }
+    tracing::info!(name, "building an index");
     let unique = if unique { "UNIQUE " } else { "" };
     run(connection, format!("CREATE {unique}INDEX CONCURRENTLY {name} {definition}")).await
 }
@@ -197,16 +205,7 @@ mod tests {
                 other => format!("{other:?}"),
             })
             .collect();
-        let expected = [
-            "NoncesIndex",
-            "jobs: ADD",
-            "jobs: ADD",
-            "jobs: ADD",
-            "jobs: ADD",
-            "jobs: ADD",
-            "jobs: ALTER",
-            "usednonces: ADD",
-            "jobs: ADD",
+        let indexes = [
             "uniq_agreementid_workflowid (unique)",
             "indx_owner_jobs",
             "unique_namespace (unique)",
@@ -223,8 +222,18 @@ mod tests {
             "jobs_namespace",
             "usednonces_content (unique)",
             "jobs_unsummarized",
-            "UnfinishedJobs",
         ];
+        let tables = [
+            "jobs: ADD",
+            "jobs: ADD",
+            "jobs: ADD",
+            "jobs: ADD",
+            "jobs: ADD",
+            "jobs: ALTER",
+            "usednonces: ADD",
+            "jobs: ADD",
+        ];
+        let expected = [&["NoncesIndex"], &indexes[..], &tables, &indexes, &["UnfinishedJobs"]].concat();
         assert_eq!(described, expected);
     }
 }

@@ -70,6 +70,9 @@ impl Database {
             )
             .fetch_all(&mut *connection)
             .await?;
+            if rows.is_empty() {
+                return Ok((0, None));
+            }
             let last = rows.last().map(|row| (row.position, row.workflowid.clone()));
             let next = Cursor::after_page(rows.len(), rows.len(), last);
             let (mut agreements, mut jobs) = (Vec::new(), Vec::new());

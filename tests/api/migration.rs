@@ -112,7 +112,7 @@ impl Users {
     async fn start(database: &TestDatabase, number: usize) -> Self {
         let (stopped, statements) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut tasks = Vec::new();
-        for _ in 0..number {
+        for user in 0..number {
             let mut connection = database.connect().await;
             connection.execute("SET application_name = 'user'").await.unwrap();
             let (stopped, statements) = (Arc::clone(&stopped), Arc::clone(&statements));
@@ -120,9 +120,10 @@ impl Users {
                 let mut longest = Duration::ZERO;
                 while !stopped.load(Ordering::SeqCst) {
                     let job = uuid::Uuid::new_v4().simple().to_string();
-                    for statement in STATEMENTS {
+                    // One of them reads all nonces, again and again.
+                    for statement in &STATEMENTS[usize::from(user > 0)..] {
                         let begun = Instant::now();
-                        sqlx::query(statement).bind(&job).execute(&mut connection).await.unwrap();
+                        sqlx::query(*statement).bind(&job).execute(&mut connection).await.unwrap();
                         longest = longest.max(begun.elapsed());
                         statements.fetch_add(1, Ordering::SeqCst);
                     }
