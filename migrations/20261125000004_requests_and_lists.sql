@@ -13,7 +13,11 @@ ALTER TABLE usednonces
     ADD COLUMN IF NOT EXISTS made text,
     ADD COLUMN IF NOT EXISTS usedat timestamptz NOT NULL DEFAULT now();
 
-ALTER TABLE usednonces DROP CONSTRAINT usednonces_pkey, ADD PRIMARY KEY (signer, ns, content);
+-- The migrator builds the indexes of a database in use beforehand (src/db/prepare.rs).
+CREATE UNIQUE INDEX IF NOT EXISTS usednonces_content ON usednonces (signer, ns, content);
+ALTER TABLE usednonces
+    DROP CONSTRAINT usednonces_pkey,
+    ADD CONSTRAINT usednonces_pkey PRIMARY KEY USING INDEX usednonces_content;
 
 -- Up to which nonce, inclusive, those of a signer have been deleted: they count as used, whatever NONCE_WINDOW is later.
 CREATE TABLE IF NOT EXISTS prunednonces (
@@ -46,6 +50,7 @@ $$
 SELECT NOT nonce_is_ahead(attempt, within)
    AND nonce_ns(attempt) >= coalesce((SELECT ns FROM highest_nonce(address)) - within::numeric * 1e9, 0)
    AND NOT EXISTS (SELECT FROM nonces WHERE lower(provider) COLLATE "C" = address AND nonce_ns(nonce) = nonce_ns(attempt))
+   AND NOT EXISTS (SELECT FROM prunednonces WHERE signer = address AND ns >= nonce_ns(attempt))
 $$;
 
 -- As in migration 2, in PL/pgSQL: it keeps the plans of its statements, which functions in SQL do not.
@@ -180,3 +185,79 @@ EXCEPTION
         RETURN true;
 END
 $function$;
+
+-- The index on `nonces` in the collation of its queries.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_index
+               WHERE indexrelid = 'nonces_signer'::regclass AND indcollation[0] <> '"C"'::regcollation) THEN
+        CREATE INDEX IF NOT EXISTS nonces_signer_c ON nonces ((lower(provider)) COLLATE "C");
+        DROP INDEX nonces_signer;
+        ALTER INDEX nonces_signer_c RENAME TO nonces_signer;
+    END IF;
+END
+$$;
+
+-- What lists show of a stored workflow, by the rule of src/domain/workflow/stored.rs. Never fails: if the workflow cannot be
+-- read, algodid is empty.
+CREATE OR REPLACE FUNCTION workflow_summary(document text,
+                                            OUT algodid text, OUT inputdids text, OUT workflowchain text)
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS
+$function$
+DECLARE
+    workflow json;
+    stage    json;
+    id       json;
+    chain    json;
+BEGIN
+    algodid := '';
+    inputdids := '[]';
+    -- NUL, which text cannot hold, becomes U+FFFD. Pairs of backslashes are replaced first: `\\u0000` is no NUL.
+    IF strpos(document, '\u0000') > 0 THEN
+        document := replace(replace(document, '\\', '\u005c'), '\u0000', '\ufffd');
+    END IF;
+    -- One key at a time: of a key that an object has twice, the last counts.
+    workflow := document::json -> 'spec' -> 'metadata';
+    stage := coalesce(workflow -> 'stages' -> 0, workflow -> 'stages' -> '0');
+    chain := workflow -> 'chainId';
+    IF json_typeof(chain) <> 'null' THEN
+        workflowchain := chain::text;
+    END IF;
+    IF stage IS NULL THEN
+        RETURN;
+    END IF;
+    id := stage -> 'algorithm' -> 'id';
+    algodid := coalesce(CASE WHEN json_typeof(id) = 'string' THEN nullif(id #>> '{}', '') END, 'raw');
+    IF json_typeof(stage -> 'input') = 'array' THEN
+        SELECT coalesce(json_agg(input.value -> 'id' ORDER BY input.number), '[]')::text INTO inputdids
+        FROM json_array_elements(stage -> 'input') WITH ORDINALITY AS input (value, number)
+        WHERE json_typeof(input.value -> 'id') = 'string' AND input.value ->> 'id' <> '';
+    END IF;
+EXCEPTION
+    WHEN OTHERS THEN
+        algodid := '';
+        inputdids := '[]';
+        workflowchain := NULL;
+END
+$function$;
+
+-- Summarizes the workflows that the Python service and earlier versions of this service insert.
+CREATE OR REPLACE FUNCTION jobs_inserted() RETURNS trigger
+    LANGUAGE plpgsql AS
+$function$
+BEGIN
+    SELECT summary.algodid, summary.inputdids, summary.workflowchain
+    INTO NEW.algodid, NEW.inputdids, NEW.workflowchain
+    FROM workflow_summary(NEW.workflow) AS summary;
+    RETURN NEW;
+END
+$function$;
+
+DROP TRIGGER IF EXISTS jobs_inserted ON jobs;
+CREATE TRIGGER jobs_inserted BEFORE INSERT ON jobs
+    FOR EACH ROW WHEN (NEW.algodid IS NULL) EXECUTE FUNCTION jobs_inserted();
+
+-- The rows whose workflow is still to be summarized, in batches after the migration: unfinished jobs first, then those that
+-- finished last.
+CREATE INDEX IF NOT EXISTS jobs_unsummarized
+    ON jobs (coalesce(-extract(epoch FROM datefinished)::float8, '-infinity'), workflowid) WHERE algodid IS NULL;

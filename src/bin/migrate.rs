@@ -4,34 +4,38 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use operator_service::config::DatabaseUse;
-use operator_service::db::Database;
+use operator_service::db::{Database, Migrated};
 use operator_service::runtime::{self, BoxError, lambda};
 use serde_json::json;
 
 /// How long after the first attempt another one may begin: a new role, a secret's policy and a security group may take
 /// that long to take effect.
 const RETRY_PERIOD: Duration = Duration::from_secs(90);
-/// The maximum duration of an attempt, and of reporting that it failed.
-const MAX_ATTEMPT_TIME: Duration = Duration::from_secs(35);
+/// The time that another attempt needs.
+const MIN_ATTEMPT_TIME: Duration = Duration::from_secs(35);
 /// The pause between two attempts.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// The time for reporting how far the migration came.
+const REPORT_TIME: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     runtime::run(lambda::run_events(DatabaseUse::Required, |config| {
         let db = runtime::db(&config)?;
+        let limits_role = config.database.as_ref().is_some_and(|database| database.role_limits);
         Ok(async move |event: lambda::Event| {
-            migrate(&db, event.context.deadline()).await?;
-            Ok(json!({ "schema": "up to date" }))
+            let migrated = migrate(&db, limits_role, event.context.deadline()).await?;
+            Ok(json!({ "schema": "up to date", "oldJobs": migrated }))
         })
     }))
 }
 
 /// Migrates, and retries temporary errors as long as there is time.
-async fn migrate(db: &Database, deadline: SystemTime) -> Result<(), BoxError> {
-    let last_start = (SystemTime::now() + RETRY_PERIOD).min(deadline - MAX_ATTEMPT_TIME);
+async fn migrate(db: &Database, limits_role: bool, deadline: SystemTime) -> Result<Migrated, BoxError> {
+    let last_start = (SystemTime::now() + RETRY_PERIOD).min(deadline - MIN_ATTEMPT_TIME);
     loop {
-        match db.migrate().await {
-            Ok(()) => return Ok(()),
+        let remaining = deadline.duration_since(SystemTime::now()).unwrap_or_default();
+        match db.migrate_to_the_end(remaining.saturating_sub(REPORT_TIME), limits_role).await {
+            Ok(migrated) => return Ok(migrated),
             Err(error) if error.is_temporary() && SystemTime::now() + RETRY_PAUSE < last_start => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the migration failed and is retried");
                 tokio::time::sleep(RETRY_PAUSE).await;

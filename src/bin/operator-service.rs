@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use operator_service::aws::{Account, eks};
 use operator_service::config::{self, Config, DatabaseUse};
+use operator_service::db::Migrated;
 use operator_service::runtime::{self, BoxError};
 use operator_service::telemetry::{self, Format};
 use operator_service::{api, kubernetes};
@@ -68,6 +69,9 @@ enum VariablesFormat {
     Json,
 }
 
+/// How long a migration may take: a year, that is as long as it takes.
+const MIGRATION_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     runtime::run(async move {
@@ -90,8 +94,10 @@ fn main() -> ExitCode {
 async fn migrate() -> Result<(), BoxError> {
     let config = Config::from_env(DatabaseUse::Required)?;
     telemetry::init(&config.log, Format::Text)?;
-    runtime::db(&config)?.migrate().await.map_err(runtime::with_causes)?;
-    tracing::info!("the schema is up to date");
+    let limits_role = config.database.as_ref().is_some_and(|database| database.role_limits);
+    let migration = runtime::db(&config)?.migrate_to_the_end(MIGRATION_LIMIT, limits_role).await;
+    let Migrated { summarized_jobs, complete } = migration.map_err(runtime::with_causes)?;
+    tracing::info!(summarized_jobs, complete, "the schema is up to date");
     Ok(())
 }
 

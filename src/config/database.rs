@@ -49,6 +49,12 @@ const POSTGRES_POOL_SIZE: Variable<Unset> = Variable {
     default: Unset("10; 1 in a Lambda function"),
     description: "The maximum number of connections that one process opens.",
 };
+const POSTGRES_ROLE_LIMITS: Variable<Off> = Variable {
+    name: "POSTGRES_ROLE_LIMITS",
+    default: Off,
+    description: "1: `migrate` limits the statements of this user in this database to 6 s, so that none outlives the \
+        request that it was sent for. Not for a user that the engine or the Python service logs in with.",
+};
 
 pub(super) const SECTION: Section = Section {
     title: "Database",
@@ -63,6 +69,7 @@ pub(super) const SECTION: Section = Section {
         &POSTGRES_SSLMODE,
         &POSTGRES_CA_FILE,
         &POSTGRES_POOL_SIZE,
+        &POSTGRES_ROLE_LIMITS,
     ],
 };
 
@@ -85,6 +92,8 @@ pub struct DatabaseConfig {
     pub ca_file: Option<PathBuf>,
     /// The maximum number of connections that one process opens (POSTGRES_POOL_SIZE).
     pub pool_size: u32,
+    /// Whether `migrate` sets limits for the user (POSTGRES_ROLE_LIMITS).
+    pub role_limits: bool,
 }
 
 /// How to log in to PostgreSQL.
@@ -137,6 +146,7 @@ impl DatabaseConfig {
             ssl_mode,
             ca_file: reader.readable_file(&POSTGRES_CA_FILE),
             pool_size: pool_size.map_or(default_size, NonZeroU32::get),
+            role_limits: reader.flag(&POSTGRES_ROLE_LIMITS),
         })
     }
 }

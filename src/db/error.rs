@@ -22,6 +22,12 @@ pub enum DatabaseError {
     /// All connections of this process are in use, or no new one was opened in time. Nothing was sent.
     #[error("The database is not available, please try again: no connection was free in time")]
     NoConnection,
+    /// Something between service and database gives each transaction another session.
+    #[error(
+        "The database is behind a pooler in transaction mode, which this service cannot use: connect to the database, to \
+         RDS Proxy, or to a pooler in session mode"
+    )]
+    Pooler(#[source] sqlx::Error),
     /// A statement took longer than its limit.
     #[error("The database did not answer in time, please try again")]
     TimedOut,
@@ -31,6 +37,12 @@ pub enum DatabaseError {
     /// The schema could not be brought up to date.
     #[error("The database's schema could not be brought up to date: {0}")]
     Migration(#[source] MigrateError),
+    /// There was not enough time to bring the schema up to date; with what was being done.
+    #[error(
+        "The database's schema is not up to date yet ({0}): run `operator-service migrate`, or deploy again. It goes on \
+         where this stopped"
+    )]
+    MigrationUnfinished(String),
     /// A statement failed for a reason that no outage explains: a defect of this service.
     #[error("An internal error occurred; it has been logged")]
     Bug(#[source] sqlx::Error),
@@ -58,12 +70,22 @@ impl DatabaseError {
     }
 }
 
+impl From<MigrateError> for DatabaseError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error.into(),
+            error => Self::Migration(error),
+        }
+    }
+}
+
 impl From<sqlx::Error> for DatabaseError {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error as E;
         match &error {
             E::Database(database) => match database.code().as_deref() {
                 Some("42P01" | "42703" | "42883") => Self::NotMigrated(error),
+                Some(code) if is_of_pooler(code, database.message()) => Self::Pooler(error),
                 Some(code) if is_transient(code) => Self::Unavailable(error),
                 _ => Self::Bug(error),
             },
@@ -80,6 +102,13 @@ impl From<sqlx::Error> for DatabaseError {
 /// intervention (57), the system (58).
 fn is_transient(code: &str) -> bool {
     code == "25006" || ["08", "28", "3D", "40", "53", "55", "57", "58"].iter().any(|class| code.starts_with(class))
+}
+
+/// Returns whether an error comes from a pooler in transaction mode: a prepared statement does not exist, or exists
+/// already, in the session that another client had before, or the pooler knows a parameter of the connection's start-up not
+/// (<https://www.pgbouncer.org/config.html#ignore_startup_parameters>).
+fn is_of_pooler(code: &str, message: &str) -> bool {
+    matches!(code, "26000" | "42P05") || (code == "08P01" && message.contains("startup parameter"))
 }
 
 fn is_untrusted(error: &std::io::Error) -> bool {

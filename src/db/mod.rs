@@ -8,11 +8,13 @@ mod jobs;
 mod login;
 mod migrate;
 mod nonces;
+mod prepare;
 mod registrations;
 mod retries;
 mod session;
 mod status_sync;
 mod step_logs;
+mod summaries;
 mod sweeps;
 mod types;
 mod unfinished_jobs;
@@ -25,6 +27,7 @@ pub use jobs::{
     Change, ChangedJobs, JobFilter, JobSelector, ListRange, NewJob, Page, RequestedBy, ResultRow, StartOutcome,
     TouchedJob,
 };
+pub use migrate::Migrated;
 pub use nonces::NonceError;
 pub use registrations::UnregisteredJob;
 pub use session::Database;

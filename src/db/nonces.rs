@@ -134,8 +134,9 @@ impl Database {
     }
 
     /// Deletes nonces that are more than `margin` seconds below their signer's highest, of up to 2,000 signers in the
-    /// order of their addresses, starting after `after`. With `dry_run`, only counts them. Returns how many there were,
-    /// and the last signer; `None` if there are no more.
+    /// order of their addresses, starting after `after`. Those that are deleted count as used from then on, whatever the
+    /// window is later. With `dry_run`, only counts them. Returns how many there were, and the last signer; `None` if
+    /// there are no more.
     pub async fn prune_nonces(
         &self,
         margin: f64,
@@ -159,12 +160,18 @@ impl Database {
                         WHERE usednonces.signer = signers.signer
                           AND ns < (SELECT max(highest.ns) FROM usednonces AS highest
                                     WHERE highest.signer = signers.signer) - $1::float8::numeric * 1e9
+                        ORDER BY ns
                         LIMIT 5000
                     ) AS used
                     LIMIT 10000
                 ), gone AS (
                     DELETE FROM usednonces USING old
                     WHERE NOT $2 AND usednonces.signer = old.signer AND usednonces.ns = old.ns
+                    RETURNING usednonces.signer, usednonces.ns
+                ), recorded AS (
+                    INSERT INTO prunednonces (signer, ns)
+                    SELECT signer, max(ns) FROM gone GROUP BY signer
+                    ON CONFLICT (signer) DO UPDATE SET ns = greatest(prunednonces.ns, excluded.ns)
                 )
                 SELECT (SELECT count(*) FROM old) AS "old!", (SELECT max(signer) FROM signers) AS last
                 "#,

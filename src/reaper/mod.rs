@@ -18,6 +18,7 @@ mod report;
 mod requeues;
 mod status_sync;
 mod stuck_steps;
+mod summaries;
 mod sweep;
 mod time_limits;
 mod unfinished;

@@ -40,6 +40,8 @@ pub enum Duty {
     OldObjects,
     /// Deletes used nonces that cannot be accepted again.
     Nonces,
+    /// Stores what lists show of the workflows of old rows.
+    Summaries,
 }
 
 /// How an action ended.

@@ -115,7 +115,8 @@ impl<'a> Sweep<'a> {
             self.run_duty(self.sync_statuses(self.half_time()).boxed()).await,
             self.run_duty(self.sweep_finished_jobs(self.half_time()).boxed()).await,
             self.run_duty(self.scan_workflow_objects(environments, self.half_time()).boxed()).await,
-            self.run_duty(self.prune_nonces(self.deadline).boxed()).await,
+            self.run_duty(self.prune_nonces(self.half_time()).boxed()).await,
+            self.run_duty(self.summarize_jobs(self.deadline).boxed()).await,
             self.run_duty(self.measure_registrations().boxed()).await,
         ];
         results.into_iter().fold(Progress::Complete, Progress::and)

@@ -21,6 +21,7 @@ mod http;
 mod in_doubt;
 mod lists;
 mod lookups;
+mod migration;
 mod nonces;
 mod old_database;
 mod outages;

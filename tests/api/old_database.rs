@@ -15,7 +15,8 @@ const MILLION: u32 = 1_000_000;
 /// The rows of a table, with the columns that the Python service has.
 async fn rows(database: &TestDatabase) -> (Vec<Value>, Vec<Value>, (i64, i64)) {
     const NEW: &str = "to_jsonb(jobs) - '{signerverified,registered,validuntil,handedout,reason,statussince,closed,\
-                       mirrored,absentsince,handbacks,reapat,reapfailures,tidied,purged,expiry,registerat,registerfailures}'::text[]";
+                       mirrored,absentsince,handbacks,reapat,reapfailures,tidied,purged,expiry,registerat,registerfailures,\
+                       algodid,inputdids,workflowchain}'::text[]";
     let text = format!("SELECT ({NEW})::text FROM jobs ORDER BY agreementid, workflowid");
     let jobs: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(text)).fetch_all(&database.pool).await.unwrap();
     let envs: Vec<String> = sqlx::query_scalar("SELECT to_jsonb(envs)::text FROM envs ORDER BY namespace")

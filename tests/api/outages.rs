@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
+use sqlx::Executor;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::given::status_of;
 use crate::support::{
@@ -219,4 +222,66 @@ async fn routes_without_a_database_are_answered_during_an_outage() {
     }
     // Wrong requests are answered without a database, too.
     app.send(Call::get("compute")).await.is_error(400, "You have to specify one of agreementId, jobId or owner");
+}
+
+/// With the limits that POSTGRES_ROLE_LIMITS sets.
+#[tokio::test]
+async fn a_statement_that_was_given_up_ends_at_the_server_too() {
+    let database = TestDatabase::empty().await;
+    database.service().migrate_within(LIMIT, true).await.unwrap();
+    let mut other = database.connect().await;
+    other.execute("SET idle_in_transaction_session_timeout = 0").await.unwrap();
+    let app = App::builder().database(database).start().await;
+    other.execute("BEGIN; LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let start = caller::provider(&Key::new()).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    unavailable(&app, start).await;
+    eventually("no statement is left", LIMIT, async || {
+        const ACTIVE: &str = "pg_stat_activity WHERE datname = current_database() \
+                              AND application_name = 'operator-service' AND state <> 'idle'";
+        (app.database.count(ACTIVE).await == 0).then_some(())
+    })
+    .await;
+    // The table is still locked.
+    other.execute("COMMIT").await.unwrap();
+    // A migration has no limits.
+    app.database.service().migrate_within(LIMIT, true).await.unwrap();
+}
+
+/// What the service says if a pooler gives it a session that another client has had.
+#[tokio::test]
+async fn a_pooler_in_transaction_mode_is_named() {
+    let app = App::builder().var("POSTGRES_POOL_SIZE", "1").start().await;
+    // Reading this table makes the session forget its prepared statements.
+    for statement in [
+        "ALTER TABLE envs RENAME TO rows",
+        "CREATE FUNCTION forget() RETURNS text LANGUAGE plpgsql AS 'BEGIN DEALLOCATE ALL; RETURN NULL; END'",
+        "CREATE VIEW envs AS SELECT namespace, coalesce(forget(), status) AS status, lastping FROM rows",
+    ] {
+        app.database.execute(statement).await;
+    }
+    app.send(Call::get("environments")).await.ok();
+    let (status, text) = app.send(Call::get("environments")).await.error();
+    assert_eq!(status, 503);
+    assert!(text.contains("pooler in transaction mode"), "{text}");
+
+    // One that refuses the start-up.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            client.read(&mut [0; 1024]).await.ok();
+            let fields = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: extra_float_digits\0\0";
+            let length = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
+            client.write_all(&[b"E", &length[..], fields].concat()).await.ok();
+        }
+    });
+    let pooler = App::builder()
+        .var("POSTGRES_HOST", "127.0.0.1")
+        .var("POSTGRES_PORT", port)
+        .var("POSTGRES_SSLMODE", "disable")
+        .start()
+        .await;
+    let (status, text) = pooler.send(Call::get("environments")).await.error();
+    assert_eq!(status, 503);
+    assert!(text.contains("pooler in transaction mode"), "{text}");
 }

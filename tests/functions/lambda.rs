@@ -7,6 +7,7 @@ use operator_service::config::DatabaseUse;
 use operator_service::runtime;
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::Executor;
 use tokio::sync::Notify;
 
 use crate::child::{Directory, Env, run_program, stderr};
@@ -503,12 +504,17 @@ fn deployment() -> Value {
     json!({ "source": "operator-service.deployment" })
 }
 
+/// What it returns.
+fn up_to_date(summarized: u64) -> Value {
+    json!({ "schema": "up to date", "oldJobs": { "summarizedJobs": summarized, "complete": true } })
+}
+
 #[tokio::test]
 async fn migrate_brings_the_schema_up_to_date_and_is_idempotent() {
     let database = TestDatabase::empty().await;
     let function = Function::start(MIGRATE, &Env::of(database.variables())).await;
     for event in [deployment(), deployment(), json!({})] {
-        assert_eq!(function.invoke(event).json().await, Ok(json!({ "schema": "up to date" })));
+        assert_eq!(function.invoke(event).json().await, Ok(up_to_date(0)));
         assert_eq!(database.count("jobs").await, 0);
     }
     let output = function.process.output();
@@ -516,6 +522,21 @@ async fn migrate_brings_the_schema_up_to_date_and_is_idempotent() {
     let done: Vec<&Value> = lines.iter().filter(|line| line["message"] == "done").collect();
     assert_eq!(done.iter().map(|line| &line["ColdStarts"]).collect::<Vec<_>>(), [1.0, 0.0, 0.0], "{output}");
     assert!(done.iter().all(|line| line["request_id"].is_string() && line["FunctionName"] == "function"), "{output}");
+}
+
+#[tokio::test]
+async fn migrate_reports_how_far_it_came_and_goes_on_the_next_time() {
+    let database = TestDatabase::of_the_python_service(10).await;
+    let mut other = database.connect().await;
+    other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM jobs").await.unwrap();
+    let env = Env::of(database.variables());
+    let function = Function::start_with(MIGRATE, &[], &env, Duration::from_secs(12)).await;
+    let failed = function.invoke(deployment()).json().await.unwrap_err();
+    let message = failed["errorMessage"].as_str().unwrap();
+    assert!(message.contains("(building index 1 of ") && message.contains("deploy again"), "{message}");
+    other.execute("COMMIT").await.unwrap();
+    let function = Function::start(MIGRATE, &env).await;
+    assert_eq!(function.invoke(deployment()).json().await, Ok(up_to_date(5009)));
 }
 
 #[tokio::test]
@@ -554,7 +575,7 @@ async fn migrate_retries_until_the_database_is_reachable() {
     let reply = function.invoke(deployment());
     function.process.line("is retried").await;
     proxy.open();
-    assert_eq!(reply.json().await, Ok(json!({ "schema": "up to date" })));
+    assert_eq!(reply.json().await, Ok(up_to_date(0)));
 }
 
 // All

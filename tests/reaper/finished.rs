@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, count, of_job};
 use crate::jobs::{OUTPUTS, finished, kept_for, now};
-use crate::support::{App, Key, Stored, TestDatabase, caller};
+use crate::support::{App, Key, Stored, TestDatabase, agreement_id, caller, nonce, owner, workflow};
 
 const EVERYTHING: [&str; 7] = [
     "ConfigMap",
@@ -229,6 +229,47 @@ async fn nonces_that_cannot_pass_again_are_deleted() {
 }
 
 #[tokio::test]
+async fn a_nonce_that_was_deleted_stays_used_when_the_window_grows() {
+    const SECOND: u64 = 1_000_000_000;
+    let day = 86_400 * SECOND;
+    let fixture = Fixture::builder().var("NONCE_WINDOW", 10 * 86_400).start().await;
+    let (app, key) = (&fixture.app, Key::new());
+    let start = async |nonce: u64| {
+        let workflow = workflow::sample();
+        app.send(caller::provider(&key).start_at(&app.namespace, &agreement_id(), &owner(), workflow, nonce))
+            .await
+            .status
+    };
+    let highest = nonce();
+    for used in [highest - 5 * day, highest - 2 * day, highest] {
+        assert_eq!(start(used).await, 200);
+    }
+    // As if the window had been small for a while.
+    let report =
+        fixture.another_reaper(&[("NONCE_WINDOW", "300")]).await.sweep(false, Duration::from_secs(60)).await.unwrap();
+    assert_eq!(report.kinds[&Duty::Nonces].done, 2);
+    assert_eq!(app.database.used_nonces(&key.address).await, [highest.to_string()]);
+    for refused in [highest - 5 * day, highest - 2 * day, highest - 2 * day - 1] {
+        assert_eq!(start(refused).await, 400);
+    }
+    assert_eq!(start(highest - day).await, 200);
+}
+
+#[tokio::test]
+async fn old_jobs_are_summarized() {
+    let fixture = Fixture::start().await;
+    let job = fixture.running(1).await;
+    let forget = "UPDATE jobs SET algodid = NULL, inputdids = NULL";
+    fixture.app.database.execute(forget).await;
+    assert_eq!(count(&fixture.dry_run().await, "summaries"), [0; 4]);
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "summaries"), [1, 1, 0, 0], "{report:#}");
+    let row = fixture.row_of(&job).await;
+    assert_eq!((&row["algodid"], &row["inputdids"]), (&json!("did:op:5a1f"), &json!(r#"["did:op:87bd"]"#)));
+    assert_eq!(count(&fixture.sweep().await, "summaries"), [0; 4]);
+}
+
+#[tokio::test]
 async fn a_dry_run_reports_what_is_planned_and_changes_nothing() {
     let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 60).var("STORAGE_EXPIRY", 10).start().await;
     let over = fixture.running(100).await;
@@ -262,7 +303,7 @@ async fn a_database_of_the_python_service_loses_nothing_that_has_not_expired() {
     database.service().migrate().await.unwrap();
     let unfinished = async |database: &TestDatabase| database.count("jobs WHERE datefinished IS NULL").await;
     let finished = async |app: &App| {
-        let rows = "SELECT coalesce(jsonb_agg(to_jsonb(jobs) - '{reapat,expiry}'::text[] ORDER BY agreementid, workflowid), \
+        let rows = "SELECT coalesce(jsonb_agg(to_jsonb(jobs) - '{reapat,expiry,algodid,inputdids}'::text[] ORDER BY agreementid, workflowid), \
                     '[]') FROM jobs WHERE datefinished IS NOT NULL AND workflowid <> $1";
         app.database.row(rows, "").await.unwrap()
     };

@@ -147,6 +147,9 @@ impl Stack {
             ],
             logs: logs.clone(),
         };
+        if postgres.is_some() {
+            service.variables.push(("POSTGRES_ROLE_LIMITS", "1".to_owned()));
+        }
         service.migrate().await?;
         progress("schema", "up to date");
         cluster.prepare(&service.definition()?, &namespace).await.context("the cluster")?;
