@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use super::session::STATEMENT_TIMEOUT;
+use super::session::STATEMENT_EXPIRY;
 use super::{Database, DatabaseError};
 use crate::auth::{NonceRefused, NonceUse};
 
@@ -109,7 +109,7 @@ impl Database {
                 arguments.shared,
                 arguments.request,
                 attempt,
-                STATEMENT_TIMEOUT.as_secs_f64()
+                STATEMENT_EXPIRY.as_secs_f64()
             )
             .fetch_one(connection)
             .await?)

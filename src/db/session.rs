@@ -17,9 +17,12 @@ use crate::aws::Account;
 use crate::config::DatabaseConfig;
 use crate::telemetry;
 
-/// How long one run of an operation may take, once it has a connection. Statements that write for a request take back what
-/// they did if they end later (`in_time`): what was given up is not done behind the caller's back.
-pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one run of an operation may take, once it has a connection.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Statements that write for a request take back what they did if they end later after the server received them (function
+/// `in_time`), so that what was given up here is not done behind the caller's back. Shorter than [`STATEMENT_TIMEOUT`] by
+/// more than a statement takes to arrive.
+pub(super) const STATEMENT_EXPIRY: Duration = Duration::from_millis(1700);
 /// How long after its begin an operation may still get a connection, so that the time for a run is left.
 const CONNECTION_TIMEOUT: Duration = Duration::from_millis(2500);
 /// How long a connection may take to answer a ping: after a Lambda environment was frozen it is often dead.

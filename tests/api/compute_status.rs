@@ -60,30 +60,6 @@ async fn jobs_are_found_by_each_filter_and_have_to_match_all() {
 }
 
 #[tokio::test]
-async fn signatures_of_status_requests_are_not_checked() {
-    let key = Key::new();
-    let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", key.allowed()).start().await;
-    let job = Stored::running().insert(&app.database).await;
-    let owner = job.owner.clone().unwrap();
-    let stranger = Key::new();
-    let calls = [
-        caller::provider(&key).status(&owner, Some(&job.job_id)),
-        caller::ocean_node(&key).status(Some(&owner), Some(&job.job_id), None),
-        caller::ocean_node(&key).status(None, Some(&job.job_id), Some(&job.agreement_id)),
-        caller::ocean_node(&key).status(Some(&owner), None, None),
-        caller::brizo(&key).status(&owner, Some(&job.job_id), Some(&job.agreement_id)),
-        caller::provider(&stranger).status(&owner, Some(&job.job_id)),
-        Call::get("compute").with("jobId", job.job_id.clone()),
-    ];
-    for call in calls {
-        assert_eq!(app.send(call.clone()).await.ok(), json!([status_of(&job)]), "{call:?}");
-        // A status request takes no nonce.
-        assert_eq!(app.send(call).await.ok(), json!([status_of(&job)]));
-    }
-    assert_eq!(app.database.count("usednonces").await, 0);
-}
-
-#[tokio::test]
 async fn results_are_listed_without_their_urls() {
     let app = App::start().await;
     let outputs = json!([

@@ -15,7 +15,7 @@ fn next(answer: &Answer) -> Option<String> {
 
 /// Follows the links of a list. Returns all job ids, and the number of responses.
 async fn follow(app: &App, call: Call) -> (Vec<String>, usize) {
-    let (method, path) = (call.method.clone(), call.path.clone());
+    let (method, path) = (call.method.clone(), call.path.split('?').next().unwrap().to_owned());
     let mut answer = app.send(call).await;
     let (mut ids, mut pages) = (Vec::new(), 0);
     loop {

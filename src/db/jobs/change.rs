@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{JobFilter, ListRange, Page, select};
 use crate::auth::{Address, NonceUse};
 use crate::db::nonces::{NonceArguments, NonceResult, Verdict};
-use crate::db::session::STATEMENT_TIMEOUT;
+use crate::db::session::STATEMENT_EXPIRY;
 use crate::db::{Database, DatabaseError, NonceError};
 use crate::domain::{AgreementId, JobId, Namespace, Owner, SETTLING_SECONDS, Status};
 
@@ -175,7 +175,7 @@ macro_rules! mark_jobs {
             signer,
             &Status::settled_codes(),
             SETTLING_SECONDS as f64,
-            STATEMENT_TIMEOUT.as_secs_f64(),
+            STATEMENT_EXPIRY.as_secs_f64(),
             $($argument),*
         )
         .fetch_all($connection)

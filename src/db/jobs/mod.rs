@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::nonces::{NonceArguments, NonceResult, Verdict};
-use super::session::STATEMENT_TIMEOUT;
+use super::session::STATEMENT_EXPIRY;
 use super::{Database, DatabaseError, NonceError};
 use crate::auth::{Address, NonceUse};
 use crate::domain::workflow::Summary;
@@ -252,7 +252,7 @@ impl Database {
                 attempt,
                 job_id.as_str(),
                 owner.as_str(),
-                STATEMENT_TIMEOUT.as_secs_f64(),
+                STATEMENT_EXPIRY.as_secs_f64(),
             )
             .fetch_one(connection)
             .await?)

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use super::{JobFilter, ListRange};
 use crate::auth::{Address, NonceUse};
 use crate::db::nonces::{NonceArguments, NonceResult, Verdict};
-use crate::db::session::STATEMENT_TIMEOUT;
+use crate::db::session::STATEMENT_EXPIRY;
 use crate::db::{Database, DatabaseError, NonceError};
 use crate::domain::workflow::Summary;
 use crate::domain::{AgreementId, ChainId, Job, JobId, Namespace, Owner, Status, StopRequest};
@@ -176,7 +176,7 @@ async fn insert(
         nonce.request,
         job.must_be_announced,
         job.summary.chain_id.as_ref().map(Value::to_string),
-        STATEMENT_TIMEOUT.as_secs_f64(),
+        STATEMENT_EXPIRY.as_secs_f64(),
     )
     .fetch_one(connection)
     .await?)
