@@ -108,7 +108,7 @@ INSERT INTO envs (namespace, status, lastping) VALUES
 -- One row of junk per request ever made, nearly: signers that nobody is, nonces of all kinds. A million, unless the
 -- setting python_service.ownerless_nonces says otherwise.
 INSERT INTO nonces (provider, nonce)
-SELECT '0x' || substr(md5(i::text) || md5((-i)::text), 1, 40), (1692712345000000000 + i * 1000)::text
+SELECT '0x' || substr(md5(i::text) || md5((-i)::text), 1, 40), (1692712345000000000 + i::bigint * 1000)::text
 FROM generate_series(1, coalesce(current_setting('python_service.ownerless_nonces', true), '1000000')::int) AS i;
 INSERT INTO nonces (provider, nonce) VALUES
     ('0x00000000000000000000000000000000000000a1', NULL),

@@ -1,5 +1,22 @@
--- Locks the tables that the migrations change, in the order in which others use them. Each is waited for only for a moment, in
--- which everybody else waits behind this transaction; if one is not free, the migrator tries again later.
+-- Locks the tables that the migrations change, in the order in which others use them.
+
+-- First only against VACUUM, which may take minutes: nobody else waits behind this, and after a second PostgreSQL cancels an
+-- autovacuum that keeps it waiting.
+SET LOCAL lock_timeout = '10s';
+DO $$
+DECLARE
+    in_use text;
+BEGIN
+    FOREACH in_use IN ARRAY '{envs,nonces,usednonces,jobs}'::text[] LOOP
+        IF to_regclass(in_use) IS NOT NULL THEN
+            EXECUTE format('LOCK TABLE %I IN SHARE UPDATE EXCLUSIVE MODE', in_use);
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- Each of these is waited for only for a moment, in which everybody else waits behind this transaction. If one is not free,
+-- the migrator tries again later.
 SET LOCAL lock_timeout = '100ms';
 DO $$
 BEGIN
@@ -21,5 +38,6 @@ BEGIN
     LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE;
 END
 $$;
+
 -- The migrations read only what indexes find.
 SET LOCAL enable_seqscan = off;

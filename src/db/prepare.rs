@@ -7,7 +7,7 @@
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 /// The most rows that are updated, and locked, at once.
-const BATCH_ROWS: i64 = 500;
+const BATCH_ROWS: i64 = 200;
 
 /// What is done before the migrations run. Every step may be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +58,8 @@ fn statements(sql: &str) -> Vec<String> {
         }
         in_body ^= delimiters % 2 == 1;
     }
-    text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
+    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    lines.filter(|line| !line.is_empty()).collect()
 }
 
 impl Step {
@@ -99,7 +100,12 @@ impl Step {
             Self::Table { table, statement } => {
                 if exists(connection, table).await? {
                     let mut transaction = connection.begin().await?;
-                    run(&mut transaction, format!("SET LOCAL lock_timeout = '{lock_timeout}'; {statement}")).await?;
+                    // First only against VACUUM: see lock_tables.sql.
+                    let statements = format!(
+                        "SET LOCAL lock_timeout = '10s'; LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE;
+                         SET LOCAL lock_timeout = '{lock_timeout}'; {statement}"
+                    );
+                    run(&mut transaction, statements).await?;
                     transaction.commit().await?;
                 }
                 Ok(())

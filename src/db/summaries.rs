@@ -6,9 +6,9 @@ use super::cursor::Cursor;
 use super::{Database, DatabaseError};
 
 /// The most rows that are summarized, and locked, at once.
-const BATCH_ROWS: i64 = 500;
+const BATCH_ROWS: i64 = 200;
 /// The most bytes of workflows that are read at once. At least one is read.
-const BATCH_BYTES: i64 = 16 << 20;
+const BATCH_BYTES: i64 = 8 << 20;
 
 impl Database {
     /// Summarizes all jobs that have no summary yet, as far as there is time until `deadline` and the database is
