@@ -91,7 +91,6 @@ impl Database {
                     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
                         AS summary (agreementid, workflowid, algodid, inputdids, workflowchain)
                     JOIN jobs ON jobs.agreementid = summary.agreementid AND jobs.workflowid = summary.workflowid
-                    WHERE jobs.algodid IS NULL
                     FOR NO KEY UPDATE OF jobs SKIP LOCKED
                 )
                 UPDATE jobs
