@@ -87,18 +87,21 @@ async fn a_database_in_use_gets_the_schema_of_an_empty_one() {
 }
 
 /// The statements of the Python service and of the engine (docs/contract/engine.md), about job `$1`.
-const STATEMENTS: [&str; 9] = [
-    "SELECT nonce FROM nonces WHERE provider = $1 LIMIT 1",
+const STATEMENTS: [&str; 7] = [
     "INSERT INTO nonces (provider, nonce) VALUES ($1, '1692712345')",
     "INSERT INTO jobs (agreementId,workflowId,owner,status,statusText,workflow,namespace)
      VALUES ('0x' || $1, $1, '0xOldOwner', 1, 'Warming up', '{}', 'ocean-compute')",
     "UPDATE jobs SET stopreq=1 WHERE agreementId='0x' || $1 AND workflowId=$1",
-    "SELECT announce('ocean-compute', $1, 1)",
     "SELECT workflow FROM jobs WHERE agreementId='0x' || $1 AND workflowId=$1 LIMIT 1",
     "UPDATE jobs SET status=40, statusText='Running algorithm' WHERE agreementId='0x' || $1 AND workflowId=$1",
     "UPDATE jobs SET outputsURL='[]' WHERE agreementId='0x' || $1 AND workflowId=$1",
     "UPDATE jobs SET dateFinished=NOW() WHERE agreementId='0x' || $1 AND workflowId=$1",
 ];
+/// Those that read a whole table in a database of the Python service.
+const SLOW_STATEMENTS: [&str; 2] =
+    ["SELECT announce('ocean-compute', $1, 1)", "SELECT nonce FROM nonces WHERE provider = $1 LIMIT 1"];
+/// The time between two slow statements: with this interval the engine announces itself.
+const SLOW_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Engines and instances of the Python service, which execute their statements until they are stopped.
 struct Users {
@@ -117,14 +120,18 @@ impl Users {
             let (stopped, statements) = (Arc::clone(&stopped), Arc::clone(&statements));
             tasks.push(tokio::spawn(async move {
                 let mut longest = Duration::ZERO;
+                let mut slow_due = Instant::now();
                 while !stopped.load(Ordering::SeqCst) {
                     let job = uuid::Uuid::new_v4().simple().to_string();
-                    // One of them reads all nonces, again and again.
-                    for statement in &STATEMENTS[usize::from(user > 0)..] {
+                    let slow = SLOW_STATEMENTS.get(user).filter(|_| Instant::now() >= slow_due);
+                    for statement in STATEMENTS.iter().chain(slow).copied() {
                         let begun = Instant::now();
-                        sqlx::query(*statement).bind(&job).execute(&mut connection).await.unwrap();
+                        sqlx::query(statement).bind(&job).execute(&mut connection).await.unwrap();
                         longest = longest.max(begun.elapsed());
                         statements.fetch_add(1, Ordering::SeqCst);
+                    }
+                    if slow.is_some() {
+                        slow_due = Instant::now() + SLOW_INTERVAL;
                     }
                 }
                 longest
@@ -230,12 +237,11 @@ async fn blocked_users(connection: &mut PgConnection) -> BTreeMap<i32, String> {
     rows.into_iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
-/// The number of rows that the environment asks for. Large ones are for figures: see docs/contract/engine.md.
+/// The number of rows that the environment asks for: large ones are for figures (docs/upgrade.md, "The migration").
 fn rows(variable: &str, default: u32) -> u32 {
     std::env::var(variable).map_or(default, |number| number.parse().unwrap())
 }
 
-/// MIGRATION_NONCES=10000000 MIGRATION_JOBS=1000000 and --nocapture show what a large installation would see.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_index_is_built_while_others_wait() {
     let (nonces, jobs) = (rows("MIGRATION_NONCES", 200_000), rows("MIGRATION_JOBS", 5_000));

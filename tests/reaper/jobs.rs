@@ -73,16 +73,13 @@ pub const RULES: [(&str, &str); 2] = [("ALGO_POD_TIMEOUT", "3600"), ("STORAGE_EX
 
 /// One job for each of five duties.
 pub async fn one_of_each(fixture: &Fixture) -> Vec<Stored> {
-    let jobs = vec![
+    vec![
         fixture.running(4000).await,
         stuck(fixture).await,
         expired(fixture).await,
         orphan(fixture).await,
         unregistered(fixture).await,
-    ];
-    // As rows from before the migration.
-    fixture.app.database.execute("UPDATE jobs SET algodid = NULL").await;
-    jobs
+    ]
 }
 
 /// The state of jobs in the database and the cluster, without what differs from one job to the next.
