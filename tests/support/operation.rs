@@ -151,11 +151,13 @@ impl Operation {
         }
         let again = send(self.request.clone()).await;
         match (kind, caller) {
-            // It is not repeated: if the first response was lost, or said nothing of it, it may have been taken.
             (Kind::Result, _) if succeeded => self.is_refused(&again, "nonce"),
+            // A result is fetched once. If nobody could find out whether it was, it counts as fetched.
             (Kind::Result, _) => {
-                if again.status != 400 || first.is_some() {
+                if again.status == 200 {
                     self.succeeded(database, &again).await;
+                } else {
+                    self.is_refused(&again, "nonce");
                 }
                 self.is_refused(&send(self.request.clone()).await, "nonce");
             }
