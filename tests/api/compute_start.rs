@@ -580,3 +580,36 @@ async fn odd_values_are_refused_or_kept_and_never_cause_a_5xx() {
         assert!(matches!(answer.status, 200 | 400), "{odd}: {} {}", answer.status, answer.text());
     }
 }
+
+#[tokio::test]
+async fn ids_may_hold_every_character() {
+    let app = App::start().await;
+    let ids = ["a\0b", "käse \"\\ \u{1f600} \n", "\u{fffd}"];
+    let call = start_with(&app, &Key::new(), |workflow| {
+        workflow["stages"][0]["algorithm"]["id"] = ids[0].into();
+        workflow["stages"][0]["input"] = ids.iter().map(|id| json!({ "id": id })).collect();
+    });
+    let job = app.send(call).await.ok()[0].clone();
+    // Text in PostgreSQL cannot hold NUL.
+    assert_eq!((&job["algoDID"], &job["inputDID"]), (&json!("a\u{fffd}b"), &json!(ids)));
+    assert_eq!(app.send(Call::get("compute").with("jobId", job["jobId"].clone())).await.ok(), json!([job]));
+}
+
+#[tokio::test]
+async fn a_workflow_that_is_too_large_as_it_is_stored_is_a_413() {
+    let app = App::start().await;
+    let key = Key::new();
+    // Each character takes 2 bytes in the request, and 6 in the row.
+    let call = start_with(&app, &key, |workflow| {
+        workflow["stages"][0]["algorithm"]["rawcode"] = "é".repeat(100 * 1024).into();
+    });
+    let (status, text) = app.send(call.clone()).await.error();
+    assert_eq!(status, 413, "{text}");
+    assert!(text.contains("as it is stored"), "{text}");
+    // The nonce is not used.
+    app.send(call.with("workflow", workflow::sample())).await.ok();
+    let call = start_with(&app, &key, |workflow| {
+        workflow["stages"][0]["algorithm"]["rawcode"] = "é".repeat(66 * 1024).into();
+    });
+    app.send(call).await.ok();
+}

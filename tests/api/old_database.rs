@@ -38,7 +38,8 @@ async fn in_time<T>(work: impl Future<Output = T>) -> T {
 
 async fn migrated() -> TestDatabase {
     let database = TestDatabase::of_the_python_service(1000).await;
-    in_time(database.service().migrate()).await.unwrap();
+    let migrated = in_time(database.service().migrate_to_the_end(Duration::from_secs(60), false)).await.unwrap();
+    assert!(migrated.complete);
     database
 }
 

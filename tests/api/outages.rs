@@ -269,7 +269,7 @@ async fn a_pooler_in_transaction_mode_is_named() {
     let port = listener.local_addr().unwrap().port().to_string();
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
-            client.read(&mut [0; 1024]).await.ok();
+            assert!(client.read(&mut [0; 1024]).await.unwrap() > 0);
             let fields = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter: extra_float_digits\0\0";
             let length = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
             client.write_all(&[b"E", &length[..], fields].concat()).await.ok();

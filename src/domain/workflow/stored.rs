@@ -24,7 +24,8 @@ impl Summary {
         chain_id: Option<&Value>,
     ) -> Self {
         Self {
-            algo_did: algorithm.filter(|id| !id.is_empty()).unwrap_or("raw").to_owned(),
+            // Text in PostgreSQL cannot hold NUL.
+            algo_did: algorithm.filter(|id| !id.is_empty()).unwrap_or("raw").replace('\0', "\u{fffd}"),
             input_dids: inputs.filter(|id| !id.is_empty()).map(str::to_owned).collect(),
             chain_id: chain_id.filter(|chain| !chain.is_null()).cloned(),
         }
