@@ -13,8 +13,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Locks a table against everybody else, until it is closed.
 async fn lock_jobs(database: &TestDatabase) -> PgConnection {
     let mut connection = database.connect().await;
-    // The role may have limits.
-    sqlx::query("SET idle_in_transaction_session_timeout = 0").execute(&mut connection).await.unwrap();
     sqlx::query("BEGIN").execute(&mut connection).await.unwrap();
     sqlx::query("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE").execute(&mut connection).await.unwrap();
     connection
@@ -56,23 +54,6 @@ async fn ten_callers_who_give_up_do_not_use_up_the_pool() {
         }
     }
     assert_eq!(app.database.count("jobs").await, 10);
-}
-
-/// In a database of the service's own; elsewhere it may wait, and fails then.
-#[tokio::test]
-async fn a_statement_that_was_given_up_ends_at_the_server() {
-    let database = TestDatabase::empty().await;
-    database.service().migrate_within(LIMIT, true).await.unwrap();
-    let app = App::builder().database(database).start().await;
-    let key = Key::new();
-    let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
-    let lock = lock_jobs(&app.database).await;
-    assert_eq!(app.send(start.clone()).await.error().0, 503);
-    assert_eq!(app.send(Call::get("compute").with("owner", owner())).await.error().0, 503);
-    waiting(&app.database, 0).await;
-    lock.close().await.unwrap();
-    assert_eq!(app.database.count("jobs").await, 0);
-    app.send(start).await.ok();
 }
 
 /// A Lambda environment may be frozen as soon as it has answered.

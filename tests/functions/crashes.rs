@@ -1,5 +1,6 @@
-//! Callers start and stop jobs while the service is killed and PostgreSQL crashes, again and again. Each repeats a request
-//! until it has a response that is no 5xx, as Provider does. At the end the database is compared with what they were told.
+//! Callers start and stop jobs while the service is killed and PostgreSQL crashes, again and again. Each repeats a
+//! request until it has a response that is no 5xx, as Provider does. At the end the database is compared with what they
+//! were told.
 //!
 //! FAULT_SECONDS sets how long it goes on; five minutes, with its figures:
 //! `FAULT_SECONDS=300 make test ARGS='--test functions crashes:: -- --nocapture'`
@@ -128,7 +129,8 @@ impl Callers {
         }
     }
 
-    /// Starts jobs and stops all. It has no nonces: a repeated start is recognized by the agreement of an unfinished job.
+    /// Starts jobs and stops all. It has no nonces: a repeated start is recognized by the agreement of an unfinished
+    /// job.
     async fn brizo(&self, key: &Key) {
         while Instant::now() < self.end {
             let (owner, agreement) = (owner(1), agreement_id());

@@ -1,5 +1,5 @@
-//! The service as a process that is killed at every step of every operation: the same request, sent to the next process,
-//! gets the response that it should have had (docs/contract/http.md, "Signatures").
+//! The service as a process that is killed at every step of every operation: the same request, sent to the next
+//! process, gets the response that it should have had (docs/contract/http.md, "Signatures").
 
 use std::pin::pin;
 
@@ -39,7 +39,8 @@ impl World {
         Self { database, key, env, origin, next, client: client() }
     }
 
-    /// Kills a process of its own at the `nth` step of an operation. Returns the operation, and whether it has such a step.
+    /// Kills a process of its own at the `nth` step of an operation. Returns the operation, what blocks it, and whether
+    /// it has such a step.
     async fn killed(
         &self,
         which: (Caller, Kind),
@@ -66,7 +67,7 @@ impl World {
         (operation, blocker, happened)
     }
 
-    /// Sends a request to the next process, until the response is none of a server's error.
+    /// Sends a request to the next process, until the response is no 5xx.
     async fn send(&self, call: Call) -> Answer {
         eventually("a response that is no 5xx", LIMIT, async || {
             let response = call.request(&self.client, &self.next.url("")).send().await;

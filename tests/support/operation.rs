@@ -140,9 +140,9 @@ impl Operation {
         assert_eq!((&answer[0][mark], &job[mark]), (&json!(1), &json!(1)), "{case}");
     }
 
-    /// Asserts what has to be true after the first response, which may have been lost: if it has arrived, that it is true;
-    /// that the same request gets the response of a success in the end; that it was done once; that another request under
-    /// its nonce is refused. `send` sends a request until the response is none of a server's error.
+    /// Asserts what has to be true after the first response, which may have been lost: if it has arrived, that it is
+    /// true; that the same request gets the response of a success in the end; that it was done once; that another
+    /// request under its nonce is refused. `send` sends a request until the response is no 5xx.
     pub async fn settles(&self, database: &TestDatabase, first: Option<&Answer>, send: impl AsyncFn(Call) -> Answer) {
         let Self { case, caller, kind, .. } = self;
         let succeeded = first.is_some_and(|first| first.status < 500);
