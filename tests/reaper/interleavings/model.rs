@@ -47,6 +47,8 @@ pub(super) const CLOCK: &str = "
         'SELECT pg_catalog.now() + ahead FROM clock.ahead';
     CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
         'SELECT pg_catalog.clock_timestamp() + ahead FROM clock.ahead';
+    CREATE FUNCTION clock.statement_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+        'SELECT pg_catalog.statement_timestamp() + ahead FROM clock.ahead';
     DO $$ BEGIN
         EXECUTE format('ALTER DATABASE %I SET search_path = public, clock, pg_catalog', current_database());
     END $$";
