@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{FromRef, Path, State};
-use axum::http::header::{CONTENT_TYPE, LOCATION};
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -13,6 +13,7 @@ use utoipa_swagger_ui::Config as SwaggerUi;
 use super::about;
 use super::error::ApiError;
 use super::openapi::spec;
+use super::with_cors;
 use crate::config::Config;
 
 /// The state of these routes.
@@ -32,14 +33,15 @@ impl FromRef<Docs> for Arc<Config> {
 pub fn router(config: Arc<Config>) -> Router {
     // Relative to the page, so that it is right behind a stage prefix too. No validator: it would be on another site.
     let swagger_ui = SwaggerUi::from("../../../spec").validator_url("none").display_request_duration(true);
-    Router::new()
+    let router = Router::new()
         .route("/", get(about::about))
         .route("/spec", get(spec))
         // A gateway may drop the slash of /api/v1/docs/: a redirect to that would not end.
         .route("/api/v1/docs", get(|| async { (StatusCode::PERMANENT_REDIRECT, [(LOCATION, "docs/index.html")]) }))
         .route("/api/v1/docs/", get(|docs: State<Docs>| page(docs, Path("index.html".to_owned()))))
         .route("/api/v1/docs/{*file}", get(page))
-        .with_state(Docs { config, swagger_ui: Arc::new(swagger_ui) })
+        .with_state(Docs { config, swagger_ui: Arc::new(swagger_ui) });
+    with_cors(router, CONTENT_DISPOSITION)
 }
 
 async fn page(State(docs): State<Docs>, Path(file): Path<String>) -> Result<Response, ApiError> {

@@ -1,6 +1,7 @@
 //! GET /environments: lists the environments that engines have announced.
 
 use axum::extract::State;
+use axum::http::header::CONTENT_DISPOSITION;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
@@ -9,12 +10,14 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::error::{ApiError, CommonErrors, ErrorBody};
 use super::input::{FromParams, Input, Params};
+use super::with_cors;
 use crate::db::Database;
 use crate::domain::{ChainId, Namespace, environment};
 
 /// The route of the function `environments`.
 pub fn router(db: Database) -> Router {
-    Router::new().route("/api/v1/operator/environments", get(environments)).with_state(db)
+    let router = Router::new().route("/api/v1/operator/environments", get(environments)).with_state(db);
+    with_cors(router, CONTENT_DISPOSITION)
 }
 
 /// The parameters of GET /environments.

@@ -17,7 +17,6 @@ use std::any::Any;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::header::{CONTENT_DISPOSITION, LINK};
 use axum::http::{HeaderName, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use tower::ServiceExt;
@@ -27,15 +26,15 @@ use tower_http::cors::{self, CorsLayer};
 use crate::telemetry;
 use error::ApiError;
 
-/// Allows pages of any site to call these routes, as the Python service did. Not for the admin routes.
-pub fn with_cors(group: Router) -> Router {
+/// Allows pages of any site to call these routes and to read one of their headers, as the Python service did. Not for the
+/// admin routes.
+fn with_cors(group: Router, exposed: HeaderName) -> Router {
     let methods = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
-    let exposed: [HeaderName; 2] = [CONTENT_DISPOSITION, LINK];
     let cors = CorsLayer::new()
         .allow_origin(cors::Any)
         .allow_headers(cors::Any)
         .allow_methods(methods)
-        .expose_headers(exposed);
+        .expose_headers([exposed]);
     // Before the layer: otherwise the fallback would be outside it, and answer preflights.
     group.method_not_allowed_fallback(method_not_allowed).layer(cors)
 }

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use operator_service::api::{compute, with_cors};
+use operator_service::api::compute;
 use operator_service::config::DatabaseUse;
 use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
     runtime::run(lambda::run_router(DatabaseUse::Required, |config| {
         let (db, cluster) = (runtime::db(&config)?, runtime::cluster(&config));
-        Ok(with_cors(compute::router(config, db, cluster)))
+        Ok(compute::router(config, db, cluster))
     }))
 }

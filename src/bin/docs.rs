@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use operator_service::api::{docs, with_cors};
+use operator_service::api::docs;
 use operator_service::config::DatabaseUse;
 use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
-    runtime::run(lambda::run_router(DatabaseUse::Optional, |config| Ok(with_cors(docs::router(config)))))
+    runtime::run(lambda::run_router(DatabaseUse::Optional, |config| Ok(docs::router(config))))
 }

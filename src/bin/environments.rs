@@ -2,12 +2,10 @@
 
 use std::process::ExitCode;
 
-use operator_service::api::{environments, with_cors};
+use operator_service::api::environments;
 use operator_service::config::DatabaseUse;
 use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
-    runtime::run(lambda::run_router(DatabaseUse::Required, |config| {
-        Ok(with_cors(environments::router(runtime::db(&config)?)))
-    }))
+    runtime::run(lambda::run_router(DatabaseUse::Required, |config| Ok(environments::router(runtime::db(&config)?))))
 }

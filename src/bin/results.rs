@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use operator_service::api::{results, with_cors};
+use operator_service::api::results;
 use operator_service::config::DatabaseUse;
 use operator_service::runtime::{self, lambda};
 
 fn main() -> ExitCode {
     runtime::run(lambda::run_streaming(DatabaseUse::Required, |config| {
         let (db, storage) = (runtime::db(&config)?, runtime::storage(&config)?);
-        Ok(with_cors(results::router(config, db, storage)))
+        Ok(results::router(config, db, storage))
     }))
 }

@@ -8,7 +8,7 @@ use axum::Router;
 
 use super::{BoxError, cluster, db, storage};
 use crate::api::admin::Admins;
-use crate::api::{self, admin, compute, docs, environments, results, with_cors};
+use crate::api::{self, admin, compute, docs, environments, results};
 use crate::config::Config;
 use crate::db::Database;
 use crate::kubernetes::Cluster;
@@ -23,10 +23,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 pub fn all_routes(config: Arc<Config>, db: Database, cluster: Cluster, admins: Admins) -> Result<Router, BoxError> {
     let storage = storage(&config)?;
     Ok(api::finish([
-        with_cors(compute::router(config.clone(), db.clone(), cluster.clone())),
-        with_cors(results::router(config.clone(), db.clone(), storage)),
-        with_cors(environments::router(db.clone())),
-        with_cors(docs::router(config.clone())),
+        compute::router(config.clone(), db.clone(), cluster.clone()),
+        results::router(config.clone(), db.clone(), storage),
+        environments::router(db.clone()),
+        docs::router(config.clone()),
         admin::router(config, db, cluster, admins),
     ]))
 }

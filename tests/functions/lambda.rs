@@ -153,7 +153,7 @@ async fn a_stage_may_be_ignored_by_the_runtime() {
 #[tokio::test]
 async fn query_values_are_not_decoded_again() {
     let (database, _key, env) = parts().await;
-    let function = Function::start(COMPUTE, &env).await;
+    let function = Function::start(COMPUTE, &env.with("SIGNATURE_REQUIRED", "0")).await;
     for owner in ["a b+c", "100%", "%41%42", "a&b=c?d#e", "\"quoted\"", "a/b;c,d"] {
         let job = crate::support::Stored { owner: Some(owner.to_owned()), ..Default::default() };
         let job_id = job.insert(&database).await.job_id;
@@ -170,7 +170,7 @@ async fn query_values_are_not_decoded_again() {
 #[tokio::test]
 async fn of_several_values_of_a_name_the_first_is_used() {
     let (database, _key, env) = parts().await;
-    let function = Function::start(COMPUTE, &env).await;
+    let function = Function::start(COMPUTE, &env.with("SIGNATURE_REQUIRED", "0")).await;
     let first = crate::support::Stored::default().insert(&database).await;
     let mut event = Event::of(&Call::get("compute").with("jobId", "second"));
     event.0["multiValueQueryStringParameters"] = json!({ "jobId": [first.job_id, "second"] });

@@ -373,7 +373,7 @@ async fn a_request_is_logged_without_its_parameters() {
     let mut service = Service::start(&env).await;
     get(&service, &format!("/api/v1/operator/compute?owner={OWNER}&providerSignature=0xsigned")).await;
     let line = service.process.line("answered").await;
-    for part in ["method=GET", "/api/v1/operator/compute", "status=200", "milliseconds="] {
+    for part in ["method=GET", "/api/v1/operator/compute", "status=400", "milliseconds="] {
         assert!(line.contains(part), "{part} is not in {line}");
     }
     assert!(!line.contains("0xsigned") && !line.contains(OWNER), "{line}");

@@ -152,8 +152,8 @@ async fn jobs(run: &Run<'_>, secrets: &mut Secrets) {
         let row = run.database.job(job_id).await.unwrap();
         let document: Value = serde_json::from_str(row["workflow"].as_str().unwrap()).unwrap();
         secrets.add("a stored job's metadata.secret", document["metadata"]["secret"].as_str().unwrap());
-        // The same request again, with its nonce used.
-        run.send(&call).await.error();
+        // Another request, with its nonce used and its agreement in use.
+        run.send(&call.with("documentId", "another")).await.error();
         for call in [
             provider(run.key).status(OWNER, Some(job_id)),
             provider(run.key).stop(OWNER, Some(job_id)),

@@ -14,10 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::header::LINK;
 use axum::routing::get;
 
 use super::error::ApiError;
 use super::input::Params;
+use super::with_cors;
 use crate::config::Config;
 use crate::db::Database;
 use crate::kubernetes::Cluster;
@@ -40,10 +42,11 @@ pub struct Compute {
 /// The routes of the function `compute`.
 pub fn router(config: Arc<Config>, db: Database, cluster: Cluster) -> Router {
     let compute = get(status::status).post(start::start).put(stop::stop).delete(delete::delete);
-    Router::new()
+    let router = Router::new()
         .route("/api/v1/operator/compute", compute)
         .route("/api/v1/operator/runningjobs", get(running_jobs::running_jobs))
-        .with_state(Compute { config, db, cluster })
+        .with_state(Compute { config, db, cluster });
+    with_cors(router, LINK)
 }
 
 /// `limit` (docs/contract/http.md, "Lists").

@@ -13,7 +13,7 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use super::{catch_panics, method_not_allowed};
+use super::{catch_panics, method_not_allowed, with_cors};
 use crate::config::Config;
 use crate::db::Database;
 use crate::storage::Storage;
@@ -31,11 +31,12 @@ pub fn router(config: Arc<Config>, db: Database, storage: Storage) -> Router {
     let state = Results { config, db, storage };
     // GET alone: axum would answer HEAD like it, but a HEAD that uses a nonce is not what its senders expect.
     let only_get = get(get_result::get_result).head(not_offered).fallback(not_offered);
-    Router::new()
+    let router = Router::new()
         .route("/api/v1/operator/getResult", only_get)
         .layer(catch_panics())
         .layer(middleware::map_response(name_errors))
-        .with_state(state)
+        .with_state(state);
+    with_cors(router, CONTENT_DISPOSITION)
 }
 
 async fn not_offered() -> Response {
