@@ -1,5 +1,5 @@
-//! Nobody is left in doubt (docs/contract/http.md, "Signatures"): at whatever step of whatever operation a connection to
-//! the database is lost, the response is true; and the same request, repeated, gets the response that it should have
+//! Nobody is left in doubt (docs/contract/http.md, "Signatures"): at whatever step of whatever operation a connection
+//! to the database is lost, the response is true; and the same request, repeated, gets the response that it should have
 //! had.
 
 use std::pin::pin;
