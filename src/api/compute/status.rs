@@ -6,6 +6,7 @@ use utoipa::IntoParams;
 use super::{Compute, JobStatus, Listing, limit, offset};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
+use crate::api::schemas::SIGNATURE_EXAMPLE;
 use crate::auth::{Nonce, Operation, Signed};
 use crate::db::{JobFilter, ListRange};
 use crate::domain::{AgreementId, JobId, Owner, ProviderAddress};
@@ -23,9 +24,11 @@ pub(in crate::api) struct StatusRequest {
     owner: Option<Owner>,
     /// 65 bytes in hex over owner, jobId (if there is one) and nonce (Provider's message; other callers sign others).
     /// Required with SIGNATURE_REQUIRED=1.
+    #[param(example = json!(SIGNATURE_EXAMPLE))]
     provider_signature: Option<String>,
     /// A clock reading, required with a signature. It may be used again, but with SIGNATURE_STRICT=1. Only Brizo sends
     /// none.
+    #[param(example = "1695300414039237000")]
     nonce: Option<Nonce>,
     /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
