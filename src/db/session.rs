@@ -109,8 +109,10 @@ impl Database {
             match attempt(connection, STATEMENT_TIMEOUT, operation.clone()).await {
                 Err(error) if error.outcome_is_unknown() && begun.elapsed() < CONNECTION_TIMEOUT => {
                     tracing::info!(error = &error as &dyn std::error::Error, "an operation is run again");
-                    let connection = self.new_connection(begun + CONNECTION_TIMEOUT).await?;
-                    attempt(connection, STATEMENT_TIMEOUT, operation).await
+                    match self.new_connection(begun + CONNECTION_TIMEOUT).await {
+                        Ok(connection) => attempt(connection, STATEMENT_TIMEOUT, operation).await,
+                        Err(_) => Err(error),
+                    }
                 }
                 result => result,
             }

@@ -175,7 +175,7 @@ async fn jobs(run: &Run<'_>, secrets: &mut Secrets) {
     let damaged = format!("[{{\"url\": \"{}\"", secrets.generate("damaged outputs"));
     let row = crate::support::Stored { outputs: Some(damaged), owner: Some(owner.clone()), ..Default::default() };
     row.insert(run.database).await;
-    assert_eq!(run.send(&Call::get("compute").with("owner", owner)).await.ok().as_array().unwrap().len(), 2);
+    assert_eq!(run.send(&provider(run.key).status(&owner, None)).await.ok().as_array().unwrap().len(), 2);
 }
 
 async fn results(run: &Run<'_>, origin: &Origin, secrets: &mut Secrets) {

@@ -98,8 +98,8 @@ impl ResultRequest {
 /// Fetch a result.
 ///
 /// The file is streamed from its origin, whose URL is never shown. A `Range` header is passed to it. The nonce is used
-/// before the origin is asked, and stays used if the origin fails: a repetition needs a new nonce and signature. A 500
-/// or 503 leaves it free. Every error has `Content-Disposition: attachment;filename=error.json`. The parameters may also
+/// before the origin is asked, and stays used if the origin fails: a repetition needs a new nonce and signature. After a
+/// 503 it may be free or used. Every error has `Content-Disposition: attachment;filename=error.json`. The parameters may also
 /// be sent in a JSON body.
 #[utoipa::path(
     get,
@@ -128,7 +128,8 @@ impl ResultRequest {
             content_type = "application/octet-stream"),
         (status = 500, description = "An error that has been logged.", body = ErrorBody),
         (status = 502, description = "The origin did not return the file. The nonce is used.", body = ErrorBody),
-        (status = 503, description = "The database is not available. The same request may be sent again.",
+        (status = 503, description = "The database is not available. The same request may be sent again; if its nonce is \
+            refused then, with a new one.",
             body = ErrorBody),
         (status = 504, description = "The origin did not answer in time. The nonce is used.", body = ErrorBody),
     )
