@@ -152,9 +152,11 @@ pub(in crate::api) async fn get_result(
     let signer = policy.signer(&signed, &request.provider_signature)?;
     let nonce = policy.nonce_use(&signer, &request.nonce, request.digest);
 
-    // The nonce is used before the origin is asked, and stays used whatever the origin does: nobody repeats a getResult by
-    // itself, and the signature in it is valid for more than that (docs/contract/callers.md).
-    let row = state.db.result(&request.job_id, &request.owner, nonce).await?;
+    // The nonce is used before anything is returned or fetched, and stays used whatever the origin does: nobody repeats a
+    // getResult by itself, and the signature in it is valid for more than that (docs/contract/callers.md, "Replay"). But
+    // after the last read that can fail, so that a failure of the database leaves it free.
+    let row = state.db.result(&request.job_id, &request.owner).await?;
+    state.db.use_nonce(nonce).await?;
     let url = request.locate(signer.address, row)?;
     let file = File { job_id: &request.job_id, index: &request.index.0, url: &url };
     file.respond(&state.storage, headers.get(RANGE), state.config.storage.stream_limit).await

@@ -9,10 +9,8 @@ pub use start::{NewJob, StartOutcome};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use super::nonces::{NonceArguments, NonceResult, Verdict};
-use super::session::STATEMENT_EXPIRY;
 use super::{Database, DatabaseError, NonceError};
 use crate::auth::{Address, NonceUse};
 use crate::domain::workflow::Summary;
@@ -223,48 +221,30 @@ impl Database {
         listed.await?.page(None, range)
     }
 
-    /// Uses the nonce, and returns what getResult needs to know of a job, in one statement; `None` unless the job exists
-    /// and is the owner's.
-    pub async fn result(
-        &self,
-        job_id: &JobId,
-        owner: &Owner,
-        nonce: NonceUse,
-    ) -> Result<Option<ResultRow>, NonceError> {
-        let attempt = Uuid::new_v4().simple().to_string();
-        let row = self.run(async |connection| {
-            let arguments = NonceArguments::new(Some(&nonce));
-            Ok(sqlx::query!(
+    /// What getResult needs to know of a job; `None` unless the job exists and is the owner's.
+    pub async fn result(&self, job_id: &JobId, owner: &Owner) -> Result<Option<ResultRow>, DatabaseError> {
+        self.run(async |connection| {
+            let row = sqlx::query!(
                 r#"
-                SELECT nonce.refusal, nonce.highest, nonce.made, jobs.workflowid IS NOT NULL AS "found!",
-                       jobs.provider AS "provider?", coalesce(jobs.signerverified, false) AS "signer_verified!",
-                       coalesce(jobs.removed, 0) <> 0 AS "removed!", jobs.outputsurl AS "outputs?"
-                FROM use_nonce($1, $2, $3, $4, $5, $6) AS nonce
-                LEFT JOIN jobs ON nonce.refusal IS NULL AND jobs.workflowid = $7 AND jobs.owner = $8
-                WHERE in_time($9, (nonce.refusal IS NULL)::int)
+                SELECT provider, signerverified AS signer_verified, coalesce(removed, 0) <> 0 AS "removed!",
+                       outputsurl AS outputs
+                FROM jobs
+                WHERE workflowid = $1 AND owner = $2
                 LIMIT 1
                 "#,
-                arguments.signer,
-                arguments.nonce,
-                arguments.window,
-                arguments.shared,
-                arguments.request,
-                attempt,
                 job_id.as_str(),
                 owner.as_str(),
-                STATEMENT_EXPIRY.as_secs_f64(),
             )
-            .fetch_one(connection)
-            .await?)
-        });
-        let row = row.await?;
-        NonceResult { refusal: row.refusal, highest: row.highest, made: row.made }.verdict(Some(&nonce)).once()?;
-        Ok(row.found.then(|| ResultRow {
-            provider: row.provider.and_then(|address| address.parse().ok()),
-            signer_verified: row.signer_verified,
-            removed: row.removed,
-            outputs: row.outputs,
-        }))
+            .fetch_optional(connection)
+            .await?;
+            Ok(row.map(|row| ResultRow {
+                provider: row.provider.and_then(|address| address.parse().ok()),
+                signer_verified: row.signer_verified,
+                removed: row.removed,
+                outputs: row.outputs,
+            }))
+        })
+        .await
     }
 
     /// The namespace of a job; `None` if its row has none or there is no such job.
