@@ -137,7 +137,16 @@ async fn connections_that_the_server_ended_are_replaced() {
         }
     }
     // Also with a pool that is full of closed connections.
-    let many = futures_util::future::join_all((0..30).map(|_| app.send(Call::get("runningjobs")))).await;
+    // Several are opened, because the first requests wait for a lock.
+    let mut lock = app.database.pool.begin().await.unwrap();
+    lock.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let several_wait = async {
+        const WAITING: &str = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually("requests that wait", LIMIT, async || (app.database.count(WAITING).await > 1).then_some(())).await;
+        lock.rollback().await.unwrap();
+    };
+    let many = futures_util::future::join_all((0..30).map(|_| app.send(Call::get("runningjobs"))));
+    let (many, ()) = tokio::join!(many, several_wait);
     assert!(many.iter().all(|answer| answer.status == 200));
     assert!(app.database.terminate_connections().await > 1);
     let many = futures_util::future::join_all((0..30).map(|_| app.send(Call::get("runningjobs")))).await;
