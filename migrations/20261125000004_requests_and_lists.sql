@@ -75,8 +75,9 @@ $function$;
 
 -- Why a signer may not use a nonce; NULL if it may. `ahead`: it is further ahead of the clock than the window (in seconds)
 -- allows. `old`: it is further below the signer's highest. `used`: it has been used. With `shared`, another request may
--- have used it, as long as the nonce is less than 5 seconds old; if that is NULL, whether it was used does not matter. Without an address there is nothing to refuse. Whether the same request has used it is decided by the
--- primary key of usednonces, in use_nonce().
+-- have used it, as long as the nonce is less than 5 seconds old; if that is NULL, whether it was used does not matter.
+-- Without an address there is nothing to refuse. Whether the same request has used it is decided by the primary key of
+-- usednonces, in use_nonce().
 CREATE OR REPLACE FUNCTION nonce_refusal(address text, attempt text, within float8, shared boolean,
                                          OUT refusal text, OUT highest text)
     LANGUAGE plpgsql STABLE AS
@@ -143,8 +144,8 @@ BEGIN
 END
 $function$;
 
--- True; or, if the statement was sent more than so many seconds ago, an error, which takes back what it did: its sender has
--- given it up. `written` makes this the statement's last step.
+-- Returns true, unless the statement was received more than `seconds` ago: then its sender has given it up, and an error
+-- takes back what it did. `written`, which depends on what the statement writes, makes this its last step.
 CREATE OR REPLACE FUNCTION in_time(seconds float8, written bigint) RETURNS boolean
     LANGUAGE plpgsql VOLATILE AS
 $function$

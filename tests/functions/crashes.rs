@@ -34,7 +34,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The beginning of the owners of jobs that the engine finishes as soon as it sees them. They are not stopped.
 const FINISHED_AT_ONCE: &str = "finished-at-once";
 
-/// What a caller was told of a job.
+/// What a caller received about a job.
 struct Request {
     agreement_id: String,
     what: What,
