@@ -44,10 +44,10 @@ GRANT SELECT (workflowid, workflow, status, stopreq,
     ON jobs TO :"engine_user";
 
 -- UPDATE jobs SET status, statusText | stopreq = 2 | dateFinished = NOW(); the publishing pod writes the URLs of the
--- outputs, the four older columns included. announce() sets handedout.
+-- outputs, the four older columns included. announce() sets dispatchedat, and a reason where it ends a job.
 GRANT UPDATE (status, statustext, stopreq, datefinished,
               outputsurl, configlogurl, publishlogurl, algologurl,
-              handedout)
+              dispatchedat, reason)
     ON jobs TO :"engine_user";
 
 -- announce() stores the announcement: INSERT … ON CONFLICT (namespace) DO UPDATE, which also needs SELECT on the columns

@@ -24,16 +24,23 @@ const REAP_SCHEDULE_GRACE: Variable<u64> = Variable {
     default: 900,
     description: "Seconds that a step may wait for a node with room for it.",
 };
+const REAP_START_GRACE: Variable<u64> = Variable {
+    name: "REAP_START_GRACE",
+    default: 3600,
+    description: "Seconds that a step's pod may take until a container of it starts: an image is pulled, a volume is \
+        attached.",
+};
 const REAP_ABSENT_GRACE: Variable<u64> = Variable {
     name: "REAP_ABSENT_GRACE",
-    default: 60,
-    description: "Seconds for which the cluster has to hold no object of a running job before the job counts as \
-        orphaned.",
+    default: 300,
+    description: "Seconds for which the cluster has to hold no Kubernetes Job of a running job before the job is finished.",
 };
 const REAP_LIMIT_GRACE: Variable<u64> = Variable {
     name: "REAP_LIMIT_GRACE",
     default: 3600,
-    description: "Seconds that a job may make no progress beyond its time limit before it is finished in any case.",
+    description: "Seconds for which no step of a running job is in progress, and its status does not change, before the \
+        job is finished. Its engine has to be silent for as long if its namespace cannot be read. A step other than the \
+        algorithm is ended after 24 times as long.",
 };
 const REAP_UNKNOWN_GRACE: Variable<u64> = Variable {
     name: "REAP_UNKNOWN_GRACE",
@@ -57,6 +64,7 @@ pub(super) const SECTION: Section = Section {
         &REAP_DISPATCH_GRACE,
         &REAP_RETRY_GRACE,
         &REAP_SCHEDULE_GRACE,
+        &REAP_START_GRACE,
         &REAP_ABSENT_GRACE,
         &REAP_LIMIT_GRACE,
         &REAP_UNKNOWN_GRACE,
@@ -83,9 +91,11 @@ pub struct ReaperRules {
     pub retry_grace: f64,
     /// How long a step may wait for a node with room for it (REAP_SCHEDULE_GRACE).
     pub schedule_grace: f64,
-    /// How long the cluster has to hold no step of a begun job before the job is orphaned (REAP_ABSENT_GRACE).
+    /// How long a pod may take until a container of it starts (REAP_START_GRACE).
+    pub start_grace: f64,
+    /// How long the cluster has to hold no step of a begun job before the job is finished (REAP_ABSENT_GRACE).
     pub absent_grace: f64,
-    /// How long a job may make no progress beyond its limit (REAP_LIMIT_GRACE).
+    /// How long no step of a begun job may be in progress before the job is finished (REAP_LIMIT_GRACE).
     pub limit_grace: f64,
     /// How long a WorkFlow object may exist without a row (REAP_UNKNOWN_GRACE).
     pub unknown_grace: f64,
@@ -107,6 +117,7 @@ impl ReaperRules {
             dispatch_grace: seconds(&REAP_DISPATCH_GRACE),
             retry_grace: seconds(&REAP_RETRY_GRACE),
             schedule_grace: seconds(&REAP_SCHEDULE_GRACE),
+            start_grace: seconds(&REAP_START_GRACE),
             absent_grace: seconds(&REAP_ABSENT_GRACE),
             limit_grace: seconds(&REAP_LIMIT_GRACE),
             unknown_grace: seconds(&REAP_UNKNOWN_GRACE),

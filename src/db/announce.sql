@@ -3,7 +3,8 @@
 
 -- The engine calls it every five seconds: it records the engine's announcement and dispatches up to lmt jobs. A job is
 -- dispatched once: it leaves status 1 in the statement that returns it, and SKIP LOCKED keeps two engines of one namespace
--- from waiting for, or getting, the same job.
+-- from waiting for, or getting, the same job. A workflow that the engine cannot read ends here: it would cost the engine a
+-- thread.
 CREATE OR REPLACE FUNCTION announce(environment varchar(255), fullstatus text, lmt int)
     RETURNS TABLE (workflow varchar(255))
     LANGUAGE plpgsql AS
@@ -16,7 +17,7 @@ BEGIN
 
     RETURN QUERY
         WITH pending AS (
-            SELECT agreementid, workflowid
+            SELECT agreementid, workflowid, workflow_is_readable(workflow) AS readable
             FROM jobs
             WHERE namespace = environment
               AND status = 1
@@ -27,13 +28,19 @@ BEGIN
             ORDER BY datecreated
             LIMIT greatest(lmt, 0)
             FOR UPDATE SKIP LOCKED
-        ), handed_out AS (
+        ), unreadable AS (
             UPDATE jobs AS job
-            SET status = 10, statustext = 'Job started', handedout = now() AT TIME ZONE 'UTC'
+            SET status = 41, statustext = 'Algorithm failed', datefinished = now() AT TIME ZONE 'UTC',
+                reason = 'The job could not be started: its workflow cannot be read.'
             FROM pending
-            WHERE job.agreementid = pending.agreementid AND job.workflowid = pending.workflowid
+            WHERE job.agreementid = pending.agreementid AND job.workflowid = pending.workflowid AND NOT pending.readable
+        ), dispatched AS (
+            UPDATE jobs AS job
+            SET status = 10, statustext = 'Job started', dispatchedat = now() AT TIME ZONE 'UTC'
+            FROM pending
+            WHERE job.agreementid = pending.agreementid AND job.workflowid = pending.workflowid AND pending.readable
             RETURNING job.workflowid, job.datecreated
         )
-        SELECT handed_out.workflowid FROM handed_out ORDER BY handed_out.datecreated;
+        SELECT dispatched.workflowid FROM dispatched ORDER BY dispatched.datecreated;
 END
 $function$;

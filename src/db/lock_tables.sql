@@ -21,7 +21,7 @@ SET LOCAL lock_timeout = '100ms';
 DO $$
 BEGIN
     IF to_regclass('envs') IS NOT NULL THEN
-        LOCK TABLE envs IN SHARE MODE;
+        LOCK TABLE envs IN ACCESS EXCLUSIVE MODE;
     END IF;
     IF to_regclass('nonces') IS NOT NULL THEN
         -- Migration 4 replaces the index of an earlier version. Otherwise readers may go on: the Python service reads the

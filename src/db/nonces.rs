@@ -123,7 +123,7 @@ impl Database {
         self.run(async |connection| {
             Ok(sqlx::query_scalar!(
                 r#"
-                SELECT EXISTS (SELECT FROM sweeps WHERE nonceschored <= now() - make_interval(secs => $1)) AS "due!"
+                SELECT EXISTS (SELECT FROM sweeps WHERE noncespruned <= now() - make_interval(secs => $1)) AS "due!"
                 "#,
                 seconds
             )
@@ -188,7 +188,7 @@ impl Database {
 
     /// Records that nonces were pruned to the end.
     pub async fn record_nonces_pruned(&self) -> Result<(), DatabaseError> {
-        self.execute(sqlx::query!("UPDATE sweeps SET nonceschored = now()")).await?;
+        self.execute(sqlx::query!("UPDATE sweeps SET noncespruned = now()")).await?;
         Ok(())
     }
 }

@@ -99,7 +99,7 @@ impl Database {
     ///
     /// If its outcome is unknown (the connection was lost, or it took too long), it is run again on a new connection,
     /// once. All of it takes at most 4.5 s: requests are answered within 5 s.
-    pub(super) async fn run<T>(
+    pub(crate) async fn run<T>(
         &self,
         operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, DatabaseError> + Clone,
     ) -> Result<T, DatabaseError> {
@@ -121,7 +121,7 @@ impl Database {
     }
 
     /// Runs an operation that must not be run twice. So the connection is tried first.
-    pub(super) async fn run_once<T>(
+    pub(crate) async fn run_once<T>(
         &self,
         operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, DatabaseError>,
     ) -> Result<T, DatabaseError> {
@@ -139,7 +139,7 @@ impl Database {
     }
 
     /// Runs one statement that must not be run twice. Returns how many rows it changed.
-    pub(super) async fn execute(
+    pub(crate) async fn execute(
         &self,
         statement: Query<'static, sqlx::Postgres, PgArguments>,
     ) -> Result<u64, DatabaseError> {

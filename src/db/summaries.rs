@@ -1,4 +1,5 @@
-//! Rows of earlier versions and of the Python service, whose workflow has not been summarized yet.
+//! Rows of earlier versions and of the Python service, whose workflow has not been summarized yet; finished ones get the
+//! reaper's record of their expiry as well.
 
 use tokio::time::Instant;
 
@@ -73,8 +74,7 @@ impl Database {
             if rows.is_empty() {
                 return Ok((0, None));
             }
-            let last = rows.last().map(|row| (row.position, row.workflowid.clone()));
-            let next = Cursor::after_page(rows.len(), rows.len(), last);
+            let next = rows.last().map(|row| Cursor::at(row.position, &row.workflowid));
             let (mut agreements, mut jobs) = (Vec::new(), Vec::new());
             let (mut algorithms, mut inputs, mut chains) = (Vec::new(), Vec::new(), Vec::new());
             for row in rows {
@@ -92,6 +92,13 @@ impl Database {
                         AS summary (agreementid, workflowid, algodid, inputdids, workflowchain)
                     JOIN jobs ON jobs.agreementid = summary.agreementid AND jobs.workflowid = summary.workflowid
                     FOR NO KEY UPDATE OF jobs SKIP LOCKED
+                ), recorded AS (
+                    INSERT INTO reaperjobs (workflowid, expirydue, configuredexpiry)
+                    SELECT workflowid, expire.due, expire.configured
+                    FROM unlocked JOIN jobs USING (agreementid, workflowid)
+                    CROSS JOIN LATERAL outputs_expire(datefinished, removed, workflow) AS expire
+                    WHERE datefinished IS NOT NULL
+                    ON CONFLICT DO NOTHING
                 )
                 UPDATE jobs
                 SET algodid = unlocked.algodid, inputdids = unlocked.inputdids, workflowchain = unlocked.workflowchain

@@ -1,38 +1,38 @@
 //! How columns become domain types. Statements name the type of such a column: `workflowid AS "job_id: JobId"`.
 
-use sqlx::encode::IsNull;
-use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, PgValueRef};
-use sqlx::{Decode, Encode, Postgres, Type};
-
 use crate::domain::{AgreementId, JobId, Namespace, Owner, Status, StopRequest};
 
-/// A domain type that is stored as `$repr`: made by `$from`, and read by `$to`.
+/// A type that is stored as `$repr`: made by `$from`, and read by `$to`.
 macro_rules! column {
     ($name:ty, $repr:ty, $from:expr, $to:expr) => {
-        impl Type<Postgres> for $name {
-            fn type_info() -> PgTypeInfo {
-                <$repr as Type<Postgres>>::type_info()
+        impl sqlx::Type<sqlx::Postgres> for $name {
+            fn type_info() -> sqlx::postgres::PgTypeInfo {
+                <$repr as sqlx::Type<sqlx::Postgres>>::type_info()
             }
 
-            fn compatible(info: &PgTypeInfo) -> bool {
-                <$repr as Type<Postgres>>::compatible(info)
-            }
-        }
-
-        impl<'r> Decode<'r, Postgres> for $name {
-            fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-                <$repr as Decode<'r, Postgres>>::decode(value).map($from)
+            fn compatible(info: &sqlx::postgres::PgTypeInfo) -> bool {
+                <$repr as sqlx::Type<sqlx::Postgres>>::compatible(info)
             }
         }
 
-        impl<'q> Encode<'q, Postgres> for $name {
-            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-                Encode::<Postgres>::encode_by_ref(&$to(self), buffer)
+        impl<'r> sqlx::Decode<'r, sqlx::Postgres> for $name {
+            fn decode(value: sqlx::postgres::PgValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
+                <$repr as sqlx::Decode<'r, sqlx::Postgres>>::decode(value).map($from)
+            }
+        }
+
+        impl<'q> sqlx::Encode<'q, sqlx::Postgres> for $name {
+            fn encode_by_ref(
+                &self,
+                buffer: &mut sqlx::postgres::PgArgumentBuffer,
+            ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+                sqlx::Encode::<sqlx::Postgres>::encode_by_ref(&$to(self), buffer)
             }
         }
     };
 }
+
+pub(crate) use column;
 
 column!(JobId, String, JobId::stored, JobId::as_str);
 column!(AgreementId, String, AgreementId::stored, AgreementId::as_str);

@@ -101,11 +101,6 @@ impl Status {
         (Self::Dispatched.code()..Self::ConfiguringVolumes.code()).contains(&self.code())
     }
 
-    /// Returns whether an engine has begun the job.
-    pub fn is_begun(self) -> bool {
-        self.code() >= Self::ConfiguringVolumes.code()
-    }
-
     /// The codes of the states with which an engine is done at once, for SQL.
     pub fn settled_codes() -> Vec<i32> {
         Self::SETTLED.map(Self::code).to_vec()
@@ -116,22 +111,6 @@ impl Serialize for Status {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_i32(self.code())
     }
-}
-
-/// In how many seconds a job that finished `finished_age` seconds ago is settled: its engine is done with its objects,
-/// and they may be removed. 0 or less if it is settled (docs/contract/engine.md, "Finished jobs").
-pub fn settles_in(status: Status, finished_age: f64) -> f64 {
-    if Status::SETTLED.contains(&status) { 0.0 } else { SETTLING_SECONDS as f64 - finished_age }
-}
-
-/// Returns whether an unfinished job may be dispatched to an engine. `announce()` decides the same in SQL.
-///
-/// `valid_for` is in how many seconds the job's `validUntil` passes, if it has one.
-pub fn may_be_dispatched(status: Status, stop: StopRequest, removed: bool, valid_for: Option<f64>) -> bool {
-    status == Status::WarmingUp
-        && stop == StopRequest::NONE
-        && !removed
-        && valid_for.is_none_or(|seconds| seconds > 0.0)
 }
 
 /// A request to stop a job (`jobs.stopreq`).
@@ -170,10 +149,9 @@ mod tests {
     }
 
     #[test]
-    fn a_job_waits_is_dispatched_or_is_begun() {
-        for (code, expected) in [(0, (false, false)), (1, (false, false)), (10, (true, false)), (20, (false, true))] {
-            let status = Status::from_code(code);
-            assert_eq!((status.is_dispatched(), status.is_begun()), expected, "{code}");
+    fn dispatched_jobs() {
+        for (code, expected) in [(0, false), (1, false), (9, false), (10, true), (19, true), (20, false)] {
+            assert_eq!(Status::from_code(code).is_dispatched(), expected, "{code}");
         }
     }
 }

@@ -190,25 +190,24 @@ pub(super) async fn within<T>(
     call.await.unwrap_or(Err(ClusterError::TimedOut))
 }
 
-/// Reads all pages of a list; `fetch` reads one, and `convert` reduces an item to what is needed of it.
-pub(super) async fn all_pages<K, T, F>(
+/// Reads all pages of a list; `fetch` reads one, and `each` gets its items, one after another.
+pub(super) async fn each_item<K, F>(
     labels: Option<&str>,
     fetch: impl Fn(ListParams) -> F,
-    convert: impl Fn(K) -> T,
-) -> Result<Vec<T>, ClusterError>
+    mut each: impl FnMut(K),
+) -> Result<(), ClusterError>
 where
     K: Clone,
     F: Future<Output = kube::Result<ObjectList<K>>>,
 {
     let mut params = ListParams::default().limit(LIST_PAGE_SIZE);
     params.label_selector = labels.map(str::to_owned);
-    let mut items = Vec::new();
     loop {
         let page = fetch(params.clone()).await?;
         params.continue_token = next_page(&page);
-        items.extend(page.items.into_iter().map(&convert));
+        page.items.into_iter().for_each(&mut each);
         if params.continue_token.is_none() {
-            return Ok(items);
+            return Ok(());
         }
     }
 }
@@ -218,7 +217,7 @@ pub(super) fn next_page<K: Clone>(page: &ObjectList<K>) -> Option<String> {
     page.metadata.continue_.clone().filter(|token| !token.is_empty())
 }
 
-/// Deletes an object. One that does not exist counts as deleted.
+/// Deletes an object.
 pub(super) async fn delete<K>(api: &Api<K>, name: &str, params: &DeleteParams) -> Result<Deletion, ClusterError>
 where
     K: Clone + Debug + DeserializeOwned + Resource,
@@ -232,7 +231,7 @@ where
                 .collect();
             Ok(if held.is_empty() { Deletion::Gone } else { Deletion::Held(held) })
         }
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Deletion::Gone),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Deletion::NotFound),
         Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Deletion::Changed),
         Err(error) => Err(error.into()),
     }

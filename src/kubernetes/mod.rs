@@ -18,10 +18,10 @@ use std::io;
 use crate::aws::AwsError;
 
 pub use client::Cluster;
-pub use engine_objects::HeldObject;
+pub use engine_objects::{EngineObject, HeldObject, ObjectKind};
 pub use logs::LogPart;
-pub use pods::{Problem, Recovery};
-pub use steps::{Step, StepState};
+pub use pods::{Problem, Recovery, Trouble};
+pub use steps::{Step, StepState, Steps};
 pub use workflow::{WorkFlow, WorkFlowSpec, WorkFlowStatus, definition};
 pub use workflows::{ListPage, WorkflowListing};
 
@@ -86,8 +86,10 @@ fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
 /// What happened to an object that was to be deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deletion {
-    /// The object does not exist any more, or is removed as soon as its dependents are.
+    /// The object is removed, now or as soon as its dependents are.
     Gone,
+    /// There was no such object.
+    NotFound,
     /// The object is not the one that was read: it was changed or replaced, and was not deleted.
     Changed,
     /// The object is marked as deleted and stays until these finalizers are removed.

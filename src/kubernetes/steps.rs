@@ -1,12 +1,17 @@
 //! The state of a job's steps, derived from their Kubernetes Jobs and pods. Pure.
 
+use std::collections::{BTreeMap, HashMap};
+
 use k8s_openapi::api::batch::v1::{Job as EngineJob, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::pods::{Problem, Recovery, age, failure, pod_problem};
+use super::pods::{Pods, Problem, Recovery, Trouble, age};
 use crate::domain::{Component, JobId};
+
+/// The steps in a namespace, by job.
+pub type Steps = BTreeMap<JobId, Vec<Step>>;
 
 /// A step of a job as the cluster shows it.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,50 +39,82 @@ pub enum StepState {
     Done,
     /// Its Kubernetes Job is marked as deleted, and a finalizer still holds it.
     Terminating,
-    /// It cannot continue.
-    Stuck {
-        /// Why.
-        problem: Problem,
-        /// How the problem may end without intervention.
-        recovery: Recovery,
-        /// How long the problem has lasted, in seconds by the cluster's clock.
-        seconds: f64,
-    },
+    /// It cannot continue as it is.
+    Stuck(Trouble),
 }
 
-/// Derives a step from its Kubernetes Job; `None` if the Job is not one of the engine's. `pods` may include pods of
-/// other Jobs.
-pub(super) fn step(job: &EngineJob, pods: &[Pod], now: Timestamp) -> Option<Step> {
+/// Derives the steps of a namespace from its Kubernetes Jobs, and then from their pods, of which it keeps what decides.
+#[derive(Default)]
+pub(super) struct StepsBuilder {
+    steps: Steps,
+    /// The Jobs whose state depends on their pods.
+    open: Vec<EngineJob>,
+    /// Their pods, by their uid.
+    pods: HashMap<String, Pods>,
+}
+
+impl StepsBuilder {
+    pub(super) fn add_job(&mut self, job: EngineJob, now: Timestamp) {
+        let Some(step) = step(&job, &Pods::default(), now) else { return };
+        if matches!(step.state, StepState::Done | StepState::Terminating) {
+            self.steps.entry(step.job_id.clone()).or_default().push(step);
+        } else {
+            self.pods.insert(step.uid, Pods::default());
+            self.open.push(job);
+        }
+    }
+
+    pub(super) fn needs_pods(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Adds a pod. Those of other Jobs do not count.
+    pub(super) fn add_pod(&mut self, pod: &Pod, now: Timestamp) {
+        for owner in pod.owner_references() {
+            if let Some(pods) = self.pods.get_mut(&owner.uid) {
+                pods.add(pod, now);
+            }
+        }
+    }
+
+    pub(super) fn build(mut self, now: Timestamp) -> Steps {
+        for job in self.open {
+            let pods = job.uid().and_then(|uid| self.pods.remove(&uid)).unwrap_or_default();
+            if let Some(step) = step(&job, &pods, now) {
+                self.steps.entry(step.job_id.clone()).or_default().push(step);
+            }
+        }
+        self.steps
+    }
+}
+
+/// Derives a step from its Kubernetes Job and that Job's pods; `None` if the Job is not one of the engine's.
+fn step(job: &EngineJob, pods: &Pods, now: Timestamp) -> Option<Step> {
     let job_id = JobId::of_object(job.labels().get("workflow")?)?;
     let component = Component::parse(job.labels().get("component")?)?;
     if job.name_any() != component.job_name(&job_id) {
         return None;
     }
-    let uid = job.uid()?;
-    let owned = |pod: &&Pod| pod.owner_references().iter().any(|owner| owner.uid == uid);
-    let pods: Vec<&Pod> = pods.iter().filter(owned).collect();
     let started = job.status.as_ref().and_then(|status| status.start_time.as_ref());
     Some(Step {
         job_id,
         component,
+        uid: job.uid()?,
         resource_version: job.resource_version()?,
         running_for: age(started, now).unwrap_or(0.0),
-        state: state(job, &pods, now),
-        uid,
+        state: state(job, pods, now),
     })
 }
 
-/// Returns whether a Job's pods are needed to derive its state.
-pub(super) fn is_open(job: &EngineJob) -> bool {
-    !matches!(state(job, &[], Timestamp::MIN), StepState::Done | StepState::Terminating)
-}
-
-fn state(job: &EngineJob, pods: &[&Pod], now: Timestamp) -> StepState {
+fn state(job: &EngineJob, pods: &Pods, now: Timestamp) -> StepState {
     let none = JobStatus::default();
     let status = job.status.as_ref().unwrap_or(&none);
     let condition = |name: &str| {
         let conditions = status.conditions.as_deref().unwrap_or_default();
         conditions.iter().find(|condition| condition.type_ == name && condition.status == "True")
+    };
+    let stuck = |problem, recovery, since| {
+        StepState::Stuck(Trouble { problem, recovery, seconds: Some(age(since, now).unwrap_or(0.0)) })
     };
     if job.metadata.deletion_timestamp.is_some() {
         return StepState::Terminating;
@@ -85,36 +122,24 @@ fn state(job: &EngineJob, pods: &[&Pod], now: Timestamp) -> StepState {
     if status.succeeded.unwrap_or(0) > 0 || condition("Complete").is_some() {
         return StepState::Done;
     }
-    let has_failed = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Failed"));
-    // A pod that failed and its replacement may have the same creation timestamp.
-    let latest = |failed_first: bool| {
-        pods.iter().max_by_key(|pod| (has_failed(pod) == failed_first, pod.metadata.creation_timestamp.clone()))
-    };
     if let Some(failed) = condition("Failed") {
-        let problem = match (failed.reason.as_deref(), latest(true)) {
-            (Some("DeadlineExceeded"), _) => Problem::DeadlineExceeded,
-            (_, Some(pod)) => failure(pod),
-            (_, None) => Problem::Failed,
+        let problem = match failed.reason.as_deref() {
+            Some("DeadlineExceeded") => Problem::DeadlineExceeded,
+            _ => pods.failure().unwrap_or(Problem::Failed),
         };
-        let seconds = age(failed.last_transition_time.as_ref(), now).unwrap_or(0.0);
-        return StepState::Stuck { problem, recovery: Recovery::None, seconds };
+        return stuck(problem, Recovery::None, failed.last_transition_time.as_ref());
     }
     if job.spec.as_ref().is_some_and(|spec| spec.suspend == Some(true)) {
         return StepState::Running;
     }
-    let stuck = match latest(false) {
-        Some(pod) if pod.metadata.deletion_timestamp.is_some() => None,
-        Some(pod) => pod_problem(pod, now),
+    match pods.trouble() {
+        Some(trouble) => trouble.map_or(StepState::Running, StepState::Stuck),
         // It had a pod, and the next one is created after a back-off.
-        None if status.active.unwrap_or(0) > 0 || status.failed.unwrap_or(0) > 0 => None,
+        None if status.active.unwrap_or(0) > 0 || status.failed.unwrap_or(0) > 0 => StepState::Running,
         None => {
             let since = status.start_time.as_ref().or(job.metadata.creation_timestamp.as_ref());
-            Some((Problem::NoPod, Recovery::Capacity, age(since, now).unwrap_or(0.0)))
+            stuck(Problem::NoPod, Recovery::Capacity, since)
         }
-    };
-    match stuck {
-        Some((problem, recovery, seconds)) => StepState::Stuck { problem, recovery, seconds },
-        None => StepState::Running,
     }
 }
 
@@ -200,12 +225,19 @@ mod tests {
         }]}))
     }
 
-    fn state_of(job: &EngineJob, pods: &[Pod]) -> StepState {
-        step(job, pods, now()).unwrap().state
+    fn derived(job: &EngineJob, pods: &[Pod]) -> Option<Step> {
+        let mut builder = StepsBuilder::default();
+        builder.add_job(job.clone(), now());
+        pods.iter().for_each(|pod| builder.add_pod(pod, now()));
+        builder.build(now()).into_values().next().map(|mut steps| steps.remove(0))
     }
 
-    fn stuck(problem: Problem, recovery: Recovery, seconds: f64) -> StepState {
-        StepState::Stuck { problem, recovery, seconds }
+    fn state_of(job: &EngineJob, pods: &[Pod]) -> StepState {
+        derived(job, pods).unwrap().state
+    }
+
+    fn stuck(problem: Problem, recovery: Recovery, seconds: impl Into<Option<f64>>) -> StepState {
+        StepState::Stuck(Trouble { problem, recovery, seconds: seconds.into() })
     }
 
     #[test]
@@ -219,24 +251,42 @@ mod tests {
                 ),
                 StepState::Running,
             ),
-            (pod(json!({ "phase": "Pending" })), StepState::Running),
-            (pod(json!({})), StepState::Running),
+            (pod(json!({ "phase": "Pending" })), stuck(Problem::NotStarted, Recovery::Start, 1000.0)),
+            (pod(json!({})), stuck(Problem::NotStarted, Recovery::Start, 1000.0)),
             (pod(json!({ "phase": "Succeeded" })), StepState::Running),
-            (pending(container(waiting("ContainerCreating"), json!({}))), StepState::Running),
-            (pending(container(waiting("PodInitializing"), json!({}))), StepState::Running),
-            (pending(container(json!({ "waiting": {} }), json!({}))), StepState::Running),
-            (pending(container(waiting("ErrImagePull"), json!({}))), stuck(Problem::ImagePull, Recovery::Retry, 100.0)),
+            (
+                pending(container(waiting("ContainerCreating"), json!({}))),
+                stuck(Problem::NotStarted, Recovery::Start, 1000.0),
+            ),
+            (
+                pending(container(json!({ "waiting": {} }), json!({}))),
+                stuck(Problem::NotStarted, Recovery::Start, 1000.0),
+            ),
+            // A container of it has started.
+            (
+                pending(container(waiting("ContainerCreating"), json!({ "lastState": ended("Error", 1) }))),
+                StepState::Running,
+            ),
+            (
+                pod(json!({
+                    "phase": "Pending", "initContainerStatuses": [container(ended("Completed", 0), json!({}))],
+                    "containerStatuses": [container(waiting("PodInitializing"), json!({}))]
+                })),
+                StepState::Running,
+            ),
+            // The cluster does not record since when.
+            (pending(container(waiting("ErrImagePull"), json!({}))), stuck(Problem::ImagePull, Recovery::Retry, None)),
             (
                 pending(container(waiting("ImagePullBackOff"), json!({}))),
-                stuck(Problem::ImagePull, Recovery::Retry, 100.0),
+                stuck(Problem::ImagePull, Recovery::Retry, None),
             ),
             (
                 pending(container(waiting("InvalidImageName"), json!({}))),
-                stuck(Problem::InvalidImageName, Recovery::None, 100.0),
+                stuck(Problem::InvalidImageName, Recovery::None, None),
             ),
             (
                 pending(container(waiting("CreateContainerConfigError"), json!({}))),
-                stuck(Problem::ContainerCreation, Recovery::Retry, 100.0),
+                stuck(Problem::ContainerCreation, Recovery::Retry, None),
             ),
             // Restarted in place: the reason for which it was last killed, and the sum of the back-offs.
             (
@@ -262,7 +312,7 @@ mod tests {
                     "phase": "Pending", "initContainerStatuses": [container(waiting("ImagePullBackOff"), json!({}))],
                     "containerStatuses": [container(waiting("PodInitializing"), json!({}))]
                 })),
-                stuck(Problem::ImagePull, Recovery::Retry, 1000.0),
+                stuck(Problem::ImagePull, Recovery::Retry, None),
             ),
             (
                 unscheduled(json!("0/3 nodes are available: 1 Too many pods, 2 Insufficient memory. preemption: …")),
@@ -338,13 +388,13 @@ mod tests {
 
     #[test]
     fn jobs_that_are_not_steps() {
-        let found = step(&job(json!({})), &[], now()).unwrap();
+        let found = derived(&job(json!({})), &[]).unwrap();
         assert_eq!((found.job_id.as_str(), found.component, found.running_for), ("job", Component::Algorithm, 1000.0));
         assert_eq!((found.uid.as_str(), found.resource_version.as_str()), ("u", "7"));
         let ahead = job(json!({ "status": { "startTime": ago(-600) } }));
-        assert_eq!(step(&ahead, &[], now()).unwrap().running_for, 0.0);
+        assert_eq!(derived(&ahead, &[]).unwrap().running_for, 0.0);
         let unstarted = job(json!({ "status": null }));
-        assert_eq!(step(&unstarted, &[], now()).unwrap().running_for, 0.0);
+        assert_eq!(derived(&unstarted, &[]).unwrap().running_for, 0.0);
         for other in [
             json!({ "name": "job-publish-job" }),
             json!({ "name": "another" }),
@@ -355,7 +405,7 @@ mod tests {
             json!({ "labels": { "component": "cleanup" } }),
             json!({ "uid": null }),
         ] {
-            assert_eq!(step(&job(json!({ "metadata": other })), &[], now()), None, "{other}");
+            assert_eq!(derived(&job(json!({ "metadata": other })), &[]), None, "{other}");
         }
     }
 }

@@ -7,7 +7,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use super::client::{LIST_PAGE_SIZE, all_pages, delete, next_page, unchanged, within};
+use super::client::{LIST_PAGE_SIZE, delete, each_item, next_page, unchanged, within};
 use super::{Cluster, ClusterError, Deletion, WorkFlow, WorkFlowSpec, WorkFlowStatus};
 use crate::domain::{JobId, Namespace};
 use crate::telemetry::waiting_for_cluster;
@@ -96,7 +96,9 @@ impl Cluster {
     async fn names_in(&self, namespace: &Namespace) -> Result<Vec<String>, ClusterError> {
         let workflows: &Api<WorkFlow> = &self.api(namespace).await?;
         let page = |params| async move { workflows.list_metadata(&params).await };
-        all_pages(None, page, |item| item.name_any()).await
+        let mut names = Vec::new();
+        each_item(None, page, |item| names.push(item.name_any())).await?;
+        Ok(names)
     }
 
     /// Reads one page of a namespace's WorkFlow objects: those that are named and labelled after a job, and are not

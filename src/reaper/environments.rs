@@ -1,136 +1,141 @@
-//! Sweeps of environments: their unfinished jobs, and orphaned objects of finished ones.
+//! Environments: each is read once in a sweep, for the decisions on its unfinished jobs and for the cleanup of what
+//! engines left of finished ones.
 
-use std::collections::BTreeMap;
+use serde_json::Value;
 
-use futures_util::FutureExt;
-use tokio::time::Instant;
+use super::budget::{Budget, Stop};
+use super::sweep::Sweep;
+use super::unfinished::Observed;
+use crate::db::{Database, DatabaseError};
+use crate::domain::{Namespace, environment};
 
-use super::action::Action;
-use super::report::Duty;
-use super::sweep::{Progress, Sweep};
-use super::time_limits;
-use super::unfinished::{self, Observed};
-use crate::db::{Cursor, DatabaseError, KnownJob, SweptEnvironment, UnfinishedJob};
-use crate::domain::{JobId, Namespace};
-use crate::kubernetes::{ClusterError, Step, StepState};
+/// An environment: what its engine announced, and what earlier sweeps recorded.
+#[derive(Debug, Clone)]
+pub(super) struct Environment {
+    pub(super) namespace: Namespace,
+    /// The engine's announcement, if there is one.
+    pub(super) announcement: Option<String>,
+    /// How many seconds ago that was.
+    pub(super) announced_age: Option<f64>,
+    /// When the engine last announced that it has no jobs, in seconds since the epoch.
+    pub(super) idle_at: Option<f64>,
+    /// How many seconds ago its WorkFlow objects were last scanned.
+    pub(super) scan_age: f64,
+}
 
-/// The steps in a namespace, by job.
-type Steps = BTreeMap<JobId, Vec<Step>>;
+impl Environment {
+    /// The announced `maxJobDuration`, in seconds, if there is one.
+    pub(super) fn announced_limit(&self) -> Option<f64> {
+        let announcement = environment::parse(self.announcement.as_deref()?)?;
+        let seconds = match announcement.get("maxJobDuration")? {
+            Value::Number(number) => number.as_f64()?,
+            Value::String(text) => text.trim().parse().ok()?,
+            _ => return None,
+        };
+        Some(seconds).filter(|seconds: &f64| *seconds > 0.0 && seconds.is_finite())
+    }
+}
 
 impl Sweep<'_> {
-    /// Sweeps the environments in turn.
-    pub(super) async fn sweep_environments(
-        &self,
-        environments: &[SweptEnvironment],
-        until: Instant,
-    ) -> Result<Progress, DatabaseError> {
-        let mut progress = Progress::Complete;
+    /// Sweeps the environments, the one first whose turn was longest ago.
+    pub(super) async fn sweep_environments(&self, environments: &[Environment], budget: Budget) -> Result<(), Stop> {
+        let mut result = Ok(());
         for environment in environments {
-            if Instant::now() >= until {
-                return Ok(Progress::Partial);
+            budget.check()?;
+            let namespace = &environment.namespace;
+            // Before it is read: one that kills the sweep is not the first again.
+            self.change(self.db().record_turn(namespace)).await.transpose()?;
+            let steps = self.read(namespace, budget, self.cluster().list_steps(namespace)).await;
+            let observed = steps.as_ref().map_or(Observed::Nothing, Observed::Steps);
+            self.sweep_unfinished_jobs(environment, observed, budget).await?;
+            match steps {
+                Some(steps) => self.clean_up(namespace, &steps, budget).await?,
+                None => result = self.breaker.check(),
             }
-            progress = progress.and(self.sweep_environment(environment, until).await?);
         }
-        Ok(progress)
+        result
+    }
+}
+
+impl Database {
+    /// Every environment that has jobs or was announced, the one first that was swept longest ago. Jobs without a
+    /// namespace count as those of `default`.
+    pub(super) async fn environments_to_sweep(&self, default: &Namespace) -> Result<Vec<Environment>, DatabaseError> {
+        self.run(async |connection| {
+            // Finds the namespaces of millions of rows in as many index probes as there are namespaces.
+            Ok(sqlx::query_as!(
+                Environment,
+                r#"
+                WITH RECURSIVE used AS (
+                    (SELECT namespace FROM jobs WHERE namespace IS NOT NULL ORDER BY namespace LIMIT 1)
+                    UNION ALL
+                    SELECT (SELECT jobs.namespace FROM jobs WHERE jobs.namespace > used.namespace
+                            ORDER BY jobs.namespace LIMIT 1)
+                    FROM used WHERE used.namespace IS NOT NULL
+                ), known AS (
+                    SELECT namespace FROM used WHERE namespace IS NOT NULL
+                    UNION SELECT $1 WHERE EXISTS (SELECT FROM jobs WHERE namespace IS NULL)
+                    UNION SELECT namespace FROM envs
+                )
+                SELECT known.namespace AS "namespace!: Namespace", envs.status AS announcement,
+                       extract(epoch FROM clock_timestamp() - envs.announcedat)::float8 AS announced_age,
+                       extract(epoch FROM envs.idleat)::float8 AS idle_at,
+                       coalesce(extract(epoch FROM now() - nullif(sweptenvs.scanned, '-infinity')), 1e12)::float8
+                           AS "scan_age!"
+                FROM known
+                LEFT JOIN envs ON envs.namespace = known.namespace
+                LEFT JOIN sweptenvs ON sweptenvs.namespace = known.namespace
+                ORDER BY sweptenvs.swept NULLS FIRST, known.namespace
+                "#,
+                default.as_str()
+            )
+            .fetch_all(connection)
+            .await?)
+        })
+        .await
     }
 
-    async fn sweep_environment(
-        &self,
-        environment: &SweptEnvironment,
-        until: Instant,
-    ) -> Result<Progress, DatabaseError> {
-        let namespace = &environment.namespace;
-        let Some(steps) = self.list_steps(environment, until).await? else {
-            let progress = self.sweep_unfinished_jobs(environment, None, until).await?;
-            if !self.dry_run {
-                self.db().record_environment_skipped(namespace).await?;
-            }
-            return Ok(progress);
-        };
-        let progress = self.sweep_unfinished_jobs(environment, Some(&steps), until).await?;
-        let progress = progress.and(self.delete_orphaned_objects(namespace, &steps, until).await?);
-        if !self.dry_run {
-            self.db().record_environment_swept(namespace).await?;
-        }
-        Ok(progress)
+    /// Records that a sweep begins with an environment.
+    async fn record_turn(&self, namespace: &Namespace) -> Result<(), DatabaseError> {
+        self.execute(sqlx::query!(
+            "INSERT INTO sweptenvs (namespace, swept) VALUES ($1, clock_timestamp())
+             ON CONFLICT (namespace) DO UPDATE SET swept = EXCLUDED.swept",
+            namespace.as_str()
+        ))
+        .await?;
+        Ok(())
     }
+}
 
-    /// Lists the steps in an environment; `None` if it cannot be read.
-    async fn list_steps(&self, environment: &SweptEnvironment, until: Instant) -> Result<Option<Steps>, DatabaseError> {
-        let namespace = &environment.namespace;
-        if environment.paused {
-            self.availability.forbidden.insert(namespace);
-        }
-        if environment.paused || self.availability.is_cluster_down() {
-            return Ok(None);
-        }
-        // Limited: a slow environment must not take the time of the others.
-        let list = tokio::time::timeout_at(until, self.cluster().list_steps(namespace).boxed());
-        let error = match self.availability.observe(list.await.unwrap_or(Err(ClusterError::TimedOut))) {
-            Ok(steps) => return Ok(Some(steps)),
-            Err(error) => error,
-        };
-        self.namespace_unreadable(namespace, &error);
-        if matches!(error, ClusterError::Refused { .. } | ClusterError::InvalidNamespace) && !self.dry_run {
-            self.db().record_environment_failure(namespace).await?;
-        }
-        Ok(None)
-    }
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::environment;
+    use super::*;
 
-    /// Decides on each unfinished job of an environment, and acts. `steps` is `None` if it cannot be read.
-    async fn sweep_unfinished_jobs(
-        &self,
-        environment: &SweptEnvironment,
-        steps: Option<&Steps>,
-        until: Instant,
-    ) -> Result<Progress, DatabaseError> {
-        let announced = time_limits::announced_limit(environment.announcement.as_deref());
-        let has_shared_limit = announced.is_some() || self.rules().algorithm_limit.is_some();
-        let is_default = environment.namespace == self.rules().default_namespace;
-        let observed = |job_id: &JobId| match steps {
-            Some(steps) => Observed::Steps(steps.get(job_id).map_or(&[], Vec::as_slice)),
-            None => Observed::Unknown,
+    #[test]
+    fn announced_limits() {
+        let limit = |announcement: Option<&str>| {
+            Environment { announcement: announcement.map(str::to_owned), ..environment() }.announced_limit()
         };
-        let mut after = Some(Cursor::default());
-        while let Some(from) = after {
-            let (jobs, next) =
-                self.db().unfinished_jobs(&environment.namespace, is_default, has_shared_limit, &from).await?;
-            let due: Vec<(UnfinishedJob, Action)> = jobs
-                .into_iter()
-                .filter_map(|job| {
-                    let action = unfinished::decide(&job, observed(&job.job_id), announced, self.rules())?;
-                    Some((job, action))
-                })
-                .collect();
-            for duty in due.iter().filter_map(|(_, action)| action.duty()) {
-                self.report.found(duty, 1);
-            }
-            let act = |(job, action)| self.act(job, action);
-            if self.for_each_concurrently(due, until, act).await == Progress::Partial {
-                return Ok(Progress::Partial);
-            }
-            after = next;
+        for (duration, expected) in [
+            ("3600", Some(3600.0)),
+            ("\"3600\"", Some(3600.0)),
+            ("\" 0.5 \"", Some(0.5)),
+            ("0", None),
+            ("-1", None),
+            ("\"\"", None),
+            ("\"abc\"", None),
+            ("\"NaN\"", None),
+            ("\"inf\"", None),
+            ("\"1e400\"", None),
+            ("1e400", None),
+            ("null", None),
+            ("[1]", None),
+        ] {
+            assert_eq!(limit(Some(&format!(r#"{{"maxJobDuration": {duration}}}"#))), expected, "{duration}");
         }
-        Ok(Progress::Complete)
-    }
-
-    /// Deletes the objects of settled jobs that have steps, unless that is due anyway.
-    async fn delete_orphaned_objects(
-        &self,
-        namespace: &Namespace,
-        steps: &Steps,
-        until: Instant,
-    ) -> Result<Progress, DatabaseError> {
-        let is_terminating = |step: &Step| step.state == StepState::Terminating;
-        let remaining = steps.iter().filter(|(_, steps)| !steps.iter().all(is_terminating));
-        let names: Vec<JobId> = remaining.map(|(job_id, _)| job_id.clone()).collect();
-        let known = self.db().known_jobs(&names).await?;
-        let due: Vec<KnownJob> = known.into_iter().filter(|job| job.settled && !job.due).collect();
-        self.report.found(Duty::Cleanups, due.len() as u64);
-        let clean_up = |job: KnownJob| async move {
-            let action = self.delete_engine_objects(&job.job_id, Some(namespace));
-            self.apply(Duty::Cleanups, &job.job_id, None, action).await;
-        };
-        Ok(self.for_each_concurrently(due, until, clean_up).await)
+        for nothing in [None, Some(""), Some("null"), Some("[]"), Some("3600"), Some("{}"), Some("{\"maxJob")] {
+            assert_eq!(limit(nothing), None, "{nothing:?}");
+        }
     }
 }

@@ -1,135 +1,210 @@
-//! Expiry: outputs that have expired, or whose job was deleted, are deleted.
+//! Expiry: outputs that have expired, or whose job was deleted, are deleted. The cluster is not asked: a namespace may be
+//! gone for long.
 
-use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::time::Instant;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 
-use super::sweep::{ActionResult, Applied, CONCURRENCY, Progress, Sweep};
-use crate::config::ReaperRules;
-use crate::db::{Cursor, DatabaseError, FinishedJob};
-use crate::domain::{output, workflow};
+use super::budget::{Budget, Stop};
+use super::report::Duty;
+use super::sweep::{ActionResult, Applied, CONCURRENCY, Sweep};
+use crate::db::{Cursor, Database, DatabaseError, PAGE_ROWS, end_of_page};
+use crate::domain::{JobId, SETTLING_SECONDS, Status, output, workflow};
 
-/// The value of `jobs.expiry` of a job whose workflow sets none: the configured expiry applies.
-const AS_CONFIGURED: i64 = -1;
+/// The number of jobs that a dry run reads at once. A constant of its statement, as its plan depends on it.
+const DRY_RUN_ROWS: usize = 200;
+/// The longest expiry, in seconds: a thousand years. More could exceed the range of PostgreSQL's timestamps.
+const MAX_EXPIRY: u64 = 1000 * 365 * 24 * 3600;
 
-/// When the outputs of a job expire.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Expiry {
-    /// In how many seconds; `None` for never.
-    seconds_left: Option<f64>,
-    /// Whether the job's own workflow sets it, and not the configuration.
-    is_own: bool,
-}
-
-impl Expiry {
-    pub(super) fn of(job: &FinishedJob, rules: &ReaperRules) -> Self {
-        let own = job.expiry.unwrap_or_else(|| own_expiry(job.workflow.as_deref()));
-        let seconds = match own {
-            AS_CONFIGURED => rules.storage_expiry.map(|seconds| seconds as f64),
-            seconds => Some(seconds as f64).filter(|seconds| *seconds > 0.0),
-        };
-        Self { seconds_left: seconds.map(|seconds| seconds - job.age), is_own: own != AS_CONFIGURED }
-    }
-
-    pub(super) fn has_passed(self) -> bool {
-        self.seconds_left.is_some_and(|left| left <= 0.0)
-    }
-
-    /// In how many seconds the job is due, if its own workflow sets that. Jobs that expire as configured are found by
-    /// their age.
-    pub(super) fn own_seconds_left(self) -> Option<f64> {
-        self.seconds_left.filter(|_| self.is_own)
-    }
-}
-
-/// For how many seconds a job's outputs are kept by its own workflow: 0 for ever, [`AS_CONFIGURED`] if it sets no
-/// expiry.
-fn own_expiry(document: Option<&str>) -> i64 {
-    document.and_then(workflow::stored_expiry).map_or(AS_CONFIGURED, in_range)
-}
-
-/// A number of seconds that can be added to any age.
-pub(super) fn in_range(seconds: u64) -> i64 {
-    seconds.min(i64::MAX as u64 / 2) as i64
+/// A finished job whose outputs are to be deleted.
+#[derive(Debug, Clone)]
+struct ExpiredJob {
+    job_id: JobId,
+    /// JSON text: what the job published, with URLs.
+    outputs: Option<String>,
+    /// Its place in the list.
+    position: f64,
 }
 
 impl Sweep<'_> {
-    /// Reads the expiry of finished jobs from their workflows, and records it.
-    pub(super) async fn schedule_expiries(&self, until: Instant) -> Result<Progress, DatabaseError> {
+    /// Deletes the outputs of jobs that have expired or were deleted.
+    pub(super) async fn expire_outputs(&self, budget: Budget) -> Result<(), Stop> {
+        let configured = self.rules().storage_expiry.unwrap_or(0).min(MAX_EXPIRY) as i64;
+        // For half of the time, so that some expire even if very many are to be scheduled.
+        let scheduled = self.change(self.schedule_expiries(configured, budget.half())).await;
         let mut after = Some(Cursor::default());
         while let Some(from) = after {
-            if Instant::now() >= until {
-                return Ok(Progress::Partial);
-            }
-            let (jobs, next) = self.db().unscheduled_jobs(&from).await?;
-            let expiries = jobs.into_iter().map(|job| {
-                let seconds = own_expiry(job.workflow.as_deref());
-                (job.job_id, seconds)
-            });
-            self.db().schedule_expiries(expiries.collect()).await?;
+            budget.check()?;
+            let (jobs, next) = match self.dry_run {
+                true => self.db().jobs_to_expire(configured, &from).await?,
+                false => self.db().expired_jobs(&from).await?,
+            };
+            self.report.found(Duty::Expiries, jobs.len() as u64);
+            let expire = |job: ExpiredJob| {
+                async move { self.apply(Duty::Expiries, &job.job_id, None, self.expire(&job).boxed()).await }.boxed()
+            };
+            budget.for_each(self.concurrency(), jobs, expire).await?;
             after = next;
         }
-        Ok(Progress::Complete)
+        scheduled.unwrap_or(Ok(()))
     }
 
-    /// Deletes a job's objects first, then its files, then the URLs in the database: if it is killed in between, the
-    /// job is still due.
-    pub(super) async fn expire(&self, job: &FinishedJob) -> ActionResult {
-        let cleaned_up = self.delete_engine_objects(&job.job_id, job.namespace.as_ref()).await?;
-        if job.removed
-            && let Some(namespace) = self.namespace_of(&job.job_id, job.namespace.as_ref())
-        {
-            let deleted = self.cluster().delete_workflow(&job.job_id, namespace, None).await;
-            self.availability.observe(deleted)?;
+    /// Computes when the jobs expire that have no expiry of their own, where that was not done yet or STORAGE_EXPIRY was
+    /// another.
+    async fn schedule_expiries(&self, configured: i64, budget: Budget) -> Result<(), Stop> {
+        while self.db().schedule_expiries(configured).await? > 0 {
+            budget.check()?;
         }
+        Ok(())
+    }
+
+    /// Deletes a job's files first, then the URLs in the database: if it is killed in between, the job is still due.
+    async fn expire(&self, job: &ExpiredJob) -> ActionResult {
         let outputs = job.outputs.as_deref().and_then(output::parse);
         let urls = outputs.iter().flatten().filter_map(output::url_of);
         let deletions: Vec<_> = urls.map(|url| self.reaper.storage.delete(url)).collect();
         stream::iter(deletions).buffer_unordered(CONCURRENCY as usize).try_collect::<Vec<bool>>().await?;
-        let unreadable = outputs.is_none() && job.outputs.as_deref().is_some_and(|text| !matches!(text, "" | "[]"));
+        let is_damaged = outputs.is_none() && job.outputs.as_deref().is_some_and(|text| !matches!(text, "" | "[]"));
         let without_urls = outputs.map(|outputs| workflow::to_ascii_json(&output::without_urls(outputs).into()));
-        if !self.db().record_outputs_deleted(&job.job_id, job.outputs.as_deref(), without_urls.as_deref()).await? {
+        if !self.db().record_expired(job, without_urls.as_deref()).await? {
             return Ok(Applied::Skipped("the job has published something meanwhile"));
         }
-        self.db().schedule_next(&job.job_id, None, false).await?;
-        Ok(match unreadable {
-            true => Applied::Done(Some("the list of its outputs is damaged: files may be left".to_owned())),
-            false => cleaned_up,
-        })
+        let remark = is_damaged.then(|| "the list of its outputs is damaged: files may be left".to_owned());
+        Ok(Applied::Done(remark))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
+impl Database {
+    /// Computes when jobs without an expiry of their own expire, `configured` seconds after their end or never if it is
+    /// 0; a batch at a time. Returns how many it computed.
+    async fn schedule_expiries(&self, configured: i64) -> Result<u64, DatabaseError> {
+        self.execute(sqlx::query!(
+            "UPDATE reaperjobs AS state
+             SET configuredexpiry = $1,
+                 expirydue = CASE WHEN $1 = 0 THEN 'infinity'
+                                  ELSE (SELECT datefinished FROM jobs WHERE jobs.workflowid = state.workflowid LIMIT 1)
+                                       AT TIME ZONE 'UTC' + make_interval(secs => $1::bigint) END
+             WHERE workflowid = ANY (ARRAY(
+                 (SELECT workflowid FROM reaperjobs WHERE configuredexpiry < $1 ORDER BY configuredexpiry LIMIT 1000)
+                 UNION ALL
+                 (SELECT workflowid FROM reaperjobs WHERE configuredexpiry > $1 ORDER BY configuredexpiry LIMIT 1000)))",
+            configured
+        ))
+        .await
+    }
 
-    use super::super::fixture::document;
-    use super::*;
+    /// The settled jobs whose outputs are to be deleted, those first that have waited longest, a page at a time.
+    async fn expired_jobs(&self, after: &Cursor) -> Result<(Vec<ExpiredJob>, Option<Cursor>), DatabaseError> {
+        let (position, name) = after.parts();
+        self.run(async |connection| {
+            let jobs = sqlx::query_as!(
+                ExpiredJob,
+                r#"
+                SELECT workflowid AS "job_id: JobId", outputsurl AS outputs,
+                       extract(epoch FROM expirydue)::float8 AS "position!"
+                FROM reaperjobs JOIN jobs USING (workflowid)
+                WHERE expirydue < 'infinity' AND expirydue <= now() AND (expirydue, workflowid) > (to_timestamp($1), $2)
+                  AND (status = ANY($4)
+                       OR datefinished <= now() AT TIME ZONE 'UTC' - make_interval(secs => $5::bigint))
+                ORDER BY expirydue, workflowid LIMIT $3
+                "#,
+                position,
+                name,
+                PAGE_ROWS as i64,
+                &Status::settled_codes(),
+                SETTLING_SECONDS
+            )
+            .fetch_all(connection)
+            .await?;
+            let next = end_of_page(&jobs, PAGE_ROWS, |job| Cursor::at(job.position, &job.job_id));
+            Ok((jobs, next))
+        })
+        .await
+    }
 
-    #[test]
-    fn own_expiries() {
-        for (expiry, expected) in [
-            (json!(0), 0),
-            (json!(500), 500),
-            (json!("500"), 500),
-            (json!(0.9), 0),
-            (json!(-5), 0),
-            (json!("-1e300"), 0),
-            (json!(1e300), i64::MAX / 2),
-            (json!("1e300"), i64::MAX / 2),
-            (json!("NaN"), -1),
-            (json!("inf"), -1),
-            (json!("never"), -1),
-            (json!(true), -1),
-            (json!(null), -1),
-        ] {
-            let document = document(json!({ "storageExpiry": expiry }));
-            assert_eq!(own_expiry(document.as_deref()), expected, "{expiry}");
-        }
-        let large = document(json!({ "storageExpiry": 7, "what": "x".repeat(400 * 1024) }));
-        assert_eq!(own_expiry(large.as_deref()), 7);
-        let deep = format!(r#"{{"spec": {}1{}}}"#, "[".repeat(200_000), "]".repeat(200_000));
-        for damaged in [None, Some(""), Some("null"), Some("{"), Some("\u{0}"), Some(deep.as_str())] {
-            assert_eq!(own_expiry(damaged), -1);
-        }
+    /// As [`Self::expired_jobs`] after a sweep with this STORAGE_EXPIRY, which changes nothing: reads all finished jobs, by
+    /// id. A page may be empty.
+    async fn jobs_to_expire(
+        &self,
+        configured: i64,
+        after: &Cursor,
+    ) -> Result<(Vec<ExpiredJob>, Option<Cursor>), DatabaseError> {
+        let (_, name) = after.parts();
+        self.run(async |connection| {
+            let rows = sqlx::query!(
+                r#"
+                SELECT workflowid AS "job_id!: JobId", outputsurl AS outputs,
+                       coalesce((status = ANY($3)
+                                 OR datefinished <= now() AT TIME ZONE 'UTC' - make_interval(secs => $4::bigint))
+                                AND CASE WHEN by_configuration AND $2::bigint = 0 THEN 'infinity'
+                                         WHEN by_configuration
+                                         THEN datefinished AT TIME ZONE 'UTC' + make_interval(secs => $2::bigint)
+                                         ELSE due END <= now(), false) AS "due!"
+                FROM (SELECT jobs.*,
+                             CASE WHEN state.workflowid IS NULL THEN (expire).due ELSE expirydue END AS due,
+                             CASE WHEN state.workflowid IS NULL THEN (expire).configured ELSE configuredexpiry END
+                                 IS NOT NULL AS by_configuration
+                      FROM (SELECT * FROM jobs WHERE workflowid > $1 ORDER BY workflowid LIMIT 200) AS jobs
+                      LEFT JOIN reaperjobs AS state USING (workflowid)
+                      CROSS JOIN LATERAL (SELECT outputs_expire(datefinished, removed, CASE WHEN state.workflowid IS NULL
+                                                                                          THEN workflow END) AS expire
+                                         ) AS expiry) AS finished
+                ORDER BY workflowid
+                "#,
+                name,
+                configured,
+                &Status::settled_codes(),
+                SETTLING_SECONDS
+            )
+            .fetch_all(connection)
+            .await?;
+            let next = end_of_page(&rows, DRY_RUN_ROWS, |row| Cursor::at(0.0, &row.job_id));
+            let due = rows.into_iter().filter(|row| row.due);
+            Ok((due.map(|row| ExpiredJob { job_id: row.job_id, outputs: row.outputs, position: 0.0 }).collect(), next))
+        })
+        .await
+    }
+
+    /// Marks a job as removed and deletes its URLs and kept logs, if its outputs are still those that were read.
+    /// `without_urls` is what remains of them. Returns false if the outputs are others.
+    async fn record_expired(&self, job: &ExpiredJob, without_urls: Option<&str>) -> Result<bool, DatabaseError> {
+        self.run_once(async |connection| {
+            let mut transaction = sqlx::Connection::begin(connection).await?;
+            let removed = sqlx::query!(
+                "UPDATE jobs
+                 SET removed = 1, outputsurl = $3, configlogurl = NULL, publishlogurl = NULL, algologurl = NULL
+                 WHERE workflowid = $1 AND datefinished IS NOT NULL AND outputsurl IS NOT DISTINCT FROM $2",
+                job.job_id.as_str(),
+                job.outputs.as_deref(),
+                without_urls
+            );
+            let removed = removed.execute(&mut *transaction).await?.rows_affected() > 0;
+            if removed {
+                let logs = sqlx::query!("DELETE FROM keptlogs WHERE workflowid = $1", job.job_id.as_str());
+                logs.execute(&mut *transaction).await?;
+                // The trigger has made it due, as for any job that is removed.
+                let done = sqlx::query!(
+                    "UPDATE reaperjobs SET expirydue = 'infinity', configuredexpiry = NULL, failures = 0
+                     WHERE workflowid = $1",
+                    job.job_id.as_str()
+                );
+                done.execute(&mut *transaction).await?;
+            }
+            transaction.commit().await?;
+            Ok(removed)
+        })
+        .await
+    }
+
+    /// Records that a job's outputs could not be deleted: it is tried again after 10 s, and after twice as long each time
+    /// up to an hour.
+    pub(super) async fn postpone_expiry(&self, job_id: &JobId) -> Result<(), DatabaseError> {
+        self.execute(sqlx::query!(
+            "UPDATE reaperjobs
+             SET failures = least(failures + 1, 20),
+                 expirydue = clock_timestamp() + make_interval(secs => least(10 * 2 ^ failures, 3600))
+             WHERE workflowid = $1 AND expirydue < 'infinity'",
+            job_id.as_str()
+        ))
+        .await?;
+        Ok(())
     }
 }

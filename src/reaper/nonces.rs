@@ -1,19 +1,17 @@
 //! Nonces: used ones that cannot be accepted again are deleted.
 
-use tokio::time::Instant;
-
+use super::budget::{Budget, Stop};
 use super::report::{Duty, Outcome};
-use super::sweep::{Progress, Sweep};
-use crate::db::DatabaseError;
+use super::sweep::Sweep;
 
 /// The time between two prunings of used nonces, in seconds.
 const PRUNING_INTERVAL: f64 = 3600.0;
 
 impl Sweep<'_> {
     /// Deletes the nonces that are far below their signer's highest.
-    pub(super) async fn prune_nonces(&self, until: Instant) -> Result<Progress, DatabaseError> {
+    pub(super) async fn prune_nonces(&self, budget: Budget) -> Result<(), Stop> {
         if !self.db().nonce_pruning_due(PRUNING_INTERVAL).await? {
-            return Ok(Progress::Complete);
+            return Ok(());
         }
         let mut after = String::new();
         loop {
@@ -29,13 +27,9 @@ impl Sweep<'_> {
                     None => break,
                 }
             }
-            if Instant::now() >= until {
-                return Ok(Progress::Partial);
-            }
+            budget.check()?;
         }
-        if !self.dry_run {
-            self.db().record_nonces_pruned().await?;
-        }
-        Ok(Progress::Complete)
+        self.change(self.db().record_nonces_pruned()).await.transpose()?;
+        Ok(())
     }
 }

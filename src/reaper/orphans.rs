@@ -1,28 +1,63 @@
 //! Orphans: begun jobs that no engine continues are finished.
 
-use super::action::Action;
+use super::environments::Environment;
 use super::report::Duty;
-use crate::db::UnfinishedJob;
-use crate::domain::{Status, StopRequest};
+use super::sweep::{ActionError, ActionResult, Applied, Sweep};
+use super::unfinished::{Action, CONTINUED, Seen, UnfinishedJob};
+use crate::config::ReaperRules;
+use crate::db::{Database, DatabaseError};
+use crate::domain::{JobId, Status, StopRequest};
 
-/// Finishes a job that has had no step in the cluster for the grace.
-pub(super) fn lost(job: &UnfinishedJob) -> Action {
-    finish(job, "The environment lost the job while it ran.", true)
+/// The factor of the limit grace for what no engine announces and no sweep sees.
+const UNSEEN_FACTOR: f64 = 24.0;
+
+/// How a job is finished.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Finish {
+    /// The status that it ends with.
+    pub(super) status: Status,
+    /// Why, for its owner.
+    pub(super) reason: String,
+    /// What the last sweep has to have seen of the job, still.
+    seen: Option<Seen>,
 }
 
-/// Finishes a job that has kept one status beyond its limit and the grace.
-pub(super) fn not_continued(job: &UnfinishedJob) -> Action {
-    finish(job, "The environment did not continue the job.", false)
+impl Finish {
+    pub(super) fn new(status: Status, reason: &str) -> Self {
+        Self { status, reason: reason.to_owned(), seen: None }
+    }
+
+    fn orphan(job: &UnfinishedJob, what: &str, seen: Option<&Seen>) -> Action {
+        let status = last_status(job);
+        let reason = match status {
+            Status::Completed if job.has_outputs => format!("{what} Its results had been published."),
+            Status::Completed if job.status != Status::Completed => format!("{what} It had been asked to stop."),
+            _ => what.to_owned(),
+        };
+        Action::Finish(Duty::Orphans, Self { status, reason, seen: seen.cloned() })
+    }
 }
 
-fn finish(job: &UnfinishedJob, what: &str, absent: bool) -> Action {
-    let status = last_status(job);
-    let reason = match status {
-        Status::Completed if job.has_outputs => format!("{what} Its results had been published."),
-        Status::Completed if job.status != Status::Completed => format!("{what} It had been asked to stop."),
-        _ => what.to_owned(),
+/// Decides on a begun job no step of which is in progress. The state that sweeps see has lasted since `seen_for`.
+pub(super) fn decide(job: &UnfinishedJob, seen: &Seen, rules: &ReaperRules) -> Option<Action> {
+    let (grace, what) = match seen {
+        Seen::Absent => (rules.absent_grace, "The environment lost the job while it ran."),
+        Seen::Idle => (rules.limit_grace, "The environment did not continue the job."),
+        Seen::Trouble(_) => return None,
     };
-    Action::Finish { duty: Duty::Orphans, status, reason, absent }
+    (job.seen_for >= grace).then(|| Finish::orphan(job, what, Some(seen)))
+}
+
+/// Decides on a begun job of an environment that cannot be read. That proves nothing about a job; that its engine has not
+/// announced itself for long does: an engine does so every five seconds.
+pub(super) fn decide_unseen(job: &UnfinishedJob, environment: &Environment, rules: &ReaperRules) -> Option<Action> {
+    let silent_for = match environment.announced_age {
+        Some(seconds) => seconds.min(job.seen_for),
+        // The engines of 2019 and 2020 announce nothing.
+        None => job.seen_for / UNSEEN_FACTOR,
+    };
+    let what = "The environment did not continue the job.";
+    (silent_for > rules.limit_grace).then(|| Finish::orphan(job, what, job.seen.as_ref()))
 }
 
 /// The status that an orphaned job ends with. An earlier failure stays; a job that has published outputs is completed,
@@ -35,61 +70,114 @@ fn last_status(job: &UnfinishedJob) -> Status {
     }
 }
 
+impl Sweep<'_> {
+    pub(super) async fn finish_orphan(&self, job: &UnfinishedJob, finish: &Finish) -> ActionResult {
+        // A slow engine may have created a step since all were listed.
+        if finish.seen == Some(Seen::Absent)
+            && let Some(namespace) = self.namespace_of(&job.job_id, job.namespace.as_ref())
+            && self.breaker.allows(namespace, None)
+            && self.request(namespace, Duty::Orphans, self.cluster().has_steps(&job.job_id, namespace)).await?
+        {
+            return Ok(CONTINUED);
+        }
+        self.finish(&job.job_id, job.status, finish).await
+    }
+
+    /// Finishes a job that still has this status.
+    pub(super) async fn finish(&self, job_id: &JobId, status: Status, finish: &Finish) -> Result<Applied, ActionError> {
+        let finished = self.db().finish(job_id, status, finish).await?;
+        Ok(if finished { Applied::Done(Some(finish.reason.clone())) } else { CONTINUED })
+    }
+}
+
+impl Database {
+    /// Finishes a job that has this status, and of which the last sweep saw what it is finished for. Returns false if it
+    /// was not finished.
+    async fn finish(&self, job_id: &JobId, status: Status, finish: &Finish) -> Result<bool, DatabaseError> {
+        self.run_once(async |connection| {
+            let mut transaction = sqlx::Connection::begin(connection).await?;
+            // The status text stays as the engine wrote it where the status stays.
+            let finished = sqlx::query!(
+                "UPDATE jobs
+                 SET datefinished = clock_timestamp() AT TIME ZONE 'UTC', status = $3,
+                     statustext = CASE WHEN $2::int = $3::int THEN statustext ELSE $4 END,
+                     reason = coalesce(reason, $5)
+                 FROM reaperjobs AS state
+                 WHERE jobs.workflowid = $1 AND state.workflowid = $1 AND datefinished IS NULL AND status = $2
+                   AND ($6::text IS NULL OR seen = $6)",
+                job_id.as_str(),
+                status.code(),
+                finish.status.code(),
+                finish.status.text(),
+                finish.reason,
+                finish.seen.as_ref().map(Seen::as_str)
+            );
+            let finished = finished.execute(&mut *transaction).await?.rows_affected() > 0;
+            if finished {
+                let close = sqlx::query!("UPDATE reaperjobs SET closed = true WHERE workflowid = $1", job_id.as_str());
+                close.execute(&mut *transaction).await?;
+            }
+            transaction.commit().await?;
+            Ok(finished)
+        })
+        .await
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{job, rules, summary};
+    use super::super::fixture::{environment, job, rules, summary};
     use super::super::unfinished::{Observed, decide};
     use super::*;
+    use crate::kubernetes::Steps;
 
     #[test]
     fn begun_jobs_without_steps() {
         let lost = "Orphans The environment lost the job while it ran.";
-        let unchanged = "Orphans The environment did not continue the job.";
-        let absent = |job: UnfinishedJob| UnfinishedJob { absent_for: Some(60.0), ..job };
-        let long = |job: UnfinishedJob| UnfinishedJob { status_age: 7201.0, ..job };
-        for (job, observed, expected) in [
-            (job(40), Observed::Steps(&[]), "absent true".to_owned()),
-            (UnfinishedJob { absent_for: Some(59.9), ..job(40) }, Observed::Steps(&[]), "nothing".to_owned()),
-            (UnfinishedJob { absent_for: Some(-600.0), ..job(40) }, Observed::Steps(&[]), "nothing".to_owned()),
-            (absent(job(40)), Observed::Steps(&[]), format!("41 {lost}")),
-            (absent(job(31)), Observed::Steps(&[]), format!("31 {lost}")),
-            (absent(job(70)), Observed::Steps(&[]), format!("70 {lost}")),
+        let absent = |seen_for, job| UnfinishedJob { seen: Some(Seen::Absent), seen_for, ..job };
+        for (job, expected) in [
+            (job(40), "saw absent".to_owned()),
+            (UnfinishedJob { seen_for: 1e12, ..job(40) }, "saw absent".to_owned()),
+            (UnfinishedJob { seen: Some(Seen::Idle), seen_for: 1e12, ..job(40) }, "saw absent".to_owned()),
+            (absent(299.9, job(40)), "nothing".to_owned()),
+            (absent(-600.0, job(40)), "nothing".to_owned()),
+            (absent(300.0, job(40)), format!("41 {lost}")),
+            (absent(300.0, job(31)), format!("31 {lost}")),
+            (absent(300.0, job(70)), format!("70 {lost}")),
             (
-                absent(UnfinishedJob { stop_requested: StopRequest::BY_OWNER, ..job(60) }),
-                Observed::Steps(&[]),
+                absent(300.0, UnfinishedJob { stop_requested: StopRequest::BY_OWNER, ..job(60) }),
                 format!("70 {lost} It had been asked to stop."),
             ),
+            (absent(300.0, UnfinishedJob { stop_requested: StopRequest::TIME_LIMIT, ..job(60) }), format!("41 {lost}")),
             (
-                absent(UnfinishedJob { stop_requested: StopRequest::TIME_LIMIT, ..job(60) }),
-                Observed::Steps(&[]),
-                format!("41 {lost}"),
-            ),
-            (
-                absent(UnfinishedJob { has_outputs: true, ..job(60) }),
-                Observed::Steps(&[]),
+                absent(300.0, UnfinishedJob { has_outputs: true, ..job(60) }),
                 format!("70 {lost} Its results had been published."),
             ),
-            // An environment that cannot be read proves nothing about a job; time does.
-            (absent(job(40)), Observed::Unknown, "nothing".to_owned()),
-            (UnfinishedJob { status_age: 7200.0, ..job(40) }, Observed::Unknown, "nothing".to_owned()),
-            (long(job(40)), Observed::Unknown, format!("41 {unchanged}")),
-            (long(job(32)), Observed::Unknown, format!("32 {unchanged}")),
-            (long(UnfinishedJob { absent_for: Some(1.0), ..job(40) }), Observed::Steps(&[]), format!("41 {unchanged}")),
-            // A job without a limit may stay in one state for any time.
-            (UnfinishedJob { status_age: 1e12, workflow: None, ..job(40) }, Observed::Unknown, "nothing".to_owned()),
-            (UnfinishedJob { status_age: -1e12, ..job(40) }, Observed::Unknown, "nothing".to_owned()),
-            (
-                UnfinishedJob { valid_for: Some(-1.0), status_age: 3601.0, workflow: None, ..job(40) },
-                Observed::Unknown,
-                format!("41 {unchanged}"),
-            ),
-            (
-                UnfinishedJob { valid_for: Some(1.0), status_age: 1e12, ..job(40) },
-                Observed::Unknown,
-                "nothing".to_owned(),
-            ),
         ] {
-            assert_eq!(summary(decide(&job, observed, None, &rules())), expected, "{job:?} {observed:?}");
+            let decided = decide(&job, Observed::Steps(&Steps::new()), &environment(), &rules());
+            assert_eq!(summary(decided), expected, "{job:?}");
+        }
+    }
+
+    #[test]
+    fn begun_jobs_that_cannot_be_seen() {
+        let ended = "41 Orphans The environment did not continue the job.";
+        for (announced_age, seen_for, expected) in [
+            // Its engine lives.
+            (Some(5.0), 1e12, "nothing"),
+            (Some(3600.0), 1e12, "nothing"),
+            (Some(3600.1), 3600.0, "nothing"),
+            (Some(3600.1), 3600.1, ended),
+            (Some(-1e12), 1e12, "nothing"),
+            (None, 86_400.0, "nothing"),
+            (None, 86_401.0, ended),
+        ] {
+            let environment = Environment { announced_age, ..environment() };
+            for seen in [None, Some(Seen::Absent), Some(Seen::Idle), Some(Seen::Trouble("uid".to_owned()))] {
+                let job = UnfinishedJob { seen, seen_for, workflow: None, ..job(40) };
+                let decided = decide(&job, Observed::Nothing, &environment, &rules());
+                assert_eq!(summary(decided), expected, "{announced_age:?} {seen_for}");
+            }
         }
     }
 }

@@ -56,6 +56,8 @@ pub enum Outcome {
     Failed,
     /// Something changed meanwhile: the next sweep decides again.
     Skipped,
+    /// It may not be done yet: a later sweep decides again.
+    Left,
 }
 
 /// The numbers of actions of one kind.
@@ -151,13 +153,17 @@ impl ReportBuilder {
         match outcome {
             Outcome::Done => count.done += number,
             Outcome::Failed => count.failed += number,
-            Outcome::Planned | Outcome::Skipped => {}
+            Outcome::Planned | Outcome::Skipped | Outcome::Left => {}
         }
     }
 
     /// Adds an action on a job that ended, and logs it.
     pub(super) fn job(&self, job: &JobId, duty: Duty, outcome: Outcome, reason: Option<String>) {
         self.ended(duty, 1, outcome);
+        // Too many to be listed.
+        if duty == Duty::StatusSync && outcome != Outcome::Failed {
+            return;
+        }
         match outcome {
             Outcome::Failed => tracing::warn!(%job, kind = ?duty, reason, "an action of the sweep failed"),
             _ => tracing::info!(%job, kind = ?duty, ?outcome, reason, "an action of the sweep"),

@@ -1,10 +1,9 @@
 //! Summaries: what lists show of the workflows of old rows is stored.
 
-use tokio::time::Instant;
-
+use super::budget::{Budget, Stop};
 use super::report::{Duty, Outcome};
-use super::sweep::{Progress, Sweep};
-use crate::db::{Cursor, DatabaseError};
+use super::sweep::Sweep;
+use crate::db::Cursor;
 
 /// The most jobs that one sweep summarizes.
 const MAX_JOBS: u64 = 20_000;
@@ -12,10 +11,11 @@ const MAX_JOBS: u64 = 20_000;
 impl Sweep<'_> {
     /// Summarizes the workflows of rows that are older than the columns for it. A dry run leaves them out: it concerns
     /// no job's fate.
-    pub(super) async fn summarize_jobs(&self, until: Instant) -> Result<Progress, DatabaseError> {
-        if self.dry_run {
-            return Ok(Progress::Complete);
-        }
+    pub(super) async fn summarize_jobs(&self, budget: Budget) -> Result<(), Stop> {
+        self.change(self.summarize(budget)).await.unwrap_or(Ok(()))
+    }
+
+    async fn summarize(&self, budget: Budget) -> Result<(), Stop> {
         let (mut after, mut total) = (Cursor::default(), 0);
         loop {
             let (count, next) = self.db().summarize_jobs(&after).await?;
@@ -23,12 +23,11 @@ impl Sweep<'_> {
             self.report.ended(Duty::Summaries, count, Outcome::Done);
             total += count;
             match next {
+                Some(_) if total >= MAX_JOBS => return Err(Stop::OutOfTime),
                 Some(next) => after = next,
-                None => return Ok(Progress::Complete),
+                None => return Ok(()),
             }
-            if total >= MAX_JOBS || Instant::now() >= until {
-                return Ok(Progress::Partial);
-            }
+            budget.check()?;
         }
     }
 }

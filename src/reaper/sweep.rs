@@ -1,16 +1,17 @@
-//! One sweep: the order of the duties, their time, and how an action is performed or only reported.
+//! One sweep: the order of the duties, and how an action is performed or only reported.
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::Instant;
 
-use super::Reaper;
-use super::availability::{Availability, is_outage};
+use super::breaker::{Breaker, is_outage};
+use super::budget::{Budget, Stop};
 use super::report::{Duty, Outcome, Report, ReportBuilder};
+use super::{Count, Reaper};
 use crate::config::ReaperRules;
-use crate::db::{Database, DatabaseError, SweptEnvironment};
+use crate::db::{Database, DatabaseError};
 use crate::domain::{JobId, Namespace, effective_namespace};
 use crate::kubernetes::{Cluster, ClusterError, HeldObject};
 use crate::storage::StorageError;
@@ -23,33 +24,10 @@ pub(super) const CONCURRENCY: u32 = 8;
 /// One sweep.
 pub(super) struct Sweep<'a> {
     pub(super) reaper: &'a Reaper,
-    /// The name under which the lease is held.
-    pub(super) holder: String,
     pub(super) dry_run: bool,
-    /// The time after which nothing new is begun.
-    pub(super) deadline: Instant,
+    budget: Budget,
     pub(super) report: ReportBuilder,
-    pub(super) availability: Availability,
-}
-
-/// How far a sweep got with a duty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-pub(super) enum Progress {
-    /// To the end.
-    Complete,
-    /// There was no time for everything, or the cluster is down: the rest is left for the next sweep.
-    Partial,
-}
-
-impl Progress {
-    /// Complete if both parts are.
-    pub(super) fn and(self, other: Self) -> Self {
-        match self {
-            Self::Complete => other,
-            Self::Partial => Self::Partial,
-        }
-    }
+    pub(super) breaker: Breaker,
 }
 
 /// Why an action failed.
@@ -63,9 +41,9 @@ pub(super) enum ActionError {
     Output(#[from] StorageError),
     #[error("{0}")]
     Job(&'static str),
-    /// It was not tried: its namespace cannot be read, which is reported once for all its jobs.
-    #[error("its namespace cannot be read")]
-    NamespaceForbidden,
+    /// The circuit breaker is open. The action stays due, and is reported once for all jobs.
+    #[error("it was not tried")]
+    NotTried,
 }
 
 /// The result of an action that did not fail.
@@ -80,58 +58,48 @@ pub(super) enum Applied {
 pub(super) type ActionResult = Result<Applied, ActionError>;
 
 impl<'a> Sweep<'a> {
-    pub(super) fn new(reaper: &'a Reaper, holder: String, dry_run: bool, deadline: Instant) -> Self {
-        let report = ReportBuilder::new(dry_run);
-        Self { reaper, holder, dry_run, deadline, report, availability: Availability::default() }
+    pub(super) fn new(reaper: &'a Reaper, dry_run: bool, deadline: Instant) -> Self {
+        let (report, breaker) = (ReportBuilder::new(dry_run), Breaker::default());
+        Self { reaper, dry_run, budget: Budget::until(deadline), report, breaker }
     }
 
     /// Runs all duties, and returns the report.
     pub(super) async fn run(&self) -> Result<Report, DatabaseError> {
         let environments = self.db().environments_to_sweep(&self.rules().default_namespace).await?;
-        let duties = self.run_duties(&environments).boxed();
-        let complete = match tokio::time::timeout_at(self.deadline + COMPLETION_TIME, duties).await {
-            Ok(progress) => progress == Progress::Complete && Instant::now() < self.deadline,
-            Err(_) => false,
+        let duties = async {
+            // The most urgent first. None takes more than half of the time that is left, so that each sweep reaches all.
+            // Boxed, here and in the duties: nested futures take too much stack, and their types exceed the recursion
+            // limit.
+            let mut complete = true;
+            complete &= self.run_duty(|_| self.measure_registrations().boxed()).await;
+            complete &= self.run_duty(|budget| self.finish_never_started(budget).boxed()).await;
+            complete &= self.run_duty(|budget| self.sweep_environments(&environments, budget).boxed()).await;
+            complete &= self.run_duty(|budget| self.update_workflow_objects(budget).boxed()).await;
+            complete &= self.run_duty(|budget| self.expire_outputs(budget).boxed()).await;
+            complete &= self.run_duty(|budget| self.scan_workflow_objects(&environments, budget).boxed()).await;
+            complete &= self.run_duty(|budget| self.prune_nonces(budget).boxed()).await;
+            complete &= self.run_duty(|budget| self.summarize_jobs(budget).boxed()).await;
+            // Again: some of them are registered now.
+            complete &= self.run_duty(|_| self.measure_registrations().boxed()).await;
+            complete
         };
-        let report = self.report.finish(complete);
+        let complete = tokio::time::timeout_at(self.budget.deadline() + COMPLETION_TIME, duties.boxed()).await;
+        let report = self.report.finish(complete == Ok(true) && self.budget.check().is_ok());
         for (duty, count) in report.kinds.iter().filter(|(_, count)| count.found > 0) {
-            let super::Count { found, done, failed, left } = count;
+            let Count { found, done, failed, left } = count;
             tracing::info!(kind = ?duty, found, done, failed, left, dry_run = self.dry_run, "sweep");
         }
-        tracing::debug!(complete, "the sweep has ended");
+        tracing::debug!(report.complete, "the sweep has ended");
         Ok(report)
     }
 
-    /// Runs the duties, the most urgent first. None takes more than half of the time that is left, so that each sweep
-    /// reaches all of them.
-    async fn run_duties(&self, environments: &[SweptEnvironment]) -> Progress {
-        // Boxed, here and in the duties: nested futures take too much stack, and their types exceed the recursion
-        // limit.
-        let results = [
-            // First, in case there is no time for it at the end.
-            self.run_duty(self.measure_registrations().boxed()).await,
-            self.run_duty(self.sweep_environments(environments, self.half_time()).boxed()).await,
-            self.run_duty(self.register_jobs(self.half_time()).boxed()).await,
-            self.run_duty(self.sync_statuses(self.half_time()).boxed()).await,
-            self.run_duty(self.sweep_finished_jobs(self.half_time()).boxed()).await,
-            self.run_duty(self.scan_workflow_objects(environments, self.half_time()).boxed()).await,
-            self.run_duty(self.prune_nonces(self.half_time()).boxed()).await,
-            self.run_duty(self.summarize_jobs(self.deadline).boxed()).await,
-            self.run_duty(self.measure_registrations().boxed()).await,
-        ];
-        results.into_iter().fold(Progress::Complete, Progress::and)
-    }
-
-    /// Runs a duty. An error of the database is reported as a problem: the other duties are still tried.
-    async fn run_duty(&self, duty: BoxFuture<'_, Result<Progress, DatabaseError>>) -> Progress {
-        duty.await.unwrap_or_else(|error| {
+    /// Runs a duty. Returns whether it came to its end. After an error of the database the other duties are still tried.
+    async fn run_duty<'s>(&'s self, duty: impl FnOnce(Budget) -> BoxFuture<'s, Result<(), Stop>>) -> bool {
+        let result = duty(self.budget.half()).await;
+        if let Err(Stop::Database(error)) = &result {
             self.report.problem(error.to_string());
-            Progress::Partial
-        })
-    }
-
-    fn half_time(&self) -> Instant {
-        halfway_to(self.deadline)
+        }
+        result.is_ok()
     }
 
     pub(super) fn db(&self) -> &Database {
@@ -146,8 +114,17 @@ impl<'a> Sweep<'a> {
         &self.reaper.rules
     }
 
-    /// Performs an action on a job and records how it ended. A dry run only records that it is planned, with `reason`;
-    /// the future is not polled then.
+    /// How many actions may be performed concurrently.
+    pub(super) fn concurrency(&self) -> usize {
+        CONCURRENCY.min(self.rules().requests_per_second.get()) as usize
+    }
+
+    /// Runs what changes something; a dry run does not poll it, and returns `None`.
+    pub(super) async fn change<T>(&self, change: impl Future<Output = T>) -> Option<T> {
+        if self.dry_run { None } else { Some(change.await) }
+    }
+
+    /// Performs an action on a job, and records how it ended. A dry run only records that it is planned, with `reason`.
     pub(super) async fn apply(
         &self,
         duty: Duty,
@@ -155,64 +132,63 @@ impl<'a> Sweep<'a> {
         reason: Option<String>,
         action: impl Future<Output = ActionResult>,
     ) {
-        if self.dry_run {
+        let Some(result) = self.change(action).await else {
             return self.report.job(job_id, duty, Outcome::Planned, reason);
-        }
-        let error = match action.await {
+        };
+        let error = match result {
             Ok(Applied::Done(remark)) => return self.report.job(job_id, duty, Outcome::Done, remark),
             Ok(Applied::Skipped(why)) => return self.report.job(job_id, duty, Outcome::Skipped, Some(why.to_owned())),
-            Err(ActionError::NamespaceForbidden) => return,
+            Err(ActionError::NotTried) => return,
             Err(error) => error,
         };
         self.report.job(job_id, duty, Outcome::Failed, Some(error.to_string()));
         // After an outage the next sweep tries again; an error of this job alone delays the job.
-        let concerns_job_alone = match &error {
-            ActionError::Database(_) => false,
-            ActionError::Cluster(error) => !is_outage(error),
-            _ => true,
+        let postponed = match &error {
+            ActionError::Database(_) => Ok(()),
+            ActionError::Cluster(error) if is_outage(error) => Ok(()),
+            _ => match duty {
+                Duty::Registrations | Duty::StatusSync | Duty::OldObjects => {
+                    self.db().postpone_workflow_object(job_id).await
+                }
+                Duty::Expiries => self.db().postpone_expiry(job_id).await,
+                _ => Ok(()),
+            },
         };
-        if !concerns_job_alone {
-            return;
-        }
-        let recorded = match duty {
-            Duty::Registrations => self.db().record_registration_failure(job_id).await,
-            _ => self.db().record_job_failure(job_id).await,
-        };
-        if let Err(error) = recorded {
+        if let Err(error) = postponed {
             self.report.problem(error.to_string());
         }
     }
 
-    /// Performs actions concurrently, and begins none after `until`.
-    pub(super) async fn for_each_concurrently<T, F>(
+    /// Sends a request for a duty to a namespace, unless the circuit breaker is open for it.
+    pub(super) async fn request<T>(
         &self,
-        items: Vec<T>,
-        until: Instant,
-        action: impl Fn(T) -> F,
-    ) -> Progress
-    where
-        F: Future<Output = ()> + Send,
-    {
-        let limit = CONCURRENCY.min(self.rules().requests_per_second.get()) as usize;
-        let mut progress = Progress::Complete;
-        let in_time = items.into_iter().take_while(|_| {
-            if Instant::now() >= until {
-                progress = Progress::Partial;
-            }
-            progress == Progress::Complete
-        });
-        // Boxed: the compiler cannot prove that the futures are Send otherwise.
-        let actions = in_time.map(|item| action(item).boxed());
-        stream::iter(actions).buffer_unordered(limit).collect::<()>().await;
-        progress
+        namespace: &Namespace,
+        duty: Duty,
+        request: impl Future<Output = Result<T, ClusterError>>,
+    ) -> Result<T, ActionError> {
+        if !self.breaker.allows(namespace, Some(duty)) {
+            return Err(ActionError::NotTried);
+        }
+        let result = request.await;
+        self.breaker.observe(namespace, Some(duty), &result);
+        Ok(result?)
     }
 
-    /// Records that a namespace could not be read. If that is not temporary, the sweep does not read it again.
-    pub(super) fn namespace_unreadable(&self, namespace: &Namespace, error: &ClusterError) {
-        if matches!(error, ClusterError::Refused { code: 401 | 403, .. }) {
-            self.availability.forbidden.insert(namespace);
+    /// Reads a namespace; `None`, with the problem in the report, if it cannot be read within the budget.
+    pub(super) async fn read<T>(
+        &self,
+        namespace: &Namespace,
+        budget: Budget,
+        request: impl Future<Output = Result<T, ClusterError>> + Send,
+    ) -> Option<T> {
+        if !self.breaker.allows(namespace, None) {
+            return None;
         }
-        self.report.problem(format!("{namespace}: {error}"));
+        // Limited: a slow namespace must not take the time of the others.
+        let result = tokio::time::timeout_at(budget.deadline(), request.boxed()).await;
+        let result = result.unwrap_or(Err(ClusterError::TimedOut));
+        self.breaker.observe(namespace, None, &result);
+        result.map_err(|error| self.report.problem(format!("{namespace}: {error}"))).ok()
     }
 
     /// The namespace of a job's objects; `None` if it cannot have any, because its id or its namespace is not a valid
@@ -227,10 +203,4 @@ impl<'a> Sweep<'a> {
 pub(super) fn held_remark(held: &[HeldObject]) -> Option<String> {
     let held: Vec<String> = held.iter().map(HeldObject::to_string).collect();
     (!held.is_empty()).then(|| format!("held by others' finalizers: {}", held.join("; ")))
-}
-
-/// The moment when half of the time until `until` has passed.
-pub(super) fn halfway_to(until: Instant) -> Instant {
-    let now = Instant::now();
-    now + until.saturating_duration_since(now) / 2
 }

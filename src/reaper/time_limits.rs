@@ -1,10 +1,12 @@
-//! Time limits: how long an algorithm may run (docs/contract/engine.md, "Stopping a job").
+//! Time limits: an algorithm that runs longer than it may, or that was to be stopped, is ended
+//! (docs/contract/engine.md, "Stopping a job").
 
-use serde_json::Value;
-
+use super::report::Duty;
+use super::stuck_steps::StepEnd;
+use super::unfinished::UnfinishedJob;
 use crate::config::ReaperRules;
-use crate::db::UnfinishedJob;
-use crate::domain::{environment, workflow};
+use crate::domain::{Component, StopRequest, workflow};
+use crate::kubernetes::Step;
 
 /// The time limit of an algorithm.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,7 +34,7 @@ impl TimeLimit {
     }
 
     /// Why an algorithm that has run for `running_for` seconds is over its limit, if it is.
-    pub(super) fn exceeded_by(self, running_for: f64) -> Option<String> {
+    fn exceeded_by(self, running_for: f64) -> Option<String> {
         match self {
             Self { seconds: Some(limit), .. } if running_for > limit => {
                 Some(format!("The algorithm was stopped at its time limit of {limit} seconds."))
@@ -43,33 +45,26 @@ impl TimeLimit {
             _ => None,
         }
     }
-
-    /// Returns whether a job whose status has not changed for `unchanged_for` seconds cannot be running any more:
-    /// longer than its algorithm may run, and `grace` seconds on top. False for a job without a limit.
-    pub(super) fn is_exceeded_for_long(self, unchanged_for: f64, grace: f64) -> bool {
-        let limit = match self {
-            Self { seconds: Some(limit), .. } => limit,
-            Self { valid_for: Some(left), .. } if left < 0.0 => 0.0,
-            _ => return false,
-        };
-        unchanged_for > limit + grace
-    }
 }
 
-/// The `maxJobDuration` of an announcement, in seconds, if it sets one.
-pub(super) fn announced_limit(announcement: Option<&str>) -> Option<f64> {
-    let announcement = environment::parse(announcement?)?;
-    let seconds = match announcement.get("maxJobDuration")? {
-        Value::Number(number) => number.as_f64()?,
-        Value::String(text) => text.trim().parse().ok()?,
-        _ => return None,
+/// Decides whether a step that has not ended is to be ended: an algorithm that was to be stopped or is over its limit.
+pub(super) fn decide(job: &UnfinishedJob, step: &Step, limit: TimeLimit) -> Option<StepEnd> {
+    if step.component != Component::Algorithm {
+        return None;
+    }
+    let exceeded = limit.exceeded_by(step.running_for);
+    let (duty, reason) = match job.stop_requested {
+        stop if stop == StopRequest::BY_OWNER || job.removed => (Duty::Stops, None),
+        // Its engine has found that it is over its limit, but has not ended it.
+        stop if stop == StopRequest::TIME_LIMIT => (Duty::TimeLimits, exceeded),
+        _ => (Duty::TimeLimits, Some(exceeded?)),
     };
-    Some(seconds).filter(|seconds: &f64| *seconds > 0.0 && seconds.is_finite())
+    Some(StepEnd { duty, step: step.clone(), reason })
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::super::fixture::{document, job, rules};
     use super::*;
@@ -99,31 +94,6 @@ mod tests {
         for damaged in [None, Some(""), Some("null"), Some("{"), Some("[[[["), Some(r#"{"spec": 1e999}"#)] {
             let job = UnfinishedJob { workflow: damaged.map(str::to_owned), ..job(40) };
             assert_eq!(TimeLimit::of(&job, None, &rules()).seconds, None, "{damaged:?}");
-        }
-    }
-
-    #[test]
-    fn announced_limits() {
-        for (duration, expected) in [
-            ("3600", Some(3600.0)),
-            ("\"3600\"", Some(3600.0)),
-            ("\" 0.5 \"", Some(0.5)),
-            ("0", None),
-            ("-1", None),
-            ("\"\"", None),
-            ("\"abc\"", None),
-            ("\"NaN\"", None),
-            ("\"inf\"", None),
-            ("\"1e400\"", None),
-            ("1e400", None),
-            ("null", None),
-            ("[1]", None),
-        ] {
-            let announcement = format!(r#"{{"maxJobDuration": {duration}}}"#);
-            assert_eq!(announced_limit(Some(&announcement)), expected, "{duration}");
-        }
-        for nothing in [None, Some(""), Some("null"), Some("[]"), Some("3600"), Some("{}"), Some("{\"maxJob")] {
-            assert_eq!(announced_limit(nothing), None, "{nothing:?}");
         }
     }
 }

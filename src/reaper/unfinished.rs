@@ -1,259 +1,278 @@
-//! Unfinished jobs: the decision on each (time limits, stuck steps, stops, requeues, orphans), and its action.
+//! Unfinished jobs that were dispatched: the decision on each, by its row and by the steps that the cluster shows.
 //!
 //! Ages of rows are measured by the database's clock, ages of objects by the cluster's.
 
 use futures_util::FutureExt;
 
-use super::action::Action;
-use super::report::Duty;
-use super::sweep::{ActionError, ActionResult, Applied, Sweep, held_remark};
+use super::budget::{Budget, Stop};
+use super::environments::Environment;
+use super::orphans::{self, Finish};
+use super::report::{Duty, Outcome};
+use super::stuck_steps::{self, StepEnd};
+use super::sweep::{Applied, Sweep};
 use super::time_limits::TimeLimit;
-use super::{orphans, requeues, stuck_steps};
+use super::{requeues, time_limits};
 use crate::config::ReaperRules;
-use crate::db::UnfinishedJob;
-use crate::domain::{Component, Namespace, Status, StopRequest};
-use crate::kubernetes::{ClusterError, Deletion, HeldObject, LogPart, Step, StepState};
+use crate::db::{Database, DatabaseError, PAGE_ROWS, column, end_of_page};
+use crate::domain::{JobId, Namespace, Status, StopRequest};
+use crate::kubernetes::{Step, StepState, Steps};
 
-/// The factor of the limit grace for a job of which a step other than the algorithm runs: fetching data and publishing
-/// results have no limit of their own, and may take longer than the algorithm.
-const RUNNING_STEP_FACTOR: f64 = 24.0;
 /// Why an action was skipped: an engine continued the job.
-const CONTINUED: Applied = Applied::Skipped("the job was continued meanwhile");
+pub(super) const CONTINUED: Applied = Applied::Skipped("the job was continued meanwhile");
 
-/// What the cluster holds of a job.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Observed<'a> {
-    /// Its environment could not be read.
-    Unknown,
-    /// These steps.
-    Steps(&'a [Step]),
+/// An unfinished job, with what the decision on it depends on.
+#[derive(Debug, Clone)]
+pub(super) struct UnfinishedJob {
+    pub(super) job_id: JobId,
+    /// The namespace that its row names.
+    pub(super) namespace: Option<Namespace>,
+    pub(super) status: Status,
+    pub(super) stop_requested: StopRequest,
+    /// Whether it was deleted.
+    pub(super) removed: bool,
+    /// Whether it has published something.
+    pub(super) has_outputs: bool,
+    /// In how many seconds its `validUntil` passes; below 0 if it has passed.
+    pub(super) valid_for: Option<f64>,
+    /// When it was dispatched to an engine, in seconds since the epoch.
+    pub(super) dispatched_at: f64,
+    /// How many seconds ago that was.
+    pub(super) dispatched_age: f64,
+    /// How often it was dispatched, not begun, and requeued.
+    pub(super) requeues: i16,
+    /// What the last sweep saw of it, if no step was in progress.
+    pub(super) seen: Option<Seen>,
+    /// For how many seconds it has had its status and has been seen like that.
+    pub(super) seen_for: f64,
+    /// Its workflow, if no other limit applies to it.
+    pub(super) workflow: Option<String>,
 }
 
-/// Decides what is to be done with an unfinished job. `announced` is its environment's limit, in seconds.
+/// What a sweep sees of a begun job no step of which is in progress (`reaperjobs.seen`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// The cluster holds no step of it.
+    Absent,
+    /// Its steps have ended, and none follows.
+    Idle,
+    /// A step has a problem of which the cluster does not record since when: the uid of its Kubernetes Job.
+    Trouble(String),
+}
+
+impl Seen {
+    fn of(steps: &[Step]) -> Option<Self> {
+        if steps.is_empty() {
+            return Some(Self::Absent);
+        }
+        let in_trouble = |step: &&Step| matches!(&step.state, StepState::Stuck(trouble) if trouble.seconds.is_none());
+        if let Some(step) = steps.iter().find(in_trouble) {
+            return Some(Self::Trouble(step.uid.clone()));
+        }
+        let has_ended = |step: &Step| matches!(step.state, StepState::Done | StepState::Terminating);
+        steps.iter().all(has_ended).then_some(Self::Idle)
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            Self::Absent => "absent",
+            Self::Idle => "idle",
+            Self::Trouble(uid) => uid,
+        }
+    }
+
+    fn stored(text: String) -> Self {
+        match text.as_str() {
+            "absent" => Self::Absent,
+            "idle" => Self::Idle,
+            _ => Self::Trouble(text),
+        }
+    }
+}
+
+column!(Seen, String, Seen::stored, Seen::as_str);
+
+/// What a sweep has read of an environment.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Observed<'a> {
+    /// Nothing: it could not be read.
+    Nothing,
+    /// The steps of its jobs.
+    Steps(&'a Steps),
+}
+
+/// An action on an unfinished job.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Action {
+    /// Finish it in the database.
+    Finish(Duty, Finish),
+    /// Requeue it, to be dispatched again.
+    Requeue,
+    /// Report that it was dispatched, not begun, and may not be requeued.
+    ReportUnbegun,
+    /// End one of its steps: the engine continues with the next.
+    EndStep(StepEnd),
+    /// Record what was seen of it.
+    Record(Option<Seen>),
+}
+
+/// Decides what is to be done with a job.
 pub(super) fn decide(
     job: &UnfinishedJob,
     observed: Observed<'_>,
-    announced: Option<f64>,
+    environment: &Environment,
     rules: &ReaperRules,
 ) -> Option<Action> {
-    let has_steps = matches!(observed, Observed::Steps([_, ..]));
-    match job.status {
-        Status::WarmingUp => requeues::decide_waiting(job),
-        status if status.is_dispatched() && !has_steps => requeues::decide_dispatched(job, rules),
+    let steps = match observed {
+        Observed::Steps(steps) => Some(steps.get(&job.job_id).map_or(&[][..], Vec::as_slice)),
+        Observed::Nothing => None,
+    };
+    match steps {
         // A job with steps is begun, even if its status does not say so yet.
-        status if status.is_dispatched() || status.is_begun() => {
-            decide_begun(job, observed, TimeLimit::of(job, announced, rules), rules)
+        None | Some([]) if job.status.is_dispatched() => requeues::decide(job, environment, rules),
+        None => orphans::decide_unseen(job, environment, rules),
+        Some(steps) => {
+            let limit = TimeLimit::of(job, environment.announced_limit(), rules);
+            let end = steps.iter().find_map(|step| decide_step(job, step, limit, rules)).map(Action::EndStep);
+            end.or_else(|| match Seen::of(steps) {
+                seen if seen != job.seen => Some(Action::Record(seen)),
+                Some(seen) => orphans::decide(job, &seen, rules),
+                None => None,
+            })
         }
-        _ => None,
     }
 }
 
-fn decide_begun(job: &UnfinishedJob, observed: Observed<'_>, limit: TimeLimit, rules: &ReaperRules) -> Option<Action> {
-    let action = match observed {
-        Observed::Unknown => None,
-        Observed::Steps([]) => match job.absent_for {
-            None => Some(Action::RecordAbsence(true)),
-            Some(seconds) => (seconds >= rules.absent_grace).then(|| orphans::lost(job)),
-        },
-        Observed::Steps(steps) => steps.iter().find_map(|step| decide_step(job, step, limit, rules)),
-    };
-    let is_running_other = |step: &Step| step.component != Component::Algorithm && step.state == StepState::Running;
-    let limit_grace = match observed {
-        Observed::Steps(steps) if steps.iter().any(is_running_other) => rules.limit_grace * RUNNING_STEP_FACTOR,
-        _ => rules.limit_grace,
-    };
-    match (action, observed) {
-        (Some(action), _) => Some(action),
-        // No other action is possible, and the status has not changed for too long.
-        (None, _) if limit.is_exceeded_for_long(job.status_age, limit_grace) => Some(orphans::not_continued(job)),
-        (None, Observed::Steps([_, ..])) if job.absent_for.is_some() => Some(Action::RecordAbsence(false)),
-        (None, _) => None,
-    }
-}
-
-fn decide_step(job: &UnfinishedJob, step: &Step, limit: TimeLimit, rules: &ReaperRules) -> Option<Action> {
-    let end = |duty, reason, timed_out| Some(Action::EndStep { duty, step: step.clone(), reason, timed_out });
-    match &step.state {
+/// Decides whether a step is to be ended.
+fn decide_step(job: &UnfinishedJob, step: &Step, limit: TimeLimit, rules: &ReaperRules) -> Option<StepEnd> {
+    match step.state {
         StepState::Done | StepState::Terminating => None,
-        StepState::Stuck { problem, recovery, seconds } if *seconds >= stuck_steps::grace(*recovery, rules) => {
-            end(Duty::StuckSteps, Some(stuck_steps::reason(step.component, problem)), false)
-        }
-        _ if step.component != Component::Algorithm => None,
-        _ if job.stop_requested == StopRequest::BY_OWNER || job.removed => end(Duty::Stops, None, false),
-        _ => match limit.exceeded_by(step.running_for) {
-            Some(reason) => end(Duty::TimeLimits, Some(reason), true),
-            None if job.stop_requested == StopRequest::TIME_LIMIT => end(Duty::TimeLimits, None, true),
-            None => None,
-        },
+        _ => stuck_steps::decide(job, step, rules).or_else(|| time_limits::decide(job, step, limit)),
     }
 }
 
 impl Sweep<'_> {
-    /// Performs an action on an unfinished job.
-    pub(super) async fn act(&self, job: UnfinishedJob, action: Action) {
-        let perform = self.perform(&job, &action).boxed();
-        match action.duty() {
-            Some(duty) => self.apply(duty, &job.job_id, action.reason(), perform).await,
-            None if self.dry_run => {}
-            None => {
-                if let Err(error) = perform.await {
+    /// Decides on each dispatched job of an environment, and acts.
+    pub(super) async fn sweep_unfinished_jobs(
+        &self,
+        environment: &Environment,
+        observed: Observed<'_>,
+        budget: Budget,
+    ) -> Result<(), Stop> {
+        let namespace = &environment.namespace;
+        let is_default = *namespace == self.rules().default_namespace;
+        let reads_limits = self.rules().algorithm_limit.is_none() && environment.announced_limit().is_none();
+        let mut after = Some(JobId::stored(""));
+        while let Some(from) = after {
+            let (jobs, next) = self.db().unfinished_jobs(namespace, is_default, reads_limits, &from).await?;
+            let decide = |job: UnfinishedJob| {
+                let action = decide(&job, observed, environment, self.rules())?;
+                Some((job, action))
+            };
+            let due: Vec<(UnfinishedJob, Action)> = jobs.into_iter().filter_map(decide).collect();
+            for duty in due.iter().filter_map(|(_, action)| action.duty()) {
+                self.report.found(duty, 1);
+            }
+            budget.for_each(self.concurrency(), due, |(job, action)| self.act(job, action).boxed()).await?;
+            after = next;
+        }
+        Ok(())
+    }
+
+    async fn act(&self, job: UnfinishedJob, action: Action) {
+        let job_id = &job.job_id;
+        match action {
+            Action::Finish(duty, finish) => {
+                let perform = self.finish_orphan(&job, &finish).boxed();
+                self.apply(duty, job_id, Some(finish.reason.clone()), perform).await;
+            }
+            Action::Requeue => self.apply(Duty::Requeues, job_id, None, self.requeue(&job)).await,
+            Action::ReportUnbegun => {
+                let why = Some(requeues::MAY_HAVE_A_THREAD.to_owned());
+                self.report.job(job_id, Duty::Requeues, Outcome::Left, why);
+            }
+            Action::EndStep(end) => {
+                let perform = self.end_step(&job, &end).boxed();
+                self.apply(end.duty, job_id, end.reason.clone(), perform).await;
+            }
+            Action::Record(seen) => {
+                if let Some(Err(error)) = self.change(self.db().record_seen(job_id, seen.as_ref())).await {
                     self.report.problem(error.to_string());
                 }
             }
         }
     }
+}
 
-    async fn perform(&self, job: &UnfinishedJob, action: &Action) -> ActionResult {
-        match action {
-            Action::RecordAbsence(absent) => {
-                self.db().record_absence(&job.job_id, *absent).await?;
-                Ok(Applied::Done(None))
-            }
-            Action::Requeue => {
-                let requeued = self.db().requeue(job, self.rules().dispatch_grace).await?;
-                Ok(if requeued { Applied::Done(None) } else { CONTINUED })
-            }
-            Action::Finish { status, reason, absent, .. } => {
-                // A slow engine may have created a step since all were listed.
-                if *absent
-                    && let Some(namespace) = self.namespace_of(&job.job_id, job.namespace.as_ref())
-                    && self.availability.observe(self.cluster().has_steps(&job.job_id, namespace).await)?
-                {
-                    return Ok(CONTINUED);
-                }
-                let finished = self.db().finish(job, *status, reason, *absent).await?;
-                Ok(if finished { Applied::Done(Some(reason.clone())) } else { CONTINUED })
-            }
-            Action::EndStep { step, reason, timed_out, .. } => {
-                let Some(namespace) = self.namespace_of(&job.job_id, job.namespace.as_ref()) else {
-                    return Ok(CONTINUED);
-                };
-                self.end_step(step, namespace, reason.as_deref(), *timed_out).await
-            }
+impl Action {
+    /// The duty that it is reported under; `None` if it is not reported.
+    fn duty(&self) -> Option<Duty> {
+        match self {
+            Self::Finish(duty, _) => Some(*duty),
+            Self::Requeue | Self::ReportUnbegun => Some(Duty::Requeues),
+            Self::EndStep(end) => Some(end.duty),
+            Self::Record(_) => None,
         }
-    }
-
-    async fn end_step(
-        &self,
-        step: &Step,
-        namespace: &Namespace,
-        reason: Option<&str>,
-        timed_out: bool,
-    ) -> ActionResult {
-        let job_id = &step.job_id;
-        self.keep_log(step, namespace).await?;
-        // Before the step ends: after that the engine may finish the job at any moment.
-        let mut recorded = None;
-        if let Some(reason) = reason {
-            let Some(newly) = self.db().record_reason(job_id, reason, timed_out).await? else { return Ok(CONTINUED) };
-            recorded = Some((reason, newly));
-        }
-        let ended = self.availability.observe(self.cluster().delete_step(step, namespace).await);
-        // After any other error, the Job may have been deleted.
-        let not_ended = matches!(ended, Ok(Deletion::Changed) | Err(ClusterError::Refused { code: 400..500, .. }));
-        if let (true, Some((reason, newly))) = (not_ended, recorded) {
-            self.db().withdraw_reason(job_id, reason, newly, &self.holder).await?;
-        }
-        let ended = ended?;
-        self.db().record_job_recovery(job_id).await?;
-        Ok(match ended {
-            Deletion::Gone => Applied::Done(reason.map(str::to_owned)),
-            Deletion::Held(finalizers) => {
-                let held = HeldObject { kind: "Job", name: step.component.job_name(job_id), finalizers };
-                Applied::Done(held_remark(&[held]))
-            }
-            Deletion::Changed => CONTINUED,
-        })
-    }
-
-    /// Keeps the end of the log of a step whose pod is about to be deleted. A node that does not return it delays
-    /// nothing else, and does not count as an outage of the cluster.
-    async fn keep_log(&self, step: &Step, namespace: &Namespace) -> Result<(), ActionError> {
-        match self.cluster().read_log(&step.job_id, step.component, namespace, LogPart::End).boxed().await {
-            Ok(None) => {}
-            Ok(Some(log)) => self.db().keep_log(&step.job_id, step.component, log).await?,
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(job = %step.job_id, error, "the log of a step could not be kept before the step is ended");
-            }
-        }
-        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::fixture::{job, rules, step, summary};
-    use super::*;
-    use crate::kubernetes::{Problem, Recovery};
+impl Database {
+    /// The dispatched and begun jobs of a namespace, and with `is_default`, those without one; by id, a page at a time.
+    /// `reads_limits` states whether a job's own workflow may set its limit.
+    async fn unfinished_jobs(
+        &self,
+        namespace: &Namespace,
+        is_default: bool,
+        reads_limits: bool,
+        after: &JobId,
+    ) -> Result<(Vec<UnfinishedJob>, Option<JobId>), DatabaseError> {
+        self.run(async |connection| {
+            let jobs = sqlx::query_as!(
+                UnfinishedJob,
+                r#"
+                SELECT workflowid AS "job_id!: JobId", namespace AS "namespace: Namespace", status AS "status!: Status",
+                       coalesce(stopreq, 0::smallint) AS "stop_requested!: StopRequest",
+                       coalesce(removed, 0) <> 0 AS "removed!",
+                       coalesce(outputsurl, '') NOT IN ('', '[]') AS "has_outputs!",
+                       (validuntil - extract(epoch FROM clock_timestamp()))::float8 AS valid_for,
+                       extract(epoch FROM coalesce(dispatchedat AT TIME ZONE 'UTC', seensince))::float8 AS "dispatched_at!",
+                       extract(epoch FROM clock_timestamp() - coalesce(dispatchedat AT TIME ZONE 'UTC', seensince))::float8
+                           AS "dispatched_age!",
+                       requeues AS "requeues!", seen AS "seen: Seen", extract(epoch FROM clock_timestamp() - seensince)::float8 AS "seen_for!",
+                       CASE WHEN $3 AND validuntil IS NULL THEN workflow END AS workflow
+                FROM ((SELECT agreementid, workflowid FROM jobs
+                       WHERE datefinished IS NULL AND status >= 10 AND namespace = $1 AND workflowid > $2
+                       ORDER BY workflowid LIMIT $4)
+                      UNION ALL
+                      (SELECT agreementid, workflowid FROM jobs
+                       WHERE datefinished IS NULL AND status >= 10 AND namespace IS NULL AND $5 AND workflowid > $2
+                       ORDER BY workflowid LIMIT $4)) AS page
+                JOIN jobs USING (agreementid, workflowid)
+                JOIN reaperjobs USING (workflowid)
+                ORDER BY workflowid LIMIT $4
+                "#,
+                namespace.as_str(),
+                after.as_str(),
+                reads_limits,
+                PAGE_ROWS as i64,
+                is_default
+            )
+            .fetch_all(connection)
+            .await?;
+            let next = end_of_page(&jobs, PAGE_ROWS, |job| job.job_id.clone());
+            Ok((jobs, next))
+        })
+        .await
+    }
 
-    #[test]
-    fn begun_jobs_with_steps() {
-        use Component::{Algorithm, Publish};
-        use StepState::{Done, Running, Terminating};
-        let limited = ReaperRules { algorithm_limit: Some(100), ..rules() };
-        let over = "end Algorithm TimeLimits true The algorithm was stopped at its time limit of 100 seconds.";
-        let stuck = |recovery, seconds| StepState::Stuck { problem: Problem::ImagePull, recovery, seconds };
-        let image = "The algorithm could not begin: its image cannot be pulled.";
-        for (job, step, expected) in [
-            (job(40), step(Algorithm, 100.0, Running), "nothing".to_owned()),
-            (job(40), step(Algorithm, 100.1, Running), over.to_owned()),
-            (job(40), step(Algorithm, 1e9, Done), "nothing".to_owned()),
-            (job(40), step(Algorithm, 1e9, Terminating), "nothing".to_owned()),
-            (job(60), step(Publish, 1e9, Running), "nothing".to_owned()),
-            (
-                UnfinishedJob { stop_requested: StopRequest::BY_OWNER, ..job(40) },
-                step(Algorithm, 1e9, Running),
-                "end Algorithm Stops false ".to_owned(),
-            ),
-            (
-                UnfinishedJob { removed: true, ..job(40) },
-                step(Algorithm, 0.0, Running),
-                "end Algorithm Stops false ".to_owned(),
-            ),
-            (
-                UnfinishedJob { stop_requested: StopRequest::TIME_LIMIT, ..job(40) },
-                step(Algorithm, 0.0, Running),
-                "end Algorithm TimeLimits true ".to_owned(),
-            ),
-            (
-                UnfinishedJob { stop_requested: StopRequest::BY_OWNER, ..job(60) },
-                step(Publish, 0.0, Running),
-                "nothing".to_owned(),
-            ),
-            (
-                UnfinishedJob { valid_for: Some(-1.0), ..job(40) },
-                step(Algorithm, 0.0, Running),
-                "end Algorithm TimeLimits true The algorithm was stopped because the job's validUntil has passed."
-                    .to_owned(),
-            ),
-            (job(40), step(Algorithm, 0.0, stuck(Recovery::Retry, 299.9)), "nothing".to_owned()),
-            (
-                job(40),
-                step(Algorithm, 0.0, stuck(Recovery::Retry, 300.0)),
-                format!("end Algorithm StuckSteps false {image}"),
-            ),
-            (
-                job(40),
-                step(Algorithm, 0.0, stuck(Recovery::Restart, 60.0)),
-                format!("end Algorithm StuckSteps false {image}"),
-            ),
-            (job(40), step(Algorithm, 0.0, stuck(Recovery::Capacity, 899.0)), "nothing".to_owned()),
-            (
-                job(40),
-                step(Algorithm, 0.0, stuck(Recovery::None, 0.0)),
-                format!("end Algorithm StuckSteps false {image}"),
-            ),
-            // A problem that may end does not suspend the limit.
-            (job(40), step(Algorithm, 101.0, stuck(Recovery::Capacity, 0.0)), over.to_owned()),
-            (
-                UnfinishedJob { absent_for: Some(99.0), ..job(40) },
-                step(Algorithm, 1.0, Running),
-                "absent false".to_owned(),
-            ),
-        ] {
-            let steps = [self::step(Component::Configure, 9e9, Done), step];
-            assert_eq!(summary(decide(&job, Observed::Steps(&steps), None, &limited)), expected, "{job:?} {steps:?}");
-        }
+    /// Records what a sweep saw of an unfinished job.
+    async fn record_seen(&self, job_id: &JobId, seen: Option<&Seen>) -> Result<(), DatabaseError> {
+        self.execute(sqlx::query!(
+            "UPDATE reaperjobs SET seen = $2, seensince = clock_timestamp()
+             WHERE workflowid = $1 AND seen IS DISTINCT FROM $2",
+            job_id.as_str(),
+            seen.map(Seen::as_str)
+        ))
+        .await?;
+        Ok(())
     }
 }

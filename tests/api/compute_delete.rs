@@ -94,15 +94,19 @@ async fn left_after_delete(app: &App, status: i32, finished_ago: Option<f64>) ->
     let job = started(app).await;
     app.cluster.engine_objects(&app.namespace, &job.job_id).await;
     assert_eq!(app.cluster.objects_of(&app.namespace, &job.job_id).await, EVERYTHING);
-    sqlx::query(
+    // The first sets it to the time of the statement.
+    for statement in [
         "UPDATE jobs SET status = $2, datefinished = to_timestamp($3) AT TIME ZONE 'UTC' WHERE workflowid = $1",
-    )
-    .bind(&job.job_id)
-    .bind(status)
-    .bind(finished_ago.map(|ago| now() - ago))
-    .execute(&app.database.pool)
-    .await
-    .unwrap();
+        "UPDATE jobs SET datefinished = to_timestamp($3) AT TIME ZONE 'UTC' WHERE workflowid = $1 AND status = $2",
+    ] {
+        sqlx::query(statement)
+            .bind(&job.job_id)
+            .bind(status)
+            .bind(finished_ago.map(|ago| now() - ago))
+            .execute(&app.database.pool)
+            .await
+            .unwrap();
+    }
     let answer = app.send(caller::provider(&job.key).delete(&job.owner, Some(&job.job_id))).await.ok();
     assert_eq!(answer[0]["removed"], 1);
     assert_eq!(answer[0]["stopreq"], i64::from(finished_ago.is_none()));

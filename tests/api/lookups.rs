@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Executor, Row};
 
 use crate::support::{App, Call, Key, Stored, TestDatabase, agreement_id, caller, eventually, nonce, owner, workflow};
 
-const FILL: [&str; 5] = [
+const FILL: [&str; 6] = [
     "INSERT INTO jobs (agreementid, workflowid, owner, status, statustext, datecreated, datefinished, namespace, workflow, \
                        provider, signerverified) \
      SELECT 'agreement' || i / 2, md5(i::text), 'owner' || i % 20000, 70, 'Job finished', now() - i * interval '1 minute', \
@@ -17,6 +17,8 @@ const FILL: [&str; 5] = [
     "INSERT INTO jobs (agreementid, workflowid, owner, status, statustext, namespace, workflow) \
      SELECT 'unfinished' || i, md5('u' || i), 'owner' || i, 40, 'Running algorithm', 'ocean-compute', '{}' \
      FROM generate_series(1, 50) AS i",
+    "INSERT INTO jobs (agreementid, workflowid, owner, status, namespace, workflow, registered) \
+     SELECT 'waiting' || i, md5('w' || i), 'owner' || i, 1, 'ocean-compute', '{}', true FROM generate_series(1, 50000) AS i",
     "INSERT INTO nonces (provider, nonce) \
      SELECT '0x' || md5(i::text), (1692712345000000000 + i)::text FROM generate_series(1, 100000) AS i",
     "INSERT INTO usednonces (signer, ns, nonce) \
@@ -83,7 +85,8 @@ async fn the_generic_plan_of_every_statement_uses_the_narrowest_index() {
     for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.sqlx")).unwrap() {
         let recorded: Value = serde_json::from_slice(&std::fs::read(file.unwrap().path()).unwrap()).unwrap();
         let query = recorded["query"].as_str().unwrap();
-        if !["FROM jobs", "UPDATE jobs", "JOIN jobs"].iter().any(|table| query.contains(table)) {
+        const TABLES: [&str; 5] = ["FROM jobs", "UPDATE jobs", "JOIN jobs", "FROM reaperjobs", "UPDATE reaperjobs"];
+        if !TABLES.iter().any(|table| query.contains(table)) {
             continue;
         }
         let parameters = recorded["describe"]["parameters"]["Left"].as_array().unwrap().len();
@@ -97,7 +100,10 @@ async fn the_generic_plan_of_every_statement_uses_the_narrowest_index() {
         println!("{}\n    {reads:?}", query.split_whitespace().collect::<Vec<_>>().join(" "));
         for (table, index) in &reads {
             let index = index.as_deref();
-            assert!(index.is_some() || !matches!(&**table, "jobs" | "nonces" | "usednonces"), "{query}\n{plan:#}");
+            assert!(
+                index.is_some() || !matches!(&**table, "jobs" | "reaperjobs" | "nonces" | "usednonces"),
+                "{query}\n{plan:#}"
+            );
             // One job is not searched for among all of its owner's.
             let of_one_job = ["workflowid = $", "agreementid = $"].iter().any(|condition| query.contains(condition));
             let of_owner = index.is_some_and(|index| matches!(index, "jobs_owner" | "indx_owner_jobs"));

@@ -1,10 +1,10 @@
-//! The rules on job states that both Rust and SQL need: every place decides the same, for every combination of what
-//! they depend on (docs/contract/engine.md, "announce()" and "Finished jobs").
+//! The rules on job states that statements apply, for every combination of what they depend on
+//! (docs/contract/engine.md, "announce()" and "Finished jobs").
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use operator_service::db::{Change, Cursor, JobSelector, ListRange, RequestedBy};
-use operator_service::domain::{JobId, Owner, Status, StopRequest, may_be_dispatched, settles_in};
+use operator_service::db::{Change, JobSelector, ListRange, RequestedBy};
+use operator_service::domain::{JobId, Owner};
 
 use crate::given::now;
 use crate::support::{Stored, TestDatabase, owner};
@@ -27,13 +27,8 @@ const STATUSES: [Option<i32>; 15] = [
     Some(99),
 ];
 
-/// As the reaper reads a row without a status.
-fn status(code: Option<i32>) -> Status {
-    Status::from_code(code.unwrap_or(0))
-}
-
 #[tokio::test]
-async fn settled_is_the_same_in_rust_and_in_both_statements() {
+async fn the_objects_of_settled_jobs_are_deleted_with_them() {
     let database = TestDatabase::migrated().await;
     let owner = owner();
     let mut expected = BTreeMap::new();
@@ -42,16 +37,12 @@ async fn settled_is_the_same_in_rust_and_in_both_statements() {
             let finished = age.map(|age| now() - age);
             let job = Stored { owner: Some(owner.clone()), status: code, finished, ..Stored::default() };
             let job_id = JobId::stored(job.insert(&database).await.job_id);
-            expected.insert(job_id, age.is_some_and(|age| settles_in(status(code), age) <= 0.0));
+            expected.insert(job_id, age.is_some_and(|age| matches!(code, Some(31 | 32 | 70)) || age >= 3600.0));
         }
     }
     assert!(expected.values().any(|settled| *settled) && expected.values().any(|settled| !*settled));
 
     let store = database.service();
-    let names: Vec<JobId> = expected.keys().cloned().collect();
-    let known = store.known_jobs(&names).await.unwrap();
-    assert_eq!(known.into_iter().map(|job| (job.job_id, job.settled)).collect::<BTreeMap<_, _>>(), expected);
-
     let selector = JobSelector { owner: Owner::parse(&owner).unwrap(), job_id: None, agreement_id: None };
     let range = ListRange { limit: 0, offset: 0 };
     let changed = store.change(Change::Delete, selector, RequestedBy::Anyone, None, range).await.unwrap();
@@ -60,7 +51,7 @@ async fn settled_is_the_same_in_rust_and_in_both_statements() {
 }
 
 #[tokio::test]
-async fn what_may_be_dispatched_is_the_same_in_rust_in_announce_and_for_the_registration() {
+async fn announce_dispatches_what_may_be_dispatched() {
     let database = TestDatabase::migrated().await;
     let now = now();
     let (mut all, mut expected, mut waiting) = (0, BTreeSet::new(), BTreeSet::new());
@@ -77,8 +68,8 @@ async fn what_may_be_dispatched_is_the_same_in_rust_in_announce_and_for_the_regi
                         ..Stored::default()
                     };
                     let job_id = job.insert(&database).await.job_id;
-                    let stop = StopRequest::from_code(stop.unwrap_or(0));
-                    if may_be_dispatched(status(code), stop, removed == Some(1), valid_for) {
+                    let may_start = removed != Some(1) && valid_for.is_none_or(|seconds| seconds > 0.0);
+                    if code == Some(1) && stop.unwrap_or(0) == 0 && may_start {
                         expected.insert(job_id.clone());
                     }
                     if code == Some(1) {
@@ -90,16 +81,6 @@ async fn what_may_be_dispatched_is_the_same_in_rust_in_announce_and_for_the_regi
         }
     }
     assert!(!expected.is_empty() && expected.len() < waiting.len() && waiting.len() < all);
-
-    database.execute("UPDATE jobs SET registered = false").await;
-    let store = database.service();
-    let (mut registered, mut next) = (BTreeSet::new(), Some(Cursor::default()));
-    while let Some(cursor) = next {
-        let (jobs, after) = store.unregistered_jobs(&cursor).await.unwrap();
-        registered.extend(jobs.into_iter().map(|job| job.job_id.to_string()));
-        next = after;
-    }
-    assert_eq!(registered.intersection(&waiting).cloned().collect::<BTreeSet<_>>(), expected);
 
     let dispatched = database.engine("here", "{}", 10_000).await;
     assert_eq!(dispatched.into_iter().collect::<BTreeSet<_>>(), expected);

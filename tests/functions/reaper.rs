@@ -142,7 +142,7 @@ async fn it_sweeps_on_a_schedule_and_reports_metrics() {
     assert_eq!(report["kinds"]["neverStarted"]["done"], 1, "{report:#}");
     assert_eq!(report["kinds"]["registrations"]["failed"], 1, "{report:#}");
     faults.clear();
-    fixture.database.execute("UPDATE jobs SET registerat = '-infinity'").await;
+    fixture.database.execute("UPDATE reaperjobs SET objectdue = '-infinity'").await;
     let by_scheduler = json!({ "source": "aws.scheduler", "time": "2026-11-23T12:01:00Z" });
     let report = function.invoke(by_scheduler).json().await.unwrap();
     assert_eq!(report["kinds"]["registrations"]["done"], 1, "{report:#}");
@@ -191,7 +191,7 @@ async fn it_stops_before_its_deadline_and_reports_what_is_left() {
     assert_eq!(metrics(&function, 1).await[0]["ReaperRuns"], 1.0);
 
     // No time at all.
-    fixture.database.execute("UPDATE jobs SET registerat = '-infinity'").await;
+    fixture.database.execute("UPDATE reaperjobs SET objectdue = '-infinity'").await;
     let function = Function::start_with(REAPER, &[], &fixture.env, Duration::from_secs(9)).await;
     let report = function.invoke(scheduled()).json().await.unwrap();
     assert_eq!((&report["complete"], &report["skipped"]), (&json!(false), &Value::Null), "{report:#}");
@@ -218,8 +218,8 @@ async fn an_unreachable_database_fails_the_invocation() {
 /// Inserts jobs with workflows of 400 KiB, of which every second one is finished.
 async fn insert_large_jobs(fixture: &Fixture, numbers: std::ops::Range<i32>) {
     sqlx::query(
-        "INSERT INTO jobs (agreementid, workflowid, status, statustext, datefinished, namespace, mirrored, workflow)
-         SELECT 'agreement', md5(i::text), 40, 'Running algorithm', CASE WHEN i % 2 = 0 THEN now() END, $1, true,
+        "INSERT INTO jobs (agreementid, workflowid, status, statustext, datefinished, namespace, workflow)
+         SELECT 'agreement', md5(i::text), 40, 'Running algorithm', CASE WHEN i % 2 = 0 THEN now() END, $1,
                 '{\"' || repeat('x', 400 * 1024) || '\": 0}'
          FROM generate_series($2, $3 - 1) AS i",
     )

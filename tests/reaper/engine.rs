@@ -125,7 +125,7 @@ async fn a_job_whose_engine_was_killed_is_finished_and_the_next_engine_works() {
     assert_eq!(finished(&fixture, &fine).await["status"], 70);
     // Its volumes are deleted when it is settled.
     fixture.passed(&orphan, "datefinished", 3700).await;
-    fixture.passed(&orphan, "reapat", 3700).await;
+    fixture.passed(&orphan, "expirydue", 3700).await;
     fixture.sweep().await;
     assert_eq!(fixture.app.cluster.objects_of(&fixture.app.namespace, &orphan).await, ["WorkFlow"]);
     engine.stop().await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fake_kubernetes::Match;
+use fake_kubernetes::{Faults, Match};
 use operator_service::config::{Config, DatabaseUse};
 use operator_service::db::Database;
 use operator_service::reaper::Reaper;
@@ -11,8 +11,8 @@ use operator_service::storage::Storage;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::fixture::{Fixture, LIMIT, count, of_job};
-use crate::jobs::{OUTPUTS, RULES, end_state, expired, finished, kept_for, now, one_of_each, unregistered};
+use crate::fixture::{Fixture, LIMIT, ago, count, of_job};
+use crate::jobs::{OUTPUTS, RULES, absent, end_state, expired, finished, kept_for, now, one_of_each, unregistered};
 use crate::support::{Proxy, Stored, TestDatabase, eventually};
 
 // Throttling
@@ -44,8 +44,8 @@ async fn a_request_that_is_always_throttled_is_given_up_after_a_few_attempts() {
     let which = Match::any().verb("delete").resource("configmaps").name(&busy.job_id);
     fixture.faults().throttle(which, Duration::ZERO);
     let report = fixture.sweep().await;
-    assert_eq!(of_job(&report, &busy), [("expiries".to_owned(), "failed".to_owned())]);
-    assert_eq!(of_job(&report, &fine), [("expiries".to_owned(), "done".to_owned())]);
+    assert_eq!(of_job(&report, &busy)[0], ("cleanups".to_owned(), "failed".to_owned()));
+    assert_eq!(of_job(&report, &fine)[0], ("cleanups".to_owned(), "done".to_owned()));
     let asked = fixture.requests().into_iter().filter(|it| it.resource == "configmaps" && it.name == busy.job_id);
     assert_eq!(asked.count(), 4);
 }
@@ -53,53 +53,64 @@ async fn a_request_that_is_always_throttled_is_given_up_after_a_few_attempts() {
 // Jobs that always fail
 
 #[tokio::test]
-async fn a_broken_job_stops_no_other_and_is_tried_again_with_growing_pauses() {
+async fn a_broken_job_stops_no_other_and_is_tried_again() {
     let fixture = Fixture::with_faults(&RULES).await;
     let [broken, fine] = [fixture.running(4000).await, fixture.running(4000).await];
     let expired = expired(&fixture).await;
     let name = format!("{}-algorithm-job", broken.job_id);
     fixture.faults().answer(Match::any().verb("delete").resource("jobs").name(&name), 500);
-    let failed = [("timeLimits".to_owned(), "failed".to_owned())];
-    let mut pauses = Vec::new();
-    for failures in 1..=4 {
+    for _ in 0..3 {
         let report = fixture.sweep().await;
-        assert_eq!(of_job(&report, &broken), failed, "{report:#}");
-        assert_eq!(fixture.row_of(&broken).await["reapfailures"], failures);
-        // The Job may have been deleted.
-        assert_eq!(fixture.status(&broken).await["stopreq"], 2);
-        pauses.push(fixture.pause(&broken).await);
-        assert_eq!(of_job(&fixture.sweep().await, &broken), [], "it is left alone");
-        fixture.passed(&broken.job_id, "reapat", 4000).await;
-    }
-    for (pause, expected) in pauses.iter().zip([10.0, 20.0, 40.0, 80.0]) {
-        assert!((expected - 9.0..=expected).contains(pause), "{pauses:?}");
+        assert_eq!(of_job(&report, &broken), [("timeLimits".to_owned(), "failed".to_owned())], "{report:#}");
+        let status = fixture.status(&broken).await;
+        assert_eq!((&status["stopreq"], status.get("reason")), (&json!(0), None), "it has not been stopped");
     }
     assert_eq!(fixture.status(&fine).await["stopreq"], 2);
     assert_eq!(fixture.status(&expired).await["removed"], 1);
     fixture.faults().clear();
     assert_eq!(of_job(&fixture.sweep().await, &broken), [("timeLimits".to_owned(), "done".to_owned())]);
-    let row = fixture.row_of(&broken).await;
-    assert_eq!((&row["reapfailures"], &row["reapat"]), (&json!(0), &json!("-infinity")));
+    assert_eq!(fixture.status(&broken).await["stopreq"], 2);
 }
 
 #[tokio::test]
-async fn orphaned_objects_that_cannot_be_deleted_are_tried_again_with_growing_pauses() {
+async fn objects_that_cannot_be_deleted_are_tried_again() {
     let fixture = Fixture::with_faults(&[]).await;
     let job = finished(&fixture, 70, 1.0, Stored::finished()).await;
-    fixture.sweep().await;
-    fixture.app.cluster.engine_objects(&fixture.app.namespace, &job.job_id).await;
     fixture.faults().answer(Match::any().verb("delete").name(&format!("{}-publish-job", job.job_id)), 500);
-    for failures in 1..=3 {
+    for _ in 0..3 {
         let report = fixture.sweep().await;
         assert_eq!(of_job(&report, &job), [("cleanups".to_owned(), "failed".to_owned())], "{report:#}");
-        assert_eq!(fixture.row_of(&job).await["reapfailures"], failures);
-        assert_eq!(of_job(&fixture.sweep().await, &job), [], "it is left alone");
-        fixture.passed(&job.job_id, "reapat", 4000).await;
+        assert_eq!(fixture.objects(&job).await, ["Job/publish-job", "WorkFlow"]);
     }
     fixture.faults().clear();
     fixture.sweep().await;
     assert_eq!(fixture.objects(&job).await, ["WorkFlow"]);
-    assert_eq!(fixture.row_of(&job).await["reapfailures"], 0);
+}
+
+#[tokio::test]
+async fn a_registration_that_fails_is_tried_again_with_growing_pauses() {
+    let fixture = Fixture::with_faults(&[]).await;
+    let job = unregistered(&fixture).await;
+    fixture.faults().answer(Match::any().verb("create").resource("workflows"), 500);
+    for (failures, pause) in [(1, 10.0), (2, 20.0), (3, 40.0), (4, 80.0)] {
+        let report = fixture.sweep().await;
+        assert_eq!(of_job(&report, &job), [("registrations".to_owned(), "failed".to_owned())], "{report:#}");
+        assert_eq!(fixture.state_of(&job).await["failures"], failures);
+        let left: f64 = sqlx::query_scalar(
+            "SELECT extract(epoch FROM objectdue - clock_timestamp())::float8 FROM reaperjobs WHERE workflowid = $1",
+        )
+        .bind(&job.job_id)
+        .fetch_one(&fixture.app.database.pool)
+        .await
+        .unwrap();
+        assert!((pause - 9.0..=pause).contains(&left), "{left}");
+        assert_eq!(of_job(&fixture.sweep().await, &job), [], "it is left alone");
+        fixture.passed(&job.job_id, "objectdue", 4000).await;
+    }
+    fixture.faults().clear();
+    fixture.sweep().await;
+    assert_eq!(fixture.objects(&job).await, ["WorkFlow"]);
+    assert_eq!(fixture.state_of(&job).await["failures"], 0);
 }
 
 #[tokio::test]
@@ -134,7 +145,7 @@ async fn a_job_that_may_not_be_registered_stops_nothing_else() {
     let report = fixture.sweep().await;
     assert_eq!(of_job(&report, &waiting), [("registrations".to_owned(), "failed".to_owned())]);
     assert_eq!(of_job(&report, &over), [("timeLimits".to_owned(), "done".to_owned())]);
-    assert_eq!(of_job(&report, &expired), [("expiries".to_owned(), "done".to_owned())], "{report:#}");
+    assert!(fixture.is_expired(&expired).await, "{report:#}");
     let object = fixture.app.cluster.workflow(&fixture.app.namespace, &over.job_id).await.unwrap();
     assert_eq!(object["status"]["reason"], "The algorithm was stopped at its time limit of 3600 seconds.");
 
@@ -143,7 +154,7 @@ async fn a_job_that_may_not_be_registered_stops_nothing_else() {
     fixture.execute(begin, &waiting).await;
     fixture.step(&waiting.job_id, "algorithm", 4000).await;
     let report = fixture.sweep().await;
-    assert_eq!(of_job(&report, &waiting), [("timeLimits".to_owned(), "done".to_owned())], "{report:#}");
+    assert_eq!(of_job(&report, &waiting)[0], ("timeLimits".to_owned(), "done".to_owned()), "{report:#}");
 }
 
 // The cluster is down
@@ -160,20 +171,21 @@ async fn nothing_is_lost_while_the_cluster_is_down() {
     assert_eq!(report["complete"], false);
     assert_ne!(report["problems"], json!([]));
     assert_eq!(count(&report, "orphans"), [0; 4]);
-    let mut after = fixture.app.database.row(waiting, "").await;
-    // Its expiry was read.
-    for row in after.as_mut().unwrap().as_array_mut().unwrap() {
-        if row["workflowid"] == jobs[2].job_id.as_str() {
-            row["expiry"] = Value::Null;
+    let after = fixture.app.database.row(waiting, "").await.unwrap();
+    for (before, after) in before.unwrap().as_array().unwrap().iter().zip(after.as_array().unwrap()) {
+        // What does not depend on the cluster is done.
+        if before["workflowid"] == jobs[2].job_id.as_str() {
+            assert_eq!(after["removed"], 1);
+        } else {
+            assert_eq!(after, before);
         }
     }
-    assert_eq!(after, before);
     fixture.faults().clear();
     let report = fixture.sweep().await;
-    for kind in ["timeLimits", "stuckSteps", "expiries", "orphans", "registrations"] {
+    for kind in ["timeLimits", "stuckSteps", "cleanups", "orphans", "registrations"] {
         assert_eq!(count(&report, kind), [1, 1, 0, 0], "{kind} {report:#}");
     }
-    assert_ne!(fixture.row_of(&lost).await["absentsince"], Value::Null);
+    assert_eq!(fixture.state_of(&lost).await["seen"], "absent");
 }
 
 #[tokio::test]
@@ -185,7 +197,6 @@ async fn a_cluster_that_recovers_during_a_sweep_is_used() {
     assert_eq!(fixture.objects(&jobs[4]).await, ["WorkFlow"], "{report:#}");
     assert_eq!(fixture.status(&jobs[3]).await["dateFinished"], Value::Null, "its absence was not observed");
     fixture.faults().clear();
-    fixture.passed(&jobs[2].job_id, "reapat", 60).await;
     fixture.sweep().await;
     assert_eq!(fixture.status(&jobs[0]).await["stopreq"], 2);
     assert_eq!(fixture.status(&jobs[2]).await["removed"], 1);
@@ -202,37 +213,69 @@ async fn a_forbidden_or_invalid_namespace_is_reported_and_affects_no_other() {
     for namespace in [forbidden.as_str(), "../No Name", ""] {
         let job = |job: Stored| Stored { namespace: Some(namespace.to_owned()), ..job }.insert(&fixture.app.database);
         let running = job(Stored::running()).await;
-        let absent = "UPDATE jobs SET absentsince = clock_timestamp() - interval '1 day' WHERE workflowid = $1";
-        fixture.execute(absent, &running).await;
-        let long_past = job(Stored::running()).await;
-        fixture.passed(&long_past.job_id, "statussince", 7300).await;
+        absent(&fixture, &running, 24 * 3600).await;
         let old = Stored { workflow: kept_for(Value::Null), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
         let expired = job(Stored { finished: Some(now() - 100.0), ..old }).await;
-        there.push((namespace, running, long_past, expired));
+        there.push((namespace, running, expired));
+    }
+    let announce = async |namespace: &str| fixture.app.database.announce(namespace, r#"{"currentJobs": 1}"#).await;
+    for (namespace, ..) in &there {
+        announce(namespace).await;
     }
     let report = fixture.sweep().await;
     assert_eq!(of_job(&report, &over), [("timeLimits".to_owned(), "done".to_owned())]);
     let problems = report["problems"].as_array().unwrap();
-    for (namespace, running, long_past, expired) in &there {
+    for (namespace, running, expired) in &there {
         let reported = problems.iter().any(|problem| problem.as_str().unwrap().starts_with(&format!("{namespace}: ")));
         assert!(reported, "{namespace} {report:#}");
-        assert_eq!(fixture.status(running).await["dateFinished"], Value::Null, "{namespace}");
-        assert_eq!(fixture.status(long_past).await["status"], 41, "{namespace}");
-        // A job whose namespace is no valid name never had objects.
-        let gone = *namespace != forbidden;
-        assert_eq!(fixture.row_of(expired).await["purged"], gone, "{namespace}");
+        assert_eq!(fixture.status(running).await["dateFinished"], Value::Null, "its engine lives: {namespace}");
+        assert!(fixture.is_expired(expired).await, "{namespace}");
     }
-    // It is left alone for a while, then looked at again.
+    // It is read again by each sweep, with one request.
     fixture.app.cluster.stand_in().clear_requests();
     fixture.sweep().await;
-    assert!(fixture.requests().iter().all(|it| it.namespace != forbidden));
-    fixture.faults().clear();
-    fixture.app.database.execute("UPDATE sweptenvs SET retryat = now()").await;
-    let (_, running, _, expired) = &there[0];
-    fixture.passed(&expired.job_id, "reapat", 4000).await;
+    assert_eq!(fixture.requests().iter().filter(|it| it.namespace == forbidden).count(), 1);
+    // An engine that is silent for an hour is gone.
+    let silent =
+        "ALTER TABLE envs DISABLE TRIGGER envs_announced; UPDATE envs SET announcedat = now() - interval '3601 s'";
+    fixture.app.database.execute(silent).await;
     fixture.sweep().await;
-    assert_eq!(fixture.status(running).await["status"], 41);
-    assert_eq!(fixture.status(expired).await["removed"], 1);
+    for (namespace, running, _) in &there {
+        assert_eq!(fixture.status(running).await["status"], 41, "{namespace}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_whose_engine_lives_is_not_finished_by_a_sweep_that_cannot_see_it() {
+    let fixture = Fixture::with_faults(&RULES).await;
+    let namespace = fixture.app.namespace.clone();
+    // Its results have been published for longer than the algorithm may run.
+    let publishing = fixture.job(Stored { status: Some(60), ..Stored::running() }).await;
+    fixture.step(&publishing.job_id, "publish", 9000).await;
+    fixture.passed(&publishing.job_id, "seensince", 9000).await;
+    fixture.app.database.announce(&namespace, r#"{"currentJobs": 1}"#).await;
+    type Break = fn(&Faults);
+    let breaks: [Break; 4] = [
+        |faults| faults.answer(Match::any().verb("list"), 403),
+        |faults| faults.answer(Match::any().verb("list").resource("pods"), 500),
+        |faults| faults.drop_connection(Match::any().verb("list").resource("jobs")),
+        Faults::refuse_connections,
+    ];
+    for cannot_be_seen in breaks {
+        cannot_be_seen(fixture.faults());
+        fixture.try_sweep().await.unwrap();
+        fixture.faults().clear();
+        assert_eq!(fixture.status(&publishing).await["dateFinished"], Value::Null);
+    }
+    // Nor while its pod is being replaced, or its step has just ended.
+    let pod = fixture.pod(&publishing.job_id, "publish").await;
+    fixture.pod_status(&pod, json!({ "phase": "Failed", "reason": "Evicted" })).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&publishing).await["dateFinished"], Value::Null);
+    let ended = json!({ "startTime": ago(9000), "active": 0, "ready": 0, "succeeded": 1 });
+    fixture.job_status(&publishing.job_id, "publish", ended).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&publishing).await["dateFinished"], Value::Null);
 }
 
 // The database is down
@@ -271,7 +314,7 @@ async fn nothing_is_lost_when_the_database_fails_during_a_sweep() {
         let states = end_state(&fixture, &jobs).await;
         assert_eq!(states[0][0]["stopreq"], 2, "{resource} {states:#?}");
         assert_eq!(states[1][0]["reason"], "The algorithm ran out of memory.");
-        assert_eq!((&states[2][0]["purged"], &states[2][2]), (&json!(true), &json!(["WorkFlow"])), "{resource}");
+        assert_eq!((&states[2][0]["expired"], &states[2][2]), (&json!(true), &json!([])), "{resource}");
         assert_eq!(states[3][0]["status"], 41, "{resource}");
         assert_eq!(states[4][2], json!(["WorkFlow"]), "{resource}");
     }

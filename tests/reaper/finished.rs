@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fake_kubernetes::{Faults, Match};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use operator_service::reaper::Duty;
@@ -29,7 +30,7 @@ async fn what_an_engine_left_is_deleted_once_the_job_is_settled() {
     let publishing = finished(&fixture, 60, 3500.0, Stored::finished()).await;
     let crashed = finished(&fixture, 20, 3700.0, Stored::finished()).await;
     let report = fixture.sweep().await;
-    assert_eq!(count(&report, "cleanups")[2..], [0, 0], "{report:#}");
+    assert_eq!(count(&report, "cleanups"), [3, 3, 0, 0], "{report:#}");
     for job in [&done, &no_data, &crashed] {
         assert_eq!(fixture.objects(job).await, ["WorkFlow"]);
         assert_eq!(fixture.status(job).await["removed"], 0, "its results are still there");
@@ -37,7 +38,6 @@ async fn what_an_engine_left_is_deleted_once_the_job_is_settled() {
     assert_eq!(fixture.objects(&publishing).await, EVERYTHING);
     // After an hour.
     fixture.passed(&publishing.job_id, "datefinished", 101).await;
-    fixture.passed(&publishing.job_id, "reapat", 101).await;
     fixture.sweep().await;
     assert_eq!(fixture.objects(&publishing).await, ["WorkFlow"]);
     let again = fixture.sweep().await;
@@ -50,6 +50,10 @@ async fn objects_that_an_engine_creates_after_the_cleanup_are_deleted_too() {
     let done = finished(&fixture, 70, 1.0, Stored::finished()).await;
     fixture.sweep().await;
     fixture.app.cluster.engine_job(&fixture.app.namespace, &done.job_id, "filter").await;
+    fixture.sweep().await;
+    assert_eq!(fixture.objects(&done).await, ["WorkFlow"]);
+    // Also if there is no Kubernetes Job.
+    fixture.volumes(&done.job_id).await;
     fixture.sweep().await;
     assert_eq!(fixture.objects(&done).await, ["WorkFlow"]);
 }
@@ -71,7 +75,7 @@ async fn outputs_expire_as_their_workflow_says_or_as_configured() {
     let report = fixture.sweep().await;
     assert_eq!(count(&report, "expiries"), [3, 3, 0, 0], "{report:#}");
     for expired in [&own, &common, &damaged] {
-        assert_eq!(fixture.objects(expired).await, ["WorkFlow"]);
+        assert_eq!(fixture.objects(expired).await, Vec::<String>::new());
         assert_eq!(fixture.status(expired).await["removed"], 1);
         assert!(!fixture.row_of(expired).await.to_string().contains("https://example.org/out.txt"));
     }
@@ -88,16 +92,24 @@ async fn outputs_expire_as_their_workflow_says_or_as_configured() {
 
     // Later, both are due: the one by its own expiry, the other as configured.
     fixture.passed(&own_not_yet.job_id, "datefinished", 601).await;
-    fixture.passed(&own_not_yet.job_id, "reapat", 601).await;
+    fixture.passed(&own_not_yet.job_id, "expirydue", 601).await;
     fixture.passed(&common_not_yet.job_id, "datefinished", 101).await;
+    fixture.passed(&common_not_yet.job_id, "expirydue", 101).await;
     let report = fixture.sweep().await;
     assert_eq!(count(&report, "expiries"), [2, 2, 0, 0], "{report:#}");
-    // STORAGE_EXPIRY may be set later.
-    let sooner = fixture.another_reaper(&[("STORAGE_EXPIRY", "1")]).await;
+    // STORAGE_EXPIRY may be changed later.
     let unset = finished(&fixture, 70, 50.0, job(Value::Null)).await;
-    sooner.sweep(false, Duration::from_secs(60)).await.unwrap();
-    sooner.sweep(false, Duration::from_secs(60)).await.unwrap();
-    assert_eq!(fixture.status(&unset).await["removed"], 1);
+    for (expiry, removed) in [("0", 0), ("51", 0), ("5000", 0), ("1", 1)] {
+        let reaper = fixture.another_reaper(&[("STORAGE_EXPIRY", expiry)]).await;
+        if expiry == "51" {
+            // It is scheduled, and due in a second.
+            reaper.sweep(false, Duration::from_secs(60)).await.unwrap();
+            assert_ne!(fixture.state_of(&unset).await["expirydue"], "infinity");
+            continue;
+        }
+        reaper.sweep(false, Duration::from_secs(60)).await.unwrap();
+        assert_eq!(fixture.status(&unset).await["removed"], removed, "{expiry}");
+    }
 }
 
 #[tokio::test]
@@ -121,7 +133,7 @@ async fn a_deleted_job_loses_its_outputs_and_its_object_when_it_is_settled() {
     fixture.sweep().await;
     assert_eq!(fixture.objects(&running).await, Vec::<String>::new());
     let row = fixture.row_of(&running).await;
-    assert_eq!((&row["removed"], &row["purged"]), (&json!(1), &json!(true)));
+    assert!(fixture.is_expired(&running).await);
     assert!(!row.to_string().contains("example.org/out.txt"));
     // Outputs that are published once more are deleted as well.
     let publish = "UPDATE jobs SET outputsurl = $2 WHERE workflowId = $1";
@@ -131,55 +143,66 @@ async fn a_deleted_job_loses_its_outputs_and_its_object_when_it_is_settled() {
 }
 
 #[tokio::test]
-async fn an_expiry_that_fails_halfway_is_due_again() {
+async fn outputs_expire_although_their_namespace_is_gone() {
     let fixture = Fixture::builder().var("STORAGE_EXPIRY", 10).start().await;
     if !fixture.app.cluster.is_embedded() {
         return crate::support::left_out("faults are for the embedded cluster");
     }
     let job = Stored { workflow: kept_for(Value::Null), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
-    let job = finished(&fixture, 70, 100.0, job).await;
+    let expired = finished(&fixture, 70, 100.0, job).await;
+    let deleted = Stored { removed: Some(1), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
+    let deleted = finished(&fixture, 70, 100.0, deleted).await;
     let faults = fixture.app.cluster.stand_in().faults();
-    faults.answer(fake_kubernetes::Match::any().verb("delete").resource("configmaps"), 500);
-    let report = fixture.sweep().await;
-    assert_eq!(count(&report, "expiries"), [1, 0, 1, 0], "{report:#}");
-    assert_eq!(fixture.objects(&job).await, ["ConfigMap", "WorkFlow"]);
-    let row = fixture.row_of(&job).await;
-    assert_eq!((&row["removed"], &row["outputsurl"]), (&json!(0), &json!(OUTPUTS)), "nothing is forgotten");
-    faults.clear();
-    // It is tried again after a pause that grows.
-    assert_eq!(count(&fixture.sweep().await, "expiries"), [0; 4]);
-    fixture.passed(&job.job_id, "reapat", 11).await;
-    let report = fixture.sweep().await;
-    assert_eq!(count(&report, "expiries"), [1, 1, 0, 0], "{report:#}");
-    assert_eq!(fixture.status(&job).await["removed"], 1);
+    for break_cluster in [|faults: &Faults| faults.answer(Match::any(), 403), Faults::refuse_connections] {
+        break_cluster(faults);
+        let report = fixture.try_sweep().await.unwrap();
+        faults.clear();
+        for job in [&expired, &deleted] {
+            assert!(fixture.is_expired(job).await, "{report:#}");
+            assert!(!fixture.row_of(job).await.to_string().contains("example.org/out.txt"));
+        }
+        let again = "UPDATE jobs SET removed = 0, outputsurl = '[{\"url\": \"https://example.org/out.txt\"}]'; \
+                     UPDATE jobs SET removed = 1";
+        fixture.app.database.execute(again).await;
+    }
 }
 
 #[tokio::test]
-async fn a_deletion_takes_at_most_twelve_requests_each_for_one_object() {
+async fn a_sweep_sends_no_request_for_what_is_not_there() {
     let fixture = Fixture::builder().var("STORAGE_EXPIRY", 10).start().await;
     if !fixture.app.cluster.is_embedded() {
         return crate::support::left_out("requests are counted by the embedded cluster");
     }
-    let job = Stored { removed: Some(1), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
-    let job = fixture.job(Stored { finished: Some(now() - 100.0), ..job }).await;
-    fixture.app.cluster.stand_in().clear_requests();
+    let requests = async || {
+        fixture.app.cluster.stand_in().clear_requests();
+        fixture.sweep().await;
+        let requests = fixture.app.cluster.stand_in().requests();
+        requests.into_iter().map(|it| (it.verb, it.resource)).collect::<Vec<_>>()
+    };
+    let verb = |verb: &str, resource: &str| (verb.to_owned(), resource.to_owned());
     fixture.sweep().await;
-    let requests = fixture.app.cluster.stand_in().requests();
-    let removals = requests.iter().filter(|request| request.name.starts_with(&job.job_id) && request.verb == "delete");
-    assert_eq!(removals.count(), 10);
-    // No list without a label selector.
-    for list in requests.iter().filter(|request| request.verb == "list") {
-        assert!(list.label_selector.contains("workflow"), "{list:?}");
+    // Of a job that was cleaned up by its engine, and has expired: none.
+    let removed = Stored { removed: Some(1), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
+    let expired = Stored { workflow: kept_for(Value::Null), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
+    for job in [removed, expired] {
+        fixture.row(Stored { finished: Some(now() - 100.0), ..job }).await;
     }
-    // With nothing due, one request reads an environment, however many jobs have finished there.
+    fixture.app.database.execute("UPDATE reaperjobs SET objectdue = 'infinity'").await;
+    let idle = [verb("list", "jobs"), verb("list", "persistentvolumeclaims")];
+    assert_eq!(requests().await, idle);
+    assert_eq!(fixture.app.database.count("jobs WHERE removed = 1").await, 2);
+    // Nor with many finished jobs.
     for _ in 0..30 {
-        fixture.row(Stored { finished: Some(now() - 100.0), workflow: kept_for(json!(0)), ..Stored::finished() }).await;
+        fixture.row(Stored { finished: Some(now() - 5.0), ..Stored::finished() }).await;
     }
-    fixture.sweep().await;
-    fixture.app.cluster.stand_in().clear_requests();
-    fixture.sweep().await;
-    let verbs: Vec<_> = fixture.app.cluster.stand_in().requests().iter().map(|it| it.resource.clone()).collect();
-    assert_eq!(verbs, ["jobs"]);
+    fixture.app.database.execute("UPDATE reaperjobs SET objectdue = 'infinity'").await;
+    assert_eq!(requests().await, idle);
+    // What an engine left: one for each object, and one for the ConfigMap.
+    let left = fixture.row(Stored { finished: Some(now() - 5.0), ..Stored::finished() }).await;
+    fixture.app.database.execute("UPDATE reaperjobs SET objectdue = 'infinity'").await;
+    fixture.volumes(&left.job_id).await;
+    let deletions = ["configmaps", "persistentvolumeclaims", "persistentvolumeclaims"].map(|it| verb("delete", it));
+    assert_eq!(requests().await, [&idle[..], &deletions].concat());
 }
 
 #[tokio::test]
@@ -191,8 +214,8 @@ async fn objects_held_by_finalizers_are_reported_and_not_waited_for() {
     let hold = |finalizers: Value| Patch::Merge(json!({ "metadata": { "finalizers": finalizers } }));
     maps.patch(&job.job_id, &PatchParams::default(), &hold(json!(["example.org/hold"]))).await.unwrap();
     let report = fixture.sweep().await;
-    assert_eq!(count(&report, "expiries"), [1, 1, 0, 0], "{report:#}");
-    let entry = report["jobs"].as_array().unwrap().iter().find(|entry| entry["kind"] == "expiries").unwrap();
+    assert_eq!(count(&report, "cleanups"), [1, 1, 0, 0], "{report:#}");
+    let entry = report["jobs"].as_array().unwrap().iter().find(|entry| entry["kind"] == "cleanups").unwrap();
     let expected = format!("held by others' finalizers: ConfigMap {} (example.org/hold)", job.job_id);
     assert_eq!(entry["reason"], expected);
     assert_eq!(fixture.status(&job).await["removed"], 1);
@@ -303,7 +326,7 @@ async fn a_database_of_the_python_service_loses_nothing_that_has_not_expired() {
     database.service().migrate().await.unwrap();
     let unfinished = async |database: &TestDatabase| database.count("jobs WHERE datefinished IS NULL").await;
     let finished = async |app: &App| {
-        let rows = "SELECT coalesce(jsonb_agg(to_jsonb(jobs) - '{reapat,expiry,algodid,inputdids}'::text[] ORDER BY agreementid, workflowid), \
+        let rows = "SELECT coalesce(jsonb_agg(to_jsonb(jobs) - '{algodid,inputdids}'::text[] ORDER BY agreementid, workflowid), \
                     '[]') FROM jobs WHERE datefinished IS NOT NULL AND workflowid <> $1";
         app.database.row(rows, "").await.unwrap()
     };
@@ -313,7 +336,7 @@ async fn a_database_of_the_python_service_loses_nothing_that_has_not_expired() {
     assert_eq!(count(&report, "expiries"), [0; 4], "{report:#}");
     assert_eq!((unfinished(&fixture.app.database).await, finished(&fixture.app).await), before);
     // Jobs that ran when the old engine died are finished.
-    let update = "UPDATE jobs SET absentsince = absentsince - interval '61 s' WHERE absentsince IS NOT NULL";
+    let update = "UPDATE reaperjobs SET seensince = seensince - interval '301 s' WHERE seen = 'absent'";
     fixture.app.database.execute(update).await;
     fixture.sweep().await;
     let begun = fixture.app.database.count("jobs WHERE datefinished IS NULL AND status >= 20").await;
@@ -321,7 +344,7 @@ async fn a_database_of_the_python_service_loses_nothing_that_has_not_expired() {
     // If everything expires, as much is deleted as there is time for.
     let all = fixture.another_reaper(&[("STORAGE_EXPIRY", "1")]).await;
     let report = all.sweep(false, Duration::from_secs(5)).await.unwrap();
-    let expired = fixture.app.database.count("jobs WHERE purged AND removed = 1").await;
+    let expired = fixture.app.database.count("jobs WHERE removed = 1").await;
     assert!(expired > 0);
     assert_eq!(report.kinds[&Duty::Expiries].done, expired as u64);
 }

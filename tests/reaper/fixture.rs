@@ -119,12 +119,6 @@ impl Fixture {
         self.app.database.execute("UPDATE sweeps SET helduntil = clock_timestamp()").await;
     }
 
-    /// For how many seconds the reaper leaves a job alone.
-    pub async fn pause(&self, job: &Stored) -> f64 {
-        let statement = "SELECT extract(epoch FROM reapat - clock_timestamp())::float8 FROM jobs WHERE workflowid = $1";
-        sqlx::query_scalar(statement).bind(&job.job_id).fetch_one(&self.app.database.pool).await.unwrap()
-    }
-
     /// Another reaper of the same database and cluster, with other rules.
     pub async fn another_reaper(&self, variables: &[(&str, &str)]) -> Reaper {
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -246,10 +240,11 @@ impl Fixture {
         self.job_status(job_id, component, status).await;
     }
 
-    /// Lets `seconds` pass for a timestamp of a job's row.
+    /// Lets `seconds` pass for a timestamp of a job's row, or of what the reaper recorded of it.
     pub async fn passed(&self, job_id: &str, column: &str, seconds: i64) {
+        let table = if ["seensince", "objectdue", "expirydue"].contains(&column) { "reaperjobs" } else { "jobs" };
         let statement =
-            format!("UPDATE jobs SET {column} = {column} - make_interval(secs => $2) WHERE workflowid = $1");
+            format!("UPDATE {table} SET {column} = {column} - make_interval(secs => $2) WHERE workflowid = $1");
         let done = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(job_id).bind(seconds as f64);
         let mut transaction = self.app.database.pool.begin().await.unwrap();
         // Without the trigger.
@@ -261,6 +256,17 @@ impl Fixture {
     /// The columns of a job's row.
     pub async fn row_of(&self, job: &Stored) -> Value {
         self.app.database.job(&job.job_id).await.unwrap()
+    }
+
+    /// What the reaper has recorded of a job.
+    pub async fn state_of(&self, job: &Stored) -> Value {
+        let statement = "SELECT to_jsonb(reaperjobs) FROM reaperjobs WHERE workflowid = $1";
+        self.app.database.row(statement, &job.job_id).await.unwrap()
+    }
+
+    /// Whether a job's outputs are deleted.
+    pub async fn is_expired(&self, job: &Stored) -> bool {
+        self.row_of(job).await["removed"] == 1 && self.state_of(job).await["expirydue"] == "infinity"
     }
 
     /// A job's status object, as callers see it.

@@ -35,7 +35,9 @@ pub enum Event {
     DryRun,
     /// The cluster goes down.
     Down,
-    /// The cluster is up again.
+    /// An environment refuses every request.
+    Forbid(usize),
+    /// The cluster is up again, and refuses nothing.
     Up,
     /// A number of requests is answered with 429.
     Throttle(usize),
@@ -113,6 +115,7 @@ pub enum Fate {
     Fails,
     RunsOutOfMemory,
     HasNoImage,
+    HasNoVolume,
     HasNoNode,
 }
 
@@ -127,6 +130,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Fate::Fails),
         1 => Just(Fate::RunsOutOfMemory),
         1 => Just(Fate::HasNoImage),
+        1 => Just(Fate::HasNoVolume),
         1 => Just(Fate::HasNoNode),
     ];
     prop_oneof![
@@ -159,6 +163,7 @@ fn event() -> impl Strategy<Value = Event> {
         8 => (broken, proptest::bool::weighted(0.3)).prop_map(|(broken, killed)| Event::Sweep { broken, killed }),
         1 => Just(Event::DryRun),
         1 => Just(Event::Down),
+        1 => (0..model::ENVIRONMENTS).prop_map(Event::Forbid),
         2 => Just(Event::Up),
         1 => (1..4_usize).prop_map(Event::Throttle),
         1 => (1..4_usize).prop_map(Event::LoseAnswers),

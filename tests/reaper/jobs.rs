@@ -45,11 +45,16 @@ pub async fn unregistered(fixture: &Fixture) -> Stored {
     job
 }
 
+/// Records that a sweep found no step of a job, `seconds` ago.
+pub async fn absent(fixture: &Fixture, job: &Stored, seconds: i64) {
+    fixture.execute("UPDATE reaperjobs SET seen = 'absent' WHERE workflowid = $1", job).await;
+    fixture.passed(&job.job_id, "seensince", seconds).await;
+}
+
 /// A running job that has had no step for longer than REAP_ABSENT_GRACE.
 pub async fn orphan(fixture: &Fixture) -> Stored {
     let job = fixture.job(Stored::running()).await;
-    let absent = "UPDATE jobs SET absentsince = clock_timestamp() - interval '61 s' WHERE workflowid = $1";
-    fixture.execute(absent, &job).await;
+    absent(fixture, &job, 301).await;
     job
 }
 
@@ -87,22 +92,13 @@ pub async fn end_state(fixture: &Fixture, jobs: &[Stored]) -> Vec<Value> {
     let mut states = Vec::new();
     for job in jobs {
         let row = fixture.row_of(job).await;
-        let columns = [
-            "status",
-            "statustext",
-            "stopreq",
-            "removed",
-            "reason",
-            "outputsurl",
-            "closed",
-            "registered",
-            "mirrored",
-            "tidied",
-            "purged",
-            "reapfailures",
-            "algodid",
-        ];
-        let columns: BTreeMap<_, _> = columns.iter().map(|name| (*name, row[*name].clone())).collect();
+        let columns = ["status", "statustext", "stopreq", "removed", "reason", "outputsurl", "registered", "algodid"];
+        let mut columns: BTreeMap<_, _> = columns.iter().map(|name| (*name, row[*name].clone())).collect();
+        let state = fixture.state_of(job).await;
+        for name in ["requeues", "closed", "objectdue", "failures"] {
+            columns.insert(name, state[name].clone());
+        }
+        columns.insert("expired", json!(fixture.is_expired(job).await));
         let object = fixture.app.cluster.workflow(&fixture.app.namespace, &job.job_id).await;
         let said = object.map(|mut object| {
             object["status"].as_object_mut().map(|status| status.remove("dateFinished"));

@@ -1,70 +1,101 @@
-//! Rules that have one home in Rust and are applied in SQL as well: which jobs may be dispatched, which are settled,
-//! and in which namespace a job runs.
+//! Rules that several statements apply: which jobs may be dispatched, which are settled, in which namespace a job runs, and
+//! when outputs expire.
 
 use std::collections::BTreeSet;
 
-use operator_service::db::Cursor;
-use operator_service::domain::{JobId, Namespace, Status, StopRequest, may_be_dispatched, settles_in};
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, count, of_job};
 use crate::jobs::{OUTPUTS, kept_for, now};
-use crate::support::{Stored, TestDatabase};
-
-const NAMESPACE: &str = "environment";
+use crate::support::Stored;
 
 #[tokio::test]
-async fn a_waiting_job_is_registered_if_it_may_be_dispatched_and_else_finished() {
-    let database = TestDatabase::migrated().await;
+async fn a_waiting_job_is_dispatched_if_it_may_be_and_else_finished() {
+    let fixture = Fixture::start().await;
     let (mut dispatchable, mut others) = (BTreeSet::new(), BTreeSet::new());
     for stopreq in [None, Some(0), Some(1), Some(2)] {
         for removed in [None, Some(0), Some(1)] {
             for valid_for in [None, Some(-600), Some(600)] {
                 let valid_until = valid_for.map(|seconds| now() as i64 + seconds);
-                let namespace = Some(NAMESPACE.to_owned());
-                let job = Stored { namespace, stopreq, removed, valid_until, ..Stored::default() };
-                let job = job.insert(&database).await;
-                let stop = StopRequest::from_code(stopreq.unwrap_or(0));
-                let (removed, valid_for) = (removed == Some(1), valid_for.map(|seconds| seconds as f64));
-                match may_be_dispatched(Status::WarmingUp, stop, removed, valid_for) {
+                let job = fixture.row(Stored { stopreq, removed, valid_until, ..Stored::default() }).await;
+                match stopreq.unwrap_or(0) == 0 && removed != Some(1) && valid_for != Some(-600) {
                     true => dispatchable.insert(job.job_id),
                     false => others.insert(job.job_id),
                 };
             }
         }
     }
-    database.execute("UPDATE jobs SET registered = false").await;
-    let store = database.service();
-    let (unregistered, _) = store.unregistered_jobs(&Cursor::default()).await.unwrap();
-    let unregistered: BTreeSet<_> = unregistered.into_iter().map(|job| job.job_id.to_string()).collect();
-    assert_eq!(unregistered, dispatchable);
-    let namespace = Namespace::stored(NAMESPACE);
-    let (unfinished, _) = store.unfinished_jobs(&namespace, false, true, &Cursor::default()).await.unwrap();
-    let unfinished: BTreeSet<_> = unfinished.into_iter().map(|job| job.job_id.to_string()).collect();
-    assert_eq!(unfinished, others);
-    let dispatched: BTreeSet<_> = database.engine(NAMESPACE, "{}", 1000).await.into_iter().collect();
-    assert_eq!(dispatched, dispatchable);
+    let ids = async |statement: &'static str| -> BTreeSet<String> {
+        sqlx::query_scalar(statement).fetch_all(&fixture.app.database.pool).await.unwrap().into_iter().collect()
+    };
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "neverStarted"), [others.len() as u64, others.len() as u64, 0, 0], "{report:#}");
+    assert_eq!(ids("SELECT workflowid FROM jobs WHERE datefinished IS NOT NULL").await, others);
+    let dispatched = fixture.app.database.engine(&fixture.app.namespace, "{}", 1000).await;
+    assert_eq!(dispatched.into_iter().collect::<BTreeSet<_>>(), dispatchable);
 }
 
 #[tokio::test]
-async fn settled_means_the_same_in_rust_and_sql() {
-    let database = TestDatabase::migrated().await;
-    let mut expected = BTreeSet::new();
-    let mut names = Vec::new();
+async fn settled_means_the_same_for_objects_and_outputs() {
+    let fixture = Fixture::start().await;
+    let (mut settled, mut jobs) = (BTreeSet::new(), Vec::new());
     for status in [0, 1, 10, 20, 30, 31, 32, 40, 41, 50, 60, 70, 99] {
-        for age in [None, Some(-600.0), Some(0.0), Some(3500.0), Some(3700.0)] {
-            let finished = age.map(|age| now() - age);
-            let job = Stored { status: Some(status), finished, ..Stored::default() }.insert(&database).await;
-            names.push(JobId::stored(&job.job_id));
-            if age.is_some_and(|age| settles_in(Status::from_code(status), age) <= 0.0) {
-                expected.insert(job.job_id);
+        for age in [-600.0, 0.0, 3500.0, 3700.0] {
+            let finished = Some(now() - age);
+            let job = Stored { status: Some(status), finished, removed: Some(1), ..Stored::finished() };
+            let job = fixture.row(job).await;
+            fixture.app.cluster.engine_volumes(&fixture.app.namespace, &job.job_id).await;
+            if [31, 32, 70].contains(&status) || age >= 3600.0 {
+                settled.insert(job.job_id.clone());
             }
+            jobs.push(job);
         }
     }
-    let known = database.service().known_jobs(&names).await.unwrap();
-    assert_eq!(known.len(), names.len());
-    let settled: BTreeSet<_> = known.into_iter().filter(|job| job.settled).map(|job| job.job_id.to_string()).collect();
-    assert_eq!(settled, expected);
+    let report = fixture.sweep().await;
+    let number = settled.len() as u64;
+    for kind in ["cleanups", "expiries"] {
+        assert_eq!(count(&report, kind), [number, number, 0, 0], "{report:#}");
+    }
+    for job in jobs {
+        let is_settled = settled.contains(&job.job_id);
+        assert_eq!((fixture.objects(&job).await.is_empty(), fixture.is_expired(&job).await), (is_settled, is_settled));
+    }
+}
+
+#[tokio::test]
+async fn the_expiry_of_a_workflow_is_read_from_whatever_is_stored() {
+    let fixture = Fixture::start().await;
+    let read = async |workflow: &str| -> Option<i64> {
+        let statement = sqlx::query_scalar("SELECT workflow_expiry($1)").bind(workflow);
+        statement.fetch_one(&fixture.app.database.pool).await.unwrap()
+    };
+    let longest = 1000 * 365 * 24 * 3600;
+    for (expiry, expected) in [
+        (json!(0), Some(0)),
+        (json!(500), Some(500)),
+        (json!("500"), Some(500)),
+        (json!(" 500 "), Some(500)),
+        (json!(0.9), Some(0)),
+        (json!(-5), Some(0)),
+        (json!("-1e300"), Some(0)),
+        (json!(1e300), Some(longest)),
+        (json!("1e300"), Some(longest)),
+        (json!("NaN"), None),
+        (json!("inf"), None),
+        (json!("-infinity"), None),
+        (json!("never"), None),
+        (json!(true), None),
+        (json!([1]), None),
+        (json!(null), None),
+    ] {
+        assert_eq!(read(&kept_for(expiry.clone()).unwrap()).await, expected, "{expiry}");
+    }
+    let with_nul = kept_for(json!(7)).unwrap().replacen('{', r#"{"a\\u0000": "\u0000", "#, 1);
+    assert_eq!(read(&with_nul).await, Some(7));
+    let deep = format!(r#"{{"spec": {}1{}}}"#, "[".repeat(200_000), "]".repeat(200_000));
+    for damaged in ["", "null", "{", "[[[[", deep.as_str(), r#"{"spec": {"metadata": {"stages": []}}}"#] {
+        assert_eq!(read(damaged).await, None);
+    }
 }
 
 #[tokio::test]
@@ -88,8 +119,11 @@ async fn a_job_without_a_namespace_runs_in_the_default_one() {
     sqlx::query(update).bind(&waiting.job_id).execute(&fixture.app.database.pool).await.unwrap();
 
     let report = fixture.sweep().await;
-    for (job, kind) in [(&over_limit, "timeLimits"), (&waiting, "registrations"), (&expired, "expiries")] {
-        assert_eq!(of_job(&report, job), [(kind.to_owned(), "done".to_owned())], "{report:#}");
+    for (job, kinds) in
+        [(&over_limit, &["timeLimits"][..]), (&waiting, &["registrations"]), (&expired, &["cleanups", "expiries"])]
+    {
+        let expected: Vec<_> = kinds.iter().map(|kind| ((*kind).to_owned(), "done".to_owned())).collect();
+        assert_eq!(of_job(&report, job), expected, "{report:#}");
     }
     assert_eq!(report["problems"], json!([]));
     assert_eq!(fixture.status(&over_limit).await["stopreq"], 2);
@@ -99,7 +133,7 @@ async fn a_job_without_a_namespace_runs_in_the_default_one() {
     assert_eq!(fixture.objects(&waiting).await, ["WorkFlow"]);
     assert_eq!(fixture.objects(&expired).await, Vec::<String>::new());
 
-    fixture.passed(&lost.job_id, "absentsince", 61).await;
+    fixture.passed(&lost.job_id, "seensince", 301).await;
     assert_eq!(count(&fixture.sweep().await, "orphans"), [1, 1, 0, 0]);
     assert_eq!(fixture.status(&lost).await["reason"], "The environment lost the job while it ran.");
 }
@@ -109,5 +143,5 @@ async fn the_default_environment_is_swept_if_only_jobs_without_a_namespace_run_t
     let fixture = Fixture::builder().app(|app| app.unannounced()).start().await;
     let job = Stored { namespace: None, ..Stored::running() }.insert(&fixture.app.database).await;
     fixture.sweep().await;
-    assert_ne!(fixture.row_of(&job).await["absentsince"], Value::Null);
+    assert_eq!(fixture.state_of(&job).await["seen"], "absent");
 }

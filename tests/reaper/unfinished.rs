@@ -171,6 +171,14 @@ fn stuck(seconds: i64) -> Vec<Stuck> {
             grace: 0,
             reason: "Fetching the job's data was evicted by a node that ran short of resources.",
         },
+        Stuck {
+            component: "publish",
+            pod: waiting("publish", "ContainerCreating", 4 * seconds),
+            failed: false,
+            grace: 3600,
+            reason: "Publishing the results could not begin: its pod did not start, for example because a volume could not \
+                     be attached.",
+        },
     ]
 }
 
@@ -200,6 +208,11 @@ async fn a_step_that_cannot_finish_is_ended_alone_with_a_reason_for_its_owner() 
     }
     let report = fixture.sweep().await;
     assert_eq!(count(&report, "stuckSteps"), [6, 6, 0, 0], "{report:#}");
+    // The cluster does not record since when an image cannot be pulled. It counts from the first sweep that saw it.
+    assert_eq!(fixture.status(&jobs[0].0).await.get("reason"), None);
+    fixture.passed(&jobs[0].0.job_id, "seensince", 301).await;
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "stuckSteps"), [1, 1, 0, 0], "{report:#}");
     let left = ["ConfigMap", "PersistentVolumeClaim/adminlogs", "PersistentVolumeClaim/data", "WorkFlow"];
     for (job, stuck) in &jobs {
         assert_eq!(fixture.status(job).await["reason"], stuck.reason);
@@ -216,12 +229,14 @@ async fn a_problem_that_may_end_by_itself_has_its_grace() {
     for stuck in stuck(100).into_iter().filter(|stuck| stuck.grace > 100) {
         let job = stuck_job(&fixture, &stuck).await;
         fixture.sweep().await;
+        fixture.passed(&job.job_id, "seensince", 200).await;
+        fixture.sweep().await;
         assert_eq!(fixture.status(&job).await.get("reason"), None, "{}", stuck.reason);
-        assert!(fixture.objects(&job).await.contains(&"Job/algorithm-job".to_owned()), "{}", stuck.reason);
+        assert!(fixture.objects(&job).await.contains(&format!("Job/{}-job", stuck.component)), "{}", stuck.reason);
     }
-    let quick = fixture.another_reaper(&[("REAP_RETRY_GRACE", "50"), ("REAP_SCHEDULE_GRACE", "50")]).await;
-    let report = quick.sweep(false, std::time::Duration::from_secs(60)).await.unwrap();
-    assert_eq!(report.total().done, 2 + 2, "two steps, and their objects that say so: {report:#?}");
+    let graces = ["REAP_RETRY_GRACE", "REAP_SCHEDULE_GRACE", "REAP_START_GRACE"].map(|name| (name, "50"));
+    let report = fixture.another_reaper(&graces).await.sweep(false, std::time::Duration::from_secs(60)).await.unwrap();
+    assert_eq!(report.total().done, 3 + 3, "three steps, and their objects that say so: {report:#?}");
 }
 
 #[tokio::test]
@@ -247,29 +262,112 @@ async fn a_job_that_was_dispatched_and_not_begun_is_requeued() {
     let fixture = Fixture::start().await;
     let namespace = fixture.app.namespace.clone();
     let job = fixture.job(Stored::default()).await;
-    assert_eq!(fixture.app.database.engine(&namespace, "{}", 5).await, [job.job_id.as_str()]);
+    // An engine that has just started has no jobs.
+    const IDLE: &str = r#"{"currentJobs": 0}"#;
+    const BUSY: &str = r#"{"currentJobs": 1}"#;
+    assert_eq!(fixture.app.database.engine(&namespace, IDLE, 5).await, [job.job_id.as_str()]);
     fixture.sweep().await;
     assert_eq!(fixture.status(&job).await["status"], 10, "the engine has time to begin it");
     for time in 1..=5 {
-        fixture.passed(&job.job_id, "handedout", 301).await;
+        fixture.app.database.engine(&namespace, BUSY, 0).await;
+        fixture.passed(&job.job_id, "dispatchedat", 301).await;
+        fixture.app.database.execute("UPDATE envs SET idleat = idleat - interval '301 s'").await;
+        let report = fixture.sweep().await;
+        assert_eq!(count(&report, "requeues"), [1, 0, 0, 1], "its thread may hang: {report:#}");
+        assert_eq!(of_job(&report, &job), entry("requeues", "left"));
+        assert_eq!(fixture.status(&job).await["status"], 10);
+        // The engine is started again.
+        fixture.app.database.engine(&namespace, IDLE, 0).await;
         let report = fixture.sweep().await;
         assert_eq!(count(&report, "requeues"), [1, 1, 0, 0], "{report:#}");
         assert_eq!(fixture.status(&job).await["statusText"], "Warming up");
-        assert_eq!(fixture.app.database.engine(&namespace, "{}", 5).await, [job.job_id.as_str()], "{time}");
+        assert_eq!(fixture.app.database.engine(&namespace, IDLE, 5).await, [job.job_id.as_str()], "{time}");
     }
-    // It is not requeued for ever: each dispatch may cost the engine a slot.
-    fixture.passed(&job.job_id, "handedout", 301).await;
+    // It is not requeued for ever.
+    fixture.passed(&job.job_id, "dispatchedat", 301).await;
     fixture.sweep().await;
     let status = fixture.status(&job).await;
     assert_eq!(status["status"], 41);
     assert_eq!(status["reason"], "The job could not be started: its environment did not begin it.");
     assert_ne!(status["dateFinished"], Value::Null);
+}
 
-    let damaged = Stored { workflow: Some("{".to_owned()), status: Some(10), ..Stored::default() };
-    let damaged = fixture.row(damaged).await;
-    fixture.passed(&damaged.job_id, "statussince", 301).await;
-    fixture.sweep().await;
-    assert_eq!(fixture.status(&damaged).await["status"], 41);
+#[tokio::test]
+async fn a_job_whose_engine_is_gone_is_requeued() {
+    let fixture = Fixture::start().await;
+    let job = fixture.job(Stored::default()).await;
+    assert_eq!(fixture.app.database.engine(&fixture.app.namespace, r#"{"currentJobs": 3}"#, 1).await.len(), 1);
+    fixture.passed(&job.job_id, "dispatchedat", 4000).await;
+    assert_eq!(count(&fixture.sweep().await, "requeues"), [1, 0, 0, 1]);
+    // Unlike an update, this does not count as an announcement.
+    let silent =
+        "ALTER TABLE envs DISABLE TRIGGER envs_announced; UPDATE envs SET announcedat = now() - interval '3601 s'";
+    fixture.app.database.execute(silent).await;
+    assert_eq!(count(&fixture.sweep().await, "requeues"), [1, 1, 0, 0]);
+}
+
+#[tokio::test]
+async fn a_workflow_that_the_engine_cannot_read_ends_before_it_costs_a_thread() {
+    let fixture = Fixture::start().await;
+    let document = |change: &dyn Fn(&mut Value)| {
+        let mut document = workflow::document("0123", "ocean-compute");
+        change(&mut document);
+        Stored { workflow: Some(document.to_string()), ..Stored::default() }
+    };
+    let stage = |document: &mut Value, path: &str, value: Value| {
+        *document["spec"]["metadata"]["stages"][0].pointer_mut(path).unwrap() = value;
+    };
+    let remove = |document: &mut Value, path: &str, key: &str| {
+        document.pointer_mut(path).unwrap().as_object_mut().unwrap().remove(key).unwrap();
+    };
+    const STAGE: &str = "/spec/metadata/stages/0";
+    let unreadable = [
+        Stored { workflow: Some("{".to_owned()), ..Stored::default() },
+        Stored { workflow: None, ..Stored::default() },
+        document(&|document| remove(document, "/metadata", "name")),
+        document(&|document| remove(document, "/metadata", "labels")),
+        document(&|document| remove(document, "/metadata", "secret")),
+        document(&|document| document["spec"]["metadata"]["stages"] = json!([])),
+        document(&|document| remove(document, STAGE, "compute")),
+        document(&|document| remove(document, STAGE, "input")),
+        document(&|document| stage(document, "/input", json!([{ "url": "https://example.org" }]))),
+        document(&|document| remove(document, &format!("{STAGE}/algorithm"), "id")),
+        document(&|document| remove(document, &format!("{STAGE}/algorithm"), "container")),
+        document(&|document| remove(document, &format!("{STAGE}/algorithm/container"), "entrypoint")),
+        document(&|document| remove(document, &format!("{STAGE}/algorithm/container"), "image")),
+        document(&|document| {
+            stage(document, "/algorithm/container", json!({ "image": "a", "entrypoint": "b", "checksum": "md5:0" }));
+        }),
+    ];
+    let readable = [
+        document(&|_| {}),
+        document(&|document| stage(document, "/input", json!([]))),
+        document(&|document| stage(document, "/algorithm/id", json!(""))),
+        document(&|document| {
+            stage(document, "/algorithm/container", json!({ "image": "a", "entrypoint": "b", "checksum": "sha256:0" }));
+        }),
+        document(&|document| stage(document, "/algorithm/container/image", json!("with \u{0} and \\u0000"))),
+    ];
+    let (mut ended, mut dispatched) = (Vec::new(), Vec::new());
+    for job in unreadable {
+        ended.push(fixture.row(job).await);
+    }
+    for job in readable {
+        dispatched.push(fixture.row(job).await.job_id);
+    }
+    let mut given = fixture.app.database.engine(&fixture.app.namespace, r#"{"currentJobs": 0}"#, 100).await;
+    given.sort();
+    dispatched.sort();
+    assert_eq!(given, dispatched);
+    for job in &ended {
+        let status = fixture.status(job).await;
+        assert_eq!(
+            status["reason"], "The job could not be started: its workflow cannot be read.",
+            "{:?}",
+            job.workflow
+        );
+        assert_eq!((&status["status"], status["dateFinished"].is_null()), (&json!(41), false));
+    }
 }
 
 #[tokio::test]
@@ -281,7 +379,7 @@ async fn a_waiting_job_is_left_alone_unless_it_may_not_be_dispatched_any_more() 
     let late = fixture.job(Stored { valid_until: Some(now() - 1), ..Stored::default() }).await;
     let in_time = fixture.job(Stored { valid_until: Some(now() + 1000), ..Stored::default() }).await;
     for job in [&waits, &in_time] {
-        fixture.passed(&job.job_id, "statussince", 9_999_999).await;
+        fixture.passed(&job.job_id, "seensince", 9_999_999).await;
     }
     let report = fixture.sweep().await;
     assert_eq!(count(&report, "neverStarted"), [3, 3, 0, 0], "{report:#}");
@@ -318,15 +416,15 @@ async fn a_job_without_steps_is_finished_after_two_sweeps() {
     fixture.sweep().await;
     for job in jobs {
         assert_eq!(fixture.status(job).await["dateFinished"], Value::Null, "the second sweep came too soon");
-        fixture.passed(&job.job_id, "absentsince", 61).await;
+        fixture.passed(&job.job_id, "seensince", 301).await;
     }
     // Between two steps there is no Job for a moment.
     let alive = fixture.job(Stored::running()).await;
     fixture.sweep().await;
-    fixture.passed(&alive.job_id, "absentsince", 61).await;
+    fixture.passed(&alive.job_id, "seensince", 301).await;
     fixture.step(&alive.job_id, "publish", 1).await;
     fixture.sweep().await;
-    assert_eq!(fixture.row_of(&alive).await["absentsince"], Value::Null);
+    assert_eq!(fixture.state_of(&alive).await["seen"], Value::Null);
 
     for (job, status, reason) in [
         (&orphan, 41, "The environment lost the job while it ran."),
@@ -353,7 +451,7 @@ async fn an_engine_that_returns_to_a_job_finished_by_the_reaper_changes_nothing(
     let fixture = Fixture::start().await;
     let orphan = fixture.job(Stored::running()).await;
     fixture.sweep().await;
-    fixture.passed(&orphan.job_id, "absentsince", 61).await;
+    fixture.passed(&orphan.job_id, "seensince", 301).await;
     fixture.sweep().await;
     let finished = fixture.status(&orphan).await;
     assert_eq!(finished["status"], 41);
@@ -383,31 +481,37 @@ fn succeeded() -> Value {
 }
 
 #[tokio::test]
-async fn a_job_whose_status_does_not_change_beyond_its_limit_is_finished() {
+async fn a_job_that_no_engine_continues_is_finished_and_one_that_is_published_for_long_is_not() {
     let fixture = Fixture::builder().var("ALGO_POD_TIMEOUT", 3600).start().await;
     let publishing = fixture.job(Stored { status: Some(60), ..Stored::running() }).await;
-    fixture.step(&publishing.job_id, "publish", 10_000).await;
-    // A job with a running step has a day.
-    let day = 24 * 3600;
-    fixture.passed(&publishing.job_id, "statussince", 3600 + day - 100).await;
+    fixture.step(&publishing.job_id, "publish", 24 * 3600 - 100).await;
     let idle = fixture.job(Stored { status: Some(60), ..Stored::running() }).await;
     fixture.step(&idle.job_id, "algorithm", 10_000).await;
     fixture.job_status(&idle.job_id, "algorithm", succeeded()).await;
-    fixture.passed(&idle.job_id, "statussince", 7201).await;
     fixture.sweep().await;
+    for job in [&publishing, &idle] {
+        fixture.passed(&job.job_id, "seensince", 3601).await;
+    }
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "orphans"), [1, 1, 0, 0], "{report:#}");
+    let status = fixture.status(&idle).await;
+    assert_eq!(status["reason"], "The environment did not continue the job.");
+    assert_eq!((&status["status"], &status["stopreq"]), (&json!(41), &json!(0)));
+    // Its outputs may still be published for an hour.
+    assert_eq!(fixture.objects(&idle).await, ["Job/algorithm-job", "WorkFlow"]);
+    fixture.passed(&idle.job_id, "datefinished", 3601).await;
+    fixture.sweep().await;
+    assert_eq!(fixture.objects(&idle).await, ["WorkFlow"]);
+    // A step that does not end is ended after a day. That frees the engine's slot.
     assert_eq!(fixture.status(&publishing).await["dateFinished"], Value::Null);
-    assert_eq!(fixture.status(&idle).await["status"], 41);
-    fixture.passed(&publishing.job_id, "statussince", 101).await;
+    fixture.job_status(&publishing.job_id, "publish", json!({ "startTime": ago(24 * 3600 + 1) })).await;
     fixture.sweep().await;
     let status = fixture.status(&publishing).await;
-    assert_eq!((&status["status"], &status["stopreq"]), (&json!(41), &json!(0)));
-    assert_eq!(status["reason"], "The environment did not continue the job.");
-    // Its outputs may still be published for an hour.
-    assert_eq!(fixture.objects(&publishing).await, ["Job/publish-job", "WorkFlow"]);
-    fixture.passed(&publishing.job_id, "datefinished", 3601).await;
-    fixture.passed(&publishing.job_id, "reapat", 3601).await;
-    fixture.sweep().await;
-    assert_eq!(fixture.objects(&publishing).await, ["WorkFlow"]);
+    assert_eq!(status["reason"], "Publishing the results did not end within 86400 seconds.");
+    assert_eq!(
+        (&status["dateFinished"], fixture.objects(&publishing).await),
+        (&Value::Null, vec!["WorkFlow".to_owned()])
+    );
 }
 
 #[tokio::test]

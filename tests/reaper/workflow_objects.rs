@@ -56,11 +56,12 @@ async fn the_status_of_each_object_follows_the_database() {
     fixture.sweep().await;
     assert_eq!(status().await, json!({ "status": 40, "statusText": "Running algorithm" }));
     let update = "UPDATE jobs SET status = 70, statusText = 'Job finished', reason = 'why', \
-                  dateFinished = '2026-11-22T00:00:00.5' WHERE workflowId = $1";
+                  dateFinished = NOW() WHERE workflowId = $1";
     sqlx::query(update).bind(&job.job_id).execute(&fixture.app.database.pool).await.unwrap();
     fixture.sweep().await;
     let expected = json!({
-        "status": 70, "statusText": "Job finished", "reason": "why", "dateFinished": "1795305600.500000"
+        "status": 70, "statusText": "Job finished", "reason": "why",
+        "dateFinished": fixture.status(&job).await["dateFinished"]
     });
     assert_eq!(status().await, expected);
     assert_eq!(count(&fixture.sweep().await, "statusSync"), [0; 4]);

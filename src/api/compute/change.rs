@@ -10,7 +10,7 @@ use crate::api::schemas::SIGNATURE_EXAMPLE;
 use crate::auth::{Nonce, Operation, Signed};
 use crate::db::{Change, ChangedJobs, JobSelector, ListRange, RequestedBy, TouchedJob};
 use crate::domain::{AgreementId, JobId, Namespace, Owner, ProviderAddress, effective_namespace};
-use crate::kubernetes::{Cluster, ClusterError};
+use crate::kubernetes::{Cluster, ClusterError, EngineObject};
 use crate::telemetry;
 
 /// The number of jobs of one request that are changed in the cluster concurrently.
@@ -135,7 +135,7 @@ async fn change_in_cluster(state: &Compute, change: Change, touched: Vec<Touched
 
 /// Deletes what the engine created for a job, and its WorkFlow object. If one fails, the other is still tried.
 async fn delete_objects(cluster: &Cluster, job_id: &JobId, namespace: &Namespace) -> Result<(), ClusterError> {
-    let objects = cluster.delete_engine_objects(job_id, namespace).await;
+    let objects = cluster.delete_engine_objects(job_id, namespace, &EngineObject::possible(job_id)).await;
     let workflow = cluster.delete_workflow(job_id, namespace, None).await;
     objects.and(workflow).map(|_| ())
 }

@@ -8,7 +8,7 @@ mod stored;
 pub use ascii_json::to_ascii_json;
 pub use completion::Completion;
 pub use document::{Algorithm, Compute, Container, Input, InvalidWorkflow, Seconds, Stage, Workflow};
-pub use stored::{Summary, document, is_readable, stored, stored_expiry, stored_max_time};
+pub use stored::{Summary, document, stored, stored_max_time};
 
 /// A JSON object. Keeps the order of its fields.
 pub type Object = serde_json::Map<String, serde_json::Value>;

@@ -52,21 +52,10 @@ pub fn document(workflow: &Object, job_id: &JobId, namespace: &Namespace) -> Str
     }))
 }
 
-/// Returns whether the engine can read a document.
-pub fn is_readable(document: &str) -> bool {
-    let document: Option<Value> = serde_json::from_str(document).ok();
-    document.is_some_and(|document| document.pointer("/spec/metadata/stages/0").is_some())
-}
-
 /// The `maxtime` of a document, in seconds, if there is one above 0.
 pub fn stored_max_time(document: &str) -> Option<f64> {
     let maxtime = Seconds::of_json(stored_compute(document)?.get("maxtime")?)?;
     (maxtime.0 > 0).then_some(maxtime.0 as f64)
-}
-
-/// The `storageExpiry` of a document, in seconds, if there is one; 0 for never.
-pub fn stored_expiry(document: &str) -> Option<u64> {
-    Some(Seconds::of_json(stored_compute(document)?.get("storageExpiry")?)?.0)
 }
 
 /// The workflow of a document, as it was completed.

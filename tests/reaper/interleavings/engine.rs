@@ -6,7 +6,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::Fate;
-use super::model::{Accepted, Case, OUTPUTS, RETRY_GRACE, SCHEDULE_GRACE};
+use super::model::{Accepted, Case, OUTPUTS, RETRY_GRACE, SCHEDULE_GRACE, START_GRACE};
 use crate::fixture::{ago, container};
 
 /// How far a thread of an engine has come with a job.
@@ -111,7 +111,9 @@ impl Case<'_> {
                 if thread.provisioned {
                     self.set_status(id, 70).await;
                 }
-                self.execute("UPDATE jobs SET dateFinished=NOW() WHERE workflowId=$1", id).await;
+                // In the time zone of its session.
+                self.execute("UPDATE jobs SET dateFinished=NOW() AT TIME ZONE 'Asia/Kolkata' WHERE workflowId=$1", id)
+                    .await;
                 Stage::Finished
             }
             Stage::Finished => {
@@ -146,9 +148,6 @@ impl Case<'_> {
                 .is_none()
         {
             self.cluster().engine_volumes(&self.namespaces[environment], id).await;
-            if self.fixture.app.database.job(id).await.unwrap()["tidied"] == true {
-                self.late.insert(id.to_owned());
-            }
         }
     }
 
@@ -217,7 +216,8 @@ impl Case<'_> {
                 };
                 json!([
                     { "type": "PodScheduled", "status": scheduled, "reason": unschedulable, "lastTransitionTime": ago(0) },
-                    { "type": "ContainersReady", "status": "False", "lastTransitionTime": ago(0) },
+                    // From its first moments on the node.
+                    { "type": "ContainersReady", "status": "False", "lastTransitionTime": ago(7200) },
                 ])
             };
             let state = |state: Value| json!([container(component.name(), state)]);
@@ -260,6 +260,13 @@ impl Case<'_> {
                         }))
                     }),
                     Some(RETRY_GRACE),
+                ),
+                Fate::HasNoVolume => (
+                    json!({
+                        "phase": "Pending", "startTime": ago(0), "conditions": conditions("True"),
+                        "containerStatuses": state(json!({ "waiting": { "reason": "ContainerCreating" } }))
+                    }),
+                    Some(START_GRACE),
                 ),
                 Fate::HasNoNode => {
                     (json!({ "phase": "Pending", "conditions": conditions("False") }), Some(SCHEDULE_GRACE))

@@ -1,13 +1,13 @@
 //! The model: callers, engines, administrators, faults and time around a service and its reaper.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use fake_kubernetes::Match;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod, PodStatus};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use operator_service::db::DatabaseError;
@@ -34,6 +34,9 @@ pub(super) const SETTLING: f64 = 3600.0;
 /// How long problems have to last at least, in seconds.
 pub(super) const RETRY_GRACE: f64 = 300.0;
 pub(super) const SCHEDULE_GRACE: f64 = 900.0;
+pub(super) const START_GRACE: f64 = 3600.0;
+/// How long a step other than the algorithm may take.
+pub(super) const LONGEST_STEP: f64 = 86_400.0;
 pub(super) const OUTPUTS: &str =
     r#"[{"filename": "out.txt", "filesize": 5, "type": "output", "url": "https://example.org/out.txt"}]"#;
 pub(super) const OWNER: &str = "0xC41808BBef371AD5CFc76466dDF9dEe228d2BdAA";
@@ -95,7 +98,11 @@ impl World {
         for used in std::mem::replace(&mut *self.used.lock().await, namespaces.clone()) {
             Api::<Namespace>::all(cluster.client.clone()).delete(&used, &DeleteParams::background()).await.unwrap();
         }
-        self.fixture.app.database.execute("TRUNCATE jobs, envs, sweptenvs, keptlogs, usednonces, nonces").await;
+        self.fixture
+            .app
+            .database
+            .execute("TRUNCATE jobs, reaperjobs, envs, sweptenvs, keptlogs, usednonces, nonces")
+            .await;
         self.fixture.app.database.execute("UPDATE sweeps SET holder = NULL, helduntil = '-infinity'").await;
         self.fixture.app.database.execute("UPDATE clock.ahead SET ahead = '0'").await;
         let mut case = Case {
@@ -109,12 +116,14 @@ impl World {
             down: false,
             throttled: 0,
             lost: 0,
-            late: BTreeSet::new(),
+            forbidden: None,
+            alive: [true; ENVIRONMENTS],
+            deleted_by_hand: false,
             history: Vec::new(),
             tally: &self.tally,
         };
         for (environment, namespace) in case.namespaces.iter().enumerate() {
-            self.fixture.app.database.engine(namespace, announcement(environment), 0).await;
+            self.fixture.app.database.engine(namespace, &announcement(environment, 0), 0).await;
         }
         for (number, event) in events.iter().enumerate() {
             case.history.push(format!("{number}: {event:?}"));
@@ -124,8 +133,10 @@ impl World {
     }
 }
 
-pub(super) fn announcement(environment: usize) -> &'static str {
-    ["{}", r#"{"maxJobDuration": 1800}"#][environment]
+/// What the engine of an environment announces that has this number of threads.
+fn announcement(environment: usize, threads: usize) -> String {
+    let limit = [Value::Null, json!(1800)][environment].clone();
+    json!({ "currentJobs": threads, "maxJobDuration": limit }).to_string()
 }
 
 /// A job that was accepted.
@@ -149,8 +160,12 @@ pub(super) struct Case<'a> {
     /// How many of the next requests of the service and the reaper are throttled, and how many answers are lost.
     pub(super) throttled: usize,
     pub(super) lost: usize,
-    /// Jobs whose volumes were created after their cleanup.
-    pub(super) late: BTreeSet<String>,
+    /// The environment that may not be read.
+    pub(super) forbidden: Option<usize>,
+    /// Whether an administrator has deleted an object.
+    pub(super) deleted_by_hand: bool,
+    /// Whether the engine of each environment runs.
+    pub(super) alive: [bool; ENVIRONMENTS],
     pub(super) history: Vec<String>,
     pub(super) tally: &'a Mutex<BTreeMap<String, u64>>,
 }
@@ -178,11 +193,7 @@ impl<'a> Case<'a> {
         self.cluster().stand_in().clear_requests();
         match event {
             Event::Act(act) => self.act(act).await,
-            Event::Time(minutes) => {
-                self.time(minutes * 60).await;
-                let moment = self.moment().await;
-                self.check(&[&moment], &moment, Who::Time, None);
-            }
+            Event::Time(minutes) => self.time(minutes * 60).await,
             Event::Sweep { broken, killed } => self.sweep(broken.as_ref(), *killed).await,
             Event::DryRun => {
                 let before = self.moment().await;
@@ -196,7 +207,8 @@ impl<'a> Case<'a> {
                 assert_eq!(after.objects, before.objects, "a dry run changed an object: {:#?}", self.history);
             }
             Event::Down => self.down = true,
-            Event::Up => (self.down, self.throttled, self.lost) = (false, 0, 0),
+            Event::Forbid(environment) => self.forbidden = Some(*environment),
+            Event::Up => (self.down, self.throttled, self.lost, self.forbidden) = (false, 0, 0, None),
             Event::Throttle(times) => self.throttled = *times,
             Event::LoseAnswers(times) => self.lost = *times,
         }
@@ -207,6 +219,9 @@ impl<'a> Case<'a> {
         let faults = self.cluster().stand_in().faults();
         if self.down {
             faults.refuse_connections();
+        }
+        if let Some(environment) = self.forbidden {
+            faults.answer(Match::any().namespace(&self.namespaces[environment]), 403);
         }
         if self.throttled > 0 {
             faults.throttle(Match::any().times(self.throttled), Duration::ZERO);
@@ -276,6 +291,7 @@ impl<'a> Case<'a> {
             }
             Act::Crash { environment } => {
                 self.threads.values_mut().for_each(|threads| threads.retain(|it| it.environment != *environment));
+                self.alive[*environment] = false;
                 Who::Engine
             }
             Act::Pods { job, fate } => {
@@ -290,12 +306,15 @@ impl<'a> Case<'a> {
             }
         };
         let after = self.moment().await;
-        self.check(&[&before], &after, who, None);
+        self.check(&[&before], &after, who);
     }
 
     pub(super) async fn announce(&mut self, before: &Moment, environment: usize, slots: i32) {
         let namespace = self.namespaces[environment].clone();
-        let given = self.fixture.app.database.engine(&namespace, announcement(environment), slots).await;
+        self.alive[environment] = true;
+        let threads = self.threads.values().flatten().filter(|thread| thread.environment == environment).count();
+        let announcement = announcement(environment, threads);
+        let given = self.fixture.app.database.engine(&namespace, &announcement, slots).await;
         assert!(given.len() <= slots as usize);
         for id in given {
             let row = &before.rows[&id];
@@ -307,7 +326,13 @@ impl<'a> Case<'a> {
                 self.history
             );
             let thread = Thread { environment, stage: Stage::Given, provisioned: false };
-            self.threads.entry(id).or_default().push(thread);
+            let threads = self.threads.entry(id).or_default();
+            assert!(
+                threads.is_empty(),
+                "dispatched, though the engine has a thread for it: {row:#?} {:#?}",
+                self.history
+            );
+            threads.push(thread);
         }
     }
 
@@ -367,6 +392,7 @@ impl<'a> Case<'a> {
         if self.down || theirs.is_empty() {
             return;
         }
+        self.deleted_by_hand = true;
         let (kind, name) = *object.get(&theirs);
         let params = DeleteParams::background();
         let environment = job.environment;
@@ -397,10 +423,19 @@ impl<'a> Case<'a> {
                 jobs.patch_status(&name, &PatchParams::default(), &patch).await.unwrap();
             }
             for pod in self.api::<Pod>(environment).list(&Default::default()).await.unwrap() {
-                let (name, patch) = put_back(pod.metadata.name, &pod.status, seconds);
+                // Its kubelet has seen it by now.
+                let status = pod.status.map(|status| PodStatus {
+                    start_time: status.start_time.or(pod.metadata.creation_timestamp),
+                    ..status
+                });
+                let (name, patch) = put_back(pod.metadata.name, &status, seconds);
                 let pods = self.api::<Pod>(environment);
                 pods.patch_status(&name, &PatchParams::default(), &patch).await.unwrap();
             }
+        }
+        let before = self.moment().await;
+        for environment in (0..ENVIRONMENTS).filter(|environment| self.alive[*environment]).collect::<Vec<_>>() {
+            self.announce(&before, environment, 0).await;
         }
     }
 
@@ -408,7 +443,6 @@ impl<'a> Case<'a> {
 
     pub(super) async fn sweep(&mut self, broken: Option<&(Break, Vec<Act>)>, killed: bool) {
         let mut moments = vec![self.moment().await];
-        let clean = !self.down && self.throttled + self.lost == 0;
         self.inject_faults();
         let stand_in = self.cluster().stand_in();
         let reaper = &self.fixture.reaper;
@@ -426,7 +460,7 @@ impl<'a> Case<'a> {
             .await;
             self.clear_faults();
             let moment = self.moment().await;
-            self.check(&moments.iter().collect::<Vec<_>>(), &moment, Who::Reaper, None);
+            self.check(&moments.iter().collect::<Vec<_>>(), &moment, Who::Reaper);
             if report.is_none() {
                 for act in acts {
                     self.act(act).await;
@@ -454,13 +488,17 @@ impl<'a> Case<'a> {
             None => sweep.await.unwrap(),
         };
         self.clear_faults();
+        let actions =
+            report.jobs.iter().map(|entry| format!("{:?} {:?} {:?}", entry.kind, entry.outcome, entry.reason));
+        self.history.push(format!("    {:?} {:?}", actions.collect::<Vec<_>>(), report.problems));
         for (kind, count) in &report.kinds {
             *self.tally.lock().await.entry(format!("done: {kind:?}")).or_default() += count.done;
             *self.tally.lock().await.entry(format!("failed: {kind:?}")).or_default() += count.failed;
         }
         assert_eq!(report.skipped, None, "{:#?}", self.history);
         let after = self.moment().await;
-        self.check(&moments.iter().collect::<Vec<_>>(), &after, Who::Reaper, Some(&report).filter(|_| clean));
+        self.check(&moments.iter().collect::<Vec<_>>(), &after, Who::Reaper);
+        self.check_expiry(&moments[0], &after);
     }
 }
 
