@@ -153,10 +153,10 @@ impl Database {
                             ORDER BY used.signer LIMIT 1), number + 1
                     FROM signers WHERE signers.signer IS NOT NULL AND number < 2000
                 ), old AS (
-                    SELECT used.signer, used.ns
+                    SELECT used.place
                     FROM signers
                     CROSS JOIN LATERAL (
-                        SELECT signer, ns FROM usednonces
+                        SELECT ctid AS place FROM usednonces
                         WHERE usednonces.signer = signers.signer
                           AND ns < (SELECT max(highest.ns) FROM usednonces AS highest
                                     WHERE highest.signer = signers.signer) - $1::float8::numeric * 1e9
@@ -165,8 +165,8 @@ impl Database {
                     ) AS used
                     LIMIT 10000
                 ), gone AS (
-                    DELETE FROM usednonces USING old
-                    WHERE NOT $2 AND usednonces.signer = old.signer AND usednonces.ns = old.ns
+                    DELETE FROM usednonces
+                    WHERE NOT $2 AND ctid = ANY (ARRAY(SELECT place FROM old))
                     RETURNING usednonces.signer, usednonces.ns
                 ), recorded AS (
                     INSERT INTO prunednonces (signer, ns)
