@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use crate::child::{Directory, Env, OPERATOR_SERVICE, Process, Service, run, stderr};
 use crate::fixture::{Fixture, OWNER, hosts, parts};
 use crate::origin::{Answer as File, Origin};
-use crate::support::{Answer, Call, TestDatabase, client, eventually};
+use crate::support::{Answer, Call, Stored, TestDatabase, client, eventually};
 
 async fn get(service: &Service, path: &str) -> Answer {
     Answer::of(client().get(service.url(path)).send().await.unwrap()).await
@@ -377,6 +377,30 @@ async fn a_request_is_logged_without_its_parameters() {
         assert!(line.contains(part), "{part} is not in {line}");
     }
     assert!(!line.contains("0xsigned") && !line.contains(OWNER), "{line}");
+}
+
+#[tokio::test]
+async fn damaged_rows_are_logged_once_for_each_answer_with_their_number() {
+    let (database, _key, env) = parts().await;
+    for workflow in ["{", "null", "[]"] {
+        Stored { workflow: Some(workflow.to_owned()), ..Stored::running() }.insert(&database).await;
+    }
+    let intact = Stored::running().insert(&database).await;
+    let mut service = Service::start(&env).await;
+    let logged = |service: &Service| service.process.output().matches("damaged or empty").count();
+    for answers in 1..=2 {
+        let listed = get(&service, "/api/v1/operator/runningjobs").await.ok();
+        assert_eq!(listed.as_array().unwrap().len(), 4, "{listed:#}");
+        assert!(listed.to_string().contains(&intact.job_id));
+        // What was logged for the list comes before what is logged for the next request.
+        get(&service, "/api/v1/operator/compute?owner=nobody").await;
+        eventually("the next request's line", crate::LIMIT, async || {
+            (service.process.output().matches("answered").count() == 2 * answers).then_some(())
+        })
+        .await;
+        assert_eq!(logged(&service), answers);
+    }
+    assert!(service.process.line("damaged_rows=").await.contains("damaged_rows=3"));
 }
 
 // migrate
