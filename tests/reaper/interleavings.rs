@@ -52,6 +52,8 @@ pub enum Break {
     Requests(usize),
     /// After it was polled this number of times: anywhere, including the database's statements.
     Polls(usize),
+    /// When it is about to end a step: it looks for the pod whose log is to be kept.
+    EndStep,
 }
 
 /// What callers, engines and administrators do.
@@ -155,7 +157,11 @@ fn killed() -> impl Strategy<Value = Option<usize>> {
 
 fn event() -> impl Strategy<Value = Event> {
     let minutes = prop_oneof![6 => 1..20_i64, 2 => 25..75_i64, 1 => 100..200_i64, 1 => 1000..12_000_i64];
-    let broken = prop_oneof![(1..40_usize).prop_map(Break::Requests), (1..400_usize).prop_map(Break::Polls)];
+    let broken = prop_oneof![
+        1 => (1..40_usize).prop_map(Break::Requests),
+        1 => (1..400_usize).prop_map(Break::Polls),
+        2 => Just(Break::EndStep),
+    ];
     let broken = proptest::option::of((broken, proptest::collection::vec(act(), 0..4)));
     prop_oneof![
         20 => act().prop_map(Event::Act),

@@ -455,6 +455,10 @@ impl<'a> Case<'a> {
                 match *at {
                     Break::Requests(most) => stand_in.requests().len() >= most,
                     Break::Polls(most) => polls > most,
+                    Break::EndStep => stand_in
+                        .requests()
+                        .iter()
+                        .any(|it| it.resource == "pods" && it.label_selector.contains(",component=")),
                 }
             })
             .await;
