@@ -1,6 +1,6 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint fmt sqlx crd docs validate build deploy logs bump clean
+.PHONY: help demo run test lint fmt sqlx crd docs validate build configure deploy status destroy logs bump clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -46,11 +46,20 @@ validate: ## Check template.yaml and infra/ without an AWS account
 build: ## Build the functions for AWS Lambda
 	@scripts/aws-tools scripts/build-functions
 
-deploy: ## Deploy the built functions to AWS; asks for the parameters the first time
-	@scripts/aws-tools scripts/deploy
+configure: ## Write environments/ENV.toml from what AWS knows: ENV=name [CLUSTER= REGION= DATABASE=new]
+	@scripts/aws-tools python scripts/deployment.py configure "$(ENV)" --cluster="$(CLUSTER)" --region="$(REGION)" --database="$(DATABASE)"
 
-logs: ## Follow the logs of the deployed functions
-	@scripts/aws-tools sam logs
+deploy: ## Deploy the built functions, and the stacks that they need: ENV=name
+	@scripts/aws-tools python scripts/deployment.py deploy "$(ENV)"
+
+status: ## Show stacks, versions, alarms, the last sweep and the schema: ENV=name
+	@scripts/aws-tools python scripts/deployment.py status "$(ENV)"
+
+destroy: ## Delete an installation; the database stays, unless DATA=delete: ENV=name CONFIRM=stack
+	@scripts/aws-tools python scripts/deployment.py destroy "$(ENV)" --confirm="$(CONFIRM)" --data="$(DATA)"
+
+logs: ## Follow the logs of the deployed functions: STACK=name
+	@scripts/aws-tools sam logs --stack-name "$(STACK)" --tail
 
 bump: ## Raise the version: make bump PART=major|minor|patch
 	@scripts/bump $(PART)

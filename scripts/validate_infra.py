@@ -17,6 +17,7 @@ import types
 
 import kubernetes_validate
 import yaml
+from botocore.exceptions import ClientError
 from samcli.yamlhelper import yaml_parse
 from samtranslator.translator.transform import transform
 
@@ -28,11 +29,14 @@ KUBERNETES = ["1.32", "1.33", "1.34", "1.35", "1.36"]
 ANY_RESOURCE = {
     "ec2:DescribeNetworkInterfaces",
     "ec2:DescribeSubnets",
+    "cloudwatch:DescribeAlarms",
     "xray:PutTraceSegments",
     "xray:PutTelemetryRecords",
 }
-# Only `operator-service serve` reads them.
-SERVER_ONLY = {"HOST", "PORT", "LOCAL_ADMIN"}
+# Only `operator-service serve` reads them, or nobody sets them for a function.
+SERVER_ONLY = {"HOST", "PORT", "LOCAL_ADMIN", "LOG_CFG", "POSTGRES_POOL_SIZE"}
+# Secrets are no parameters: functions read them from Secrets Manager.
+SECRETS = {"POSTGRES_PASSWORD", "X_API_KEY", "CLIENT_ID"}
 # SAM's translator logs the state of its feature toggles.
 logging.disable()
 
@@ -69,13 +73,13 @@ def printed(*arguments, keys):
     return entries
 
 
-def transformed():
-    """template.yaml as SAM passes it to CloudFormation."""
+def transformed(**given):
+    """template.yaml as SAM passes it to CloudFormation, with these parameters."""
     template = yaml_parse((ROOT / "template.yaml").read_text())
     for resource in template["Resources"].values():
-        if "CodeUri" in resource.get("Properties", {}):
+        if "BuildProperties" in resource.get("Metadata", {}):
             resource["Properties"]["CodeUri"] = "s3://bucket/" + resource["Metadata"]["BuildProperties"]["Binary"]
-    parameters = {name: parameter.get("Default", "") for name, parameter in template["Parameters"].items()}
+    parameters = {name: parameter.get("Default", "") for name, parameter in template["Parameters"].items()} | given
     policies = types.SimpleNamespace(load=dict)
     return transform(template, parameters, policies)
 
@@ -104,7 +108,7 @@ def check_routes(resources):
         check(list(methods) == ["x-amazon-apigateway-any-method"], f"{path}: accepts {list(methods)} instead of every method")
         integration = next(iter(methods.values()))["x-amazon-apigateway-integration"]
         uri = json.dumps(integration["uri"])
-        function = re.search(r"\$\{(\w+)Function\.Arn\}", uri).group(1).lower()
+        function = re.search(r"\$\{(\w+)FunctionAliaslive\}", uri).group(1).lower()
         routes[path] = function
         streams = integration.get("responseTransferMode") == "STREAM"
         check(streams == (function == "results"), f"{path}: {'streams' if streams else 'does not stream'} its responses")
@@ -152,10 +156,48 @@ def check_variables(resources):
         check(name == "ReaperFunction" or not of_reaper, f"{name}: is given variables of the reaper: {sorted(of_reaper)}")
         given |= variables
     # AWS_* are the SDK's: set by Lambda, or used in tests. Lambda accepts no name with a hyphen.
-    settable = {name for name in read - SERVER_ONLY if re.fullmatch(r"[A-Za-z]\w+", name) and not name.startswith("AWS_")}
+    settable = {name for name in read - SERVER_ONLY - SECRETS if re.fullmatch(r"[A-Za-z]\w+", name) and not name.startswith("AWS_")}
+    check(not given & SECRETS, f"template.yaml sets secrets: {sorted(given & SECRETS)}")
     missing, unread = sorted(settable - given), sorted(given - read)
     check(not missing, f"template.yaml cannot set {missing}, which `operator-service variables` lists")
     check(not unread, f"template.yaml sets {unread}, which `operator-service variables` does not list")
+
+
+def check_schema():
+    """CloudFormation calls the migration again, of the function as it is, whenever it would use another database or login."""
+
+    def schema(**given):
+        resources = transformed(**given)["Resources"]
+        return resources["Schema"]["Properties"], resources
+
+    properties, resources = schema(Release="a" * 64)
+    check(properties["Migrate"] == {"Fn::GetAtt": ["MigrateFunction", "Arn"]}, "Schema: calls a version of migrate, whose variables may be old")
+    variables = resources["MigrateFunction"]["Properties"]["Environment"]["Variables"]
+    used = set(re.findall(r'"Ref": "(Postgres\w+)"', json.dumps(variables)))
+    named = set(re.findall(r"\$\{(Postgres\w+)\}", json.dumps(properties)))
+    check(used and used <= named, f"Schema: migrate is not called when one of these changes: {sorted(used - named)}")
+    # A release is other code or another parameter.
+    check(properties != schema(Release="b" * 64)[0], "Schema: migrate is not called for another release")
+    versions = {name for name, resource in resources.items() if resource["Type"] == "AWS::Lambda::Version"}
+    stale = versions & {name for name in schema(Release="b" * 64)[1]}
+    check(versions and not stale, f"a new release does not publish a new version: {sorted(stale)}")
+
+
+def check_settings(resources):
+    """What an installation once stumbled over."""
+    text = (ROOT / "template.yaml").read_text()
+    secret = set(re.findall(r"^  (\w+): .*NoEcho: true", text, re.MULTILINE)) - {"AllowedAdmins"}
+    check(not secret, f"secrets are parameters: {sorted(secret)}")
+    stage = next(resource for resource in resources.values() if resource["Type"] == "AWS::ApiGateway::Stage")
+    check("DisableDefaultEndpoint" in json.dumps(stage), "the stage does not change with DisableDefaultEndpoint, which then has no effect")
+    # https://www.postgresql.org/docs/current/sql-keywords-appendix.html
+    data = yaml_parse((ROOT / "infra/data.yaml").read_text())
+    names = {template["Parameters"][parameter]["Default"] for template, parameter in (
+        (yaml_parse(text), "PostgresDb"), (data, "DatabaseName"))}
+    check(names == {"operator_service"}, f"the database's name is a keyword, or differs between the templates: {names}")
+    check(set(data["Outputs"]) - {"EngineHost", "EngineSecretArn"} <= set(yaml_parse(text)["Parameters"]), "an output of infra/data.yaml is no parameter")
+    monitoring = (ROOT / "infra/monitoring.yaml").read_text()
+    check("ApproximateNumberOfMessagesVisible" not in monitoring, "an alarm lasts until the messages of a queue that nobody reads expire")
 
 
 def check_migration(resources):
@@ -171,11 +213,11 @@ def check_migration(resources):
         def log_message(self, *_):
             pass
 
-    class Conflict(Exception):
-        pass
+    class Refused(ClientError):
+        def __init__(self, code):
+            super().__init__({"Error": {"Code": code}}, "Invoke")
 
     class Lambda:
-        exceptions = types.SimpleNamespace(ResourceConflictException=Conflict, ResourceNotReadyException=Conflict)
         calls = []
 
         def invoke(self, **call):
@@ -209,8 +251,16 @@ def check_migration(resources):
 
     outcomes = []
     check(run("Create", {"payload": {}})[::2] == (["SUCCESS"], 1), "migration: a successful one is not reported as SUCCESS")
-    waited = run("Update", Conflict(), {"payload": {}})[::2]
-    check(waited == (["SUCCESS"], 2), "migration: does not wait until the new version of migrate is ready")
+    for refusal in ("ResourceConflictException", "ResourceNotReadyException", "AccessDeniedException"):
+        waited = run("Update", Refused(refusal), {"payload": {}})[::2]
+        check(waited == (["SUCCESS"], 2), f"migration: does not try again after {refusal}, which passes")
+    denied = run("Update", *[Refused("AccessDeniedException") for _ in range(50)])[::2]
+    check(denied == (["FAILED"], 12), f"migration: tries without end: {denied}")
+    other = run("Update", Refused("InvalidParameterValueException"))[::2]
+    check(other == (["FAILED"], 1), f"migration: repeats an error that does not pass: {other}")
+    rolled_back = run("Update", {"error": True, "payload": {"errorMessage": "broken"}}, {"payload": {}})[0]
+    rolled_back += run("Update", {"payload": {}})[0]
+    check(rolled_back == ["FAILED", "SUCCESS"], f"migration: a rollback after a failure: {rolled_back}")
     status, reason, _ = run("Create", {"error": True, "payload": {"errorMessage": "no such column"}})
     failed = status == ["FAILED"] and "no such column" in reason
     check(failed, "migration: a failed one is not reported as FAILED with its reason")
@@ -218,6 +268,7 @@ def check_migration(resources):
     check(run("Delete")[::2] == (["SUCCESS"], 0), "migration: invokes migrate when the stack is deleted")
     server.shutdown()
 
+    # Before the invocation that counts there may be 11 pauses of 5 s.
     timeouts = [
         resources["MigrateFunction"]["Properties"]["Timeout"],
         int(re.search(r"read_timeout=(\d+)", code).group(1)),
@@ -251,6 +302,8 @@ def main():
     check_permissions(resources)
     check_variables(resources)
     check_migration(resources)
+    check_schema()
+    check_settings(resources)
     for template in glob.glob("infra/*.yaml", root_dir=ROOT):
         nested = yaml_parse((ROOT / template).read_text())["Resources"]
         for name, resource in nested.items():

@@ -59,6 +59,9 @@ pub enum AwsError {
     /// `secretsmanager:GetSecretValue` failed, or the secret cannot be used.
     #[error("the secret that POSTGRES_SECRET_ARN names cannot be read")]
     Secret(#[source] Cause),
+    /// As [`Self::Secret`], of the secret with the headers for origins of results.
+    #[error("the secret that RESULT_SECRET_ARN names cannot be read")]
+    ResultSecret(#[source] Cause),
     /// Neither the environment nor the secret has one of the database's parameters. The name of its variable.
     #[error("{0} is not set, and the secret that POSTGRES_SECRET_ARN names does not contain its value")]
     Incomplete(&'static str),

@@ -1,6 +1,6 @@
-//! Secrets Manager: the secret with the database's credentials.
+//! Secrets Manager: the database's credentials, and the keys for origins of results.
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::{Account, AwsError, Cause};
@@ -40,39 +40,67 @@ fn port<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u16>
     }
 }
 
-/// Reads the secret's current version.
-pub async fn database(account: &Account, arn: &str) -> Result<DatabaseSecret, AwsError> {
-    let client = aws_sdk_secretsmanager::Client::new(account.sdk().await);
-    let response = client.get_secret_value().secret_id(arn).send().await;
-    let response = response.map_err(|error| AwsError::Secret(Cause::of(aws_sdk_secretsmanager::Error::from(error))))?;
-    let text = response.secret_string().ok_or_else(|| AwsError::Secret(Cause::of("it is binary, not text")))?;
-    parse(text)
+/// The headers for origins of results.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ResultSecret {
+    /// The value of `X-API-KEY`.
+    #[serde(default, rename = "X-API-KEY")]
+    pub api_key: Option<SecretString>,
+    /// The value of `CLIENT-ID`.
+    #[serde(default, rename = "CLIENT-ID")]
+    pub client_id: Option<SecretString>,
 }
 
-fn parse(text: &str) -> Result<DatabaseSecret, AwsError> {
+/// Reads the current version of the database's secret.
+pub async fn database(account: &Account, arn: &str) -> Result<DatabaseSecret, AwsError> {
+    let text = read(account, arn).await.map_err(AwsError::Secret)?;
+    parse(&text, "username and password").map_err(AwsError::Secret)
+}
+
+/// Reads the current version of the secret for origins of results.
+pub async fn results(account: &Account, arn: &str) -> Result<ResultSecret, AwsError> {
+    let text = read(account, arn).await.map_err(AwsError::ResultSecret)?;
+    let secret: ResultSecret = parse(&text, "X-API-KEY and CLIENT-ID").map_err(AwsError::ResultSecret)?;
+    if secret.api_key.is_none() && secret.client_id.is_none() {
+        return Err(AwsError::ResultSecret(Cause::of("it holds neither X-API-KEY nor CLIENT-ID")));
+    }
+    let cannot_be_sent = |value: &SecretString| axum::http::HeaderValue::from_str(value.expose_secret()).is_err();
+    if [&secret.api_key, &secret.client_id].into_iter().flatten().any(cannot_be_sent) {
+        return Err(AwsError::ResultSecret(Cause::of("one of its values is not text that a header can hold")));
+    }
+    Ok(secret)
+}
+
+async fn read(account: &Account, arn: &str) -> Result<String, Cause> {
+    let client = aws_sdk_secretsmanager::Client::new(account.sdk().await);
+    let response = client.get_secret_value().secret_id(arn).send().await;
+    let response = response.map_err(|error| Cause::of(aws_sdk_secretsmanager::Error::from(error)))?;
+    let text = response.secret_string().ok_or_else(|| Cause::of("it is binary, not text"))?;
+    Ok(text.to_owned())
+}
+
+fn parse<T: serde::de::DeserializeOwned>(text: &str, names: &str) -> Result<T, Cause> {
     serde_json::from_str(text).map_err(|error| {
         // serde's message may contain the secret.
         let kind = error.classify();
-        AwsError::Secret(Cause::of(format!("it is not a JSON object with username and password ({kind:?} error)")))
+        Cause::of(format!("it is not a JSON object with {names} ({kind:?} error)"))
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret;
-
     use super::*;
 
     #[test]
     fn managed_and_rotated_secrets() {
-        let managed = parse(r#"{"username":"operator","password":" p\"4 "}"#).unwrap();
+        let managed: DatabaseSecret = parse(r#"{"username":"operator","password":" p\"4 "}"#, "").unwrap();
         assert_eq!((managed.username.as_str(), managed.password.expose_secret()), ("operator", " p\"4 "));
         assert_eq!((managed.host, managed.port, managed.dbname), (None, None, None));
         for port in ["5433", "\"5433\""] {
             let text = format!(
                 r#"{{"engine":"postgres","host":"db","username":"u","password":"p","dbname":"d","port":{port},"more":1}}"#
             );
-            let rotated = parse(&text).unwrap();
+            let rotated: DatabaseSecret = parse(&text, "").unwrap();
             let found = (rotated.host.as_deref(), rotated.port, rotated.dbname.as_deref());
             assert_eq!(found, (Some("db"), Some(5433), Some("d")));
         }
@@ -81,9 +109,8 @@ mod tests {
     #[test]
     fn errors_do_not_repeat_an_invalid_secret() {
         for text in ["topsecret", r#"{"username":"topsecret"}"#, r#"{"username":"u","password":["topsecret"]}"#] {
-            let error = parse(text).unwrap_err();
-            let AwsError::Secret(cause) = &error else { panic!("{error}") };
-            assert!(!format!("{error} {cause} {error:?}").contains("topsecret"), "{error:?}");
+            let error = parse::<DatabaseSecret>(text, "username").unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("topsecret"), "{error:?}");
         }
     }
 }

@@ -22,7 +22,7 @@ pub use jobs::{JobsConfig, OptionalSeconds};
 pub use log::LogConfig;
 pub use reaper::ReaperRules;
 pub use server::ServerConfig;
-pub use storage::{HostPattern, StorageConfig};
+pub use storage::{ApiKeys, HostPattern, StorageConfig};
 pub use table::{Entry, markdown, table};
 
 use variables::Reader;

@@ -35,6 +35,12 @@ const CLIENT_ID: Variable<Unset> = Variable {
     default: Unset("none"),
     description: "As `CLIENT-ID`, where a variable's name cannot have dashes.",
 };
+const RESULT_SECRET_ARN: Variable<Unset> = Variable {
+    name: "RESULT_SECRET_ARN",
+    default: Unset("none"),
+    description: "Instead of `X_API_KEY` and `CLIENT_ID`: the ARN or name of a secret in AWS Secrets Manager, a JSON object \
+        that holds `X-API-KEY`, `CLIENT-ID` or both. It is read when an origin needs it, and again after five minutes.",
+};
 const RESULT_API_KEY_HOSTS: Variable<Unset> = Variable {
     name: "RESULT_API_KEY_HOSTS",
     default: Unset("`RESULT_HOSTS_ALLOWED`"),
@@ -72,6 +78,7 @@ pub(super) const SECTION: Section = Section {
         &X_API_KEY,
         &CLIENT_ID_WITH_DASH,
         &CLIENT_ID,
+        &RESULT_SECRET_ARN,
         &RESULT_API_KEY_HOSTS,
         &RESULT_TIMEOUT,
         &RESULT_IDLE_TIMEOUT,
@@ -91,10 +98,8 @@ pub struct StorageConfig {
     pub hosts_allowed: Vec<HostPattern>,
     /// Hosts that the API key and client id are sent to (RESULT_API_KEY_HOSTS, else RESULT_HOSTS_ALLOWED).
     pub api_key_hosts: Vec<HostPattern>,
-    /// X-API-KEY or X_API_KEY
-    pub api_key: Option<SecretString>,
-    /// CLIENT-ID or CLIENT_ID
-    pub client_id: Option<SecretString>,
+    /// What the hosts of `api_key_hosts` are sent.
+    pub api_keys: ApiKeys,
     /// How long an origin may take until its response begins (RESULT_TIMEOUT).
     pub timeout: Duration,
     /// How long an origin may pause within its response (RESULT_IDLE_TIMEOUT).
@@ -105,6 +110,44 @@ pub struct StorageConfig {
     pub s3_endpoint: Option<Url>,
     /// The maximum bytes of a result in one response; `None` for no limit (RESULT_STREAM_LIMIT).
     pub stream_limit: Option<u64>,
+}
+
+/// The values of two headers that some origins need.
+#[derive(Debug, Clone)]
+pub enum ApiKeys {
+    /// The values themselves.
+    Given {
+        /// X-API-KEY or X_API_KEY
+        api_key: Option<SecretString>,
+        /// CLIENT-ID or CLIENT_ID
+        client_id: Option<SecretString>,
+    },
+    /// The ARN or name of a secret that holds them (RESULT_SECRET_ARN).
+    Secret(String),
+}
+
+impl ApiKeys {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        // A Lambda function's environment variables cannot hold a dash.
+        let api_key = reader.header_secret([&X_API_KEY_WITH_DASHES, &X_API_KEY]);
+        let client_id = reader.header_secret([&CLIENT_ID_WITH_DASH, &CLIENT_ID]);
+        match reader.text(&RESULT_SECRET_ARN) {
+            Some(_) if api_key.is_some() || client_id.is_some() => {
+                reader.must_be(
+                    "X_API_KEY, CLIENT_ID and RESULT_SECRET_ARN",
+                    "alternatives: set the secret or the others",
+                );
+                Self::Given { api_key, client_id }
+            }
+            Some(secret) => Self::Secret(secret),
+            None => Self::Given { api_key, client_id },
+        }
+    }
+
+    /// Returns whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Given { api_key: None, client_id: None })
+    }
 }
 
 impl StorageConfig {
@@ -120,9 +163,7 @@ impl StorageConfig {
         Self {
             api_key_hosts: api_key_hosts.unwrap_or_else(|| hosts_allowed.clone()),
             hosts_allowed,
-            // A Lambda function's environment variables cannot hold a dash.
-            api_key: reader.header_secret([&X_API_KEY_WITH_DASHES, &X_API_KEY]),
-            client_id: reader.header_secret([&CLIENT_ID_WITH_DASH, &CLIENT_ID]),
+            api_keys: ApiKeys::read(reader),
             timeout: Duration::from_secs(reader.seconds(&RESULT_TIMEOUT)),
             idle_timeout: Duration::from_secs(reader.seconds(&RESULT_IDLE_TIMEOUT)),
             output_buckets: reader.list(&OUTPUT_BUCKETS).unwrap_or_default(),

@@ -61,7 +61,7 @@ pub fn cluster(config: &Config) -> Cluster {
 /// The storage of results. Connects on first use.
 pub fn storage(config: &Config) -> Result<Storage, BoxError> {
     let config = &config.storage;
-    if (config.api_key.is_some() || config.client_id.is_some()) && config.api_key_hosts.is_empty() {
+    if !config.api_keys.is_empty() && config.api_key_hosts.is_empty() {
         tracing::warn!("X-API-KEY and CLIENT-ID are sent to no host: set RESULT_API_KEY_HOSTS to those that need them");
     }
     Ok(Storage::new(config)?)

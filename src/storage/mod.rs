@@ -40,6 +40,9 @@ pub enum StorageError {
     /// The process has no credentials to read or delete the object with.
     #[error("it is in one of OUTPUT_BUCKETS, and this service cannot sign a request for it")]
     Aws(#[from] AwsError),
+    /// The key that the origin needs cannot be read.
+    #[error("its origin needs a key, which cannot be read")]
+    ApiKey(#[source] AwsError),
     /// The origin answered with an error.
     #[error("its origin answered with status {}", .0.as_u16())]
     Status(StatusCode),
@@ -82,8 +85,9 @@ impl Storage {
                 .connect_timeout(config.timeout)
                 .user_agent(concat!("operator-service/", env!("CARGO_PKG_VERSION")))
         };
-        let origins = Origins::new(builder(), config.clone())?;
-        Ok(Self { origins, s3: builder().build()?, account: Account::of_process(), config })
+        let account = Account::of_process();
+        let origins = Origins::new(builder(), config.clone(), account.clone())?;
+        Ok(Self { origins, s3: builder().build()?, account, config })
     }
 
     /// Opens a file. The response has begun and is a success, or the 416 of a range that the file does not have.

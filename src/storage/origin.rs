@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -15,22 +16,33 @@ use url::{Host, Url};
 
 use super::addresses::is_public;
 use super::{StorageError, is_file, unreachable};
-use crate::config::{HostPattern, StorageConfig};
+use crate::aws::secrets::{self, ResultSecret};
+use crate::aws::{Account, AwsError};
+use crate::cache::Cached;
+use crate::config::{ApiKeys, HostPattern, StorageConfig};
 
 /// How many redirects are followed.
 const MAX_REDIRECTS: usize = 5;
+/// How long a secret is used before it is read again.
+const SECRET_MAX_AGE: Duration = Duration::from_secs(5 * 60);
 
 /// Fetches files from HTTP origins. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Origins {
     client: Client,
     config: Arc<StorageConfig>,
+    account: Account,
+    secret: Arc<Cached<ResultSecret, AwsError>>,
 }
 
 impl Origins {
-    pub(super) fn new(builder: ClientBuilder, config: Arc<StorageConfig>) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(
+        builder: ClientBuilder,
+        config: Arc<StorageConfig>,
+        account: Account,
+    ) -> Result<Self, reqwest::Error> {
         let resolver = PublicOnly { allowed: config.hosts_allowed.clone() };
-        Ok(Self { client: builder.dns_resolver(resolver).build()?, config })
+        Ok(Self { client: builder.dns_resolver(resolver).build()?, config, account, secret: Arc::default() })
     }
 
     /// Opens a file, following redirects.
@@ -61,7 +73,8 @@ impl Origins {
             headers.insert(RANGE, range.clone());
         }
         if self.config.api_key_hosts.iter().any(|host| host.matches(url)) {
-            for (name, value) in [("x-api-key", &self.config.api_key), ("client-id", &self.config.client_id)] {
+            let ResultSecret { api_key, client_id } = self.keys().await.map_err(StorageError::ApiKey)?;
+            for (name, value) in [("x-api-key", &api_key), ("client-id", &client_id)] {
                 let value = value.as_ref().and_then(|value| HeaderValue::from_str(value.expose_secret()).ok());
                 if let Some(mut value) = value {
                     value.set_sensitive(true);
@@ -75,6 +88,19 @@ impl Origins {
             .send()
             .await
             .map_err(|error| if is_forbidden(&error) { StorageError::Forbidden } else { unreachable(error) })
+    }
+
+    async fn keys(&self) -> Result<ResultSecret, AwsError> {
+        match &self.config.api_keys {
+            ApiKeys::Given { api_key, client_id } => {
+                Ok(ResultSecret { api_key: api_key.clone(), client_id: client_id.clone() })
+            }
+            ApiKeys::Secret(arn) => {
+                let now = SystemTime::now();
+                let read = async || Ok((secrets::results(&self.account, arn).await?, now + SECRET_MAX_AGE));
+                Ok(self.secret.get(now, None, read).await?.value)
+            }
+        }
     }
 
     /// Refuses a URL by its scheme, or by its host if that is an address. Names are checked when they are resolved.

@@ -87,3 +87,44 @@ async fn a_large_file_outside_the_buckets_is_refused_before_a_byte_is_sent() {
     let free = Service::start(&env).await;
     assert_eq!(ask(&free, &job, None).await.bytes().await.unwrap().len(), 1001);
 }
+
+/// An origin that answers with the keys that it is sent.
+async fn origin() -> String {
+    let keys = async |headers: HeaderMap| {
+        ["x-api-key", "client-id"]
+            .map(|name| headers.get(name).map_or("none", |value| value.to_str().unwrap()))
+            .join(" ")
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(keys)).await.unwrap() });
+    address
+}
+
+#[tokio::test]
+async fn keys_for_origins_come_from_a_secret() {
+    let Some(moto) = Moto::start().await else { return };
+    let database = TestDatabase::migrated().await;
+    let origin = origin().await;
+    let job = job(&database, &format!("http://{origin}/out.txt")).await;
+    let env = moto.and(Env::of(database.variables())).with("RESULT_HOSTS_ALLOWED", format!("[\"{origin}\"]"));
+
+    let secret = moto.secret(&json!({ "X-API-KEY": "the-key", "CLIENT-ID": "the-client" })).await;
+    let service = Service::start(&env.clone().with("RESULT_SECRET_ARN", secret)).await;
+    let answer = ask(&service, &job, None).await;
+    assert_eq!(answer.text().await.unwrap(), "the-key the-client");
+    assert!(!service.process.output().contains("the-key"));
+
+    // A secret that cannot be used: the request is not sent without its key, and nothing of the secret is logged.
+    for value in
+        [json!({ "X-API-KEY": "top\nsecret" }), json!({ "X-API-KEY": ["topsecret"] }), json!({ "key": "topsecret" })]
+    {
+        let secret = moto.secret(&value).await;
+        let service = Service::start(&env.clone().with("RESULT_SECRET_ARN", secret)).await;
+        let answer = ask(&service, &job, None).await;
+        assert_eq!(answer.status(), 502);
+        let (text, log) = (answer.text().await.unwrap(), service.process.output());
+        assert!(text.contains("needs a key") && !text.contains("secret"), "{text}");
+        assert!(log.contains("RESULT_SECRET_ARN") && !log.contains("topsecret"), "{log}");
+    }
+}
