@@ -16,16 +16,15 @@ import boto3
 import tomlkit
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from tomlkit.exceptions import ParseError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = ROOT / ".local/aws-sam/build"
-# The stacks before the application's: section, template, and whether it holds data.
+# The stacks before the application's: section and template.
 BEFORE = {"network": ROOT / "infra/network.yaml", "data": ROOT / "infra/data.yaml"}
 ACCOUNT = ROOT / "infra/account.yaml"
 ACCOUNT_STACK = "api-gateway-log-role"
 LIMITS = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 4})
-# They can hold a secret, or are set by this script.
-NOT_SHOWN = {"AllowedAdmins"}
 
 
 class Problem(Exception):
@@ -47,13 +46,18 @@ class Installation:
                 f"environments/{self.name}.toml does not exist. Copy environments/example.toml, or let AWS be asked for what "
                 f"it knows: make configure ENV={self.name} CLUSTER=name-of-the-EKS-cluster"
             )
-        content = tomlkit.parse(self.file.read_text()).unwrap()
-        unknown = content.keys() - {"region", "stack", "tags", "application", *BEFORE}
+        try:
+            content = tomlkit.parse(self.file.read_text()).unwrap()
+        except ParseError as error:
+            raise Problem(f"{self.file.name} is not TOML: {error}") from error
+        unknown = content.keys() - {"region", "stack", "bucket", "role", "tags", "application", *BEFORE}
         if unknown:
             raise Problem(f"{self.file.name} has unknown entries: {', '.join(sorted(unknown))}")
         for key in ("region", "stack", "application"):
             if key not in content:
                 raise Problem(f"{self.file.name} lacks {key}")
+        if "…" in self.file.read_text():
+            raise Problem(f"{self.file.name} still has a … to be replaced by a value")
         self.region, self.stack, self.content = content["region"], content["stack"], content
         # Functions are named after it, at most 64 characters.
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,49}", self.stack):
@@ -97,10 +101,15 @@ def sam(*arguments):
     subprocess.run(["sam", *arguments], check=True, cwd=ROOT)
 
 
-def deploy_stack(installation, name, template, parameters, *, named=False):
+def deploy_stack(installation, name, template, parameters):
     """Creates or updates one stack, and waits for it. A failure is rolled back by CloudFormation."""
     print(f"== {name}", flush=True)
-    arguments = ["--template-file", str(template), "--stack-name", name, "--region", installation.region, "--resolve-s3"]
+    arguments = ["--template-file", str(template), "--stack-name", name, "--region", installation.region]
+    # Without a bucket of one's own, SAM makes one for the account and region.
+    bucket = installation.content.get("bucket")
+    arguments += ["--s3-bucket", bucket, "--s3-prefix", name] if bucket else ["--resolve-s3"]
+    if role := installation.content.get("role"):
+        arguments += ["--role-arn", role]
     arguments += ["--capabilities", "CAPABILITY_IAM", "--no-fail-on-empty-changeset", "--no-confirm-changeset"]
     arguments += ["--tags", *[f"{key}={value}" for key, value in installation.tags().items()]]
     if parameters:
@@ -112,20 +121,28 @@ def deploy_stack(installation, name, template, parameters, *, named=False):
         raise Problem(f"stack {name} was not deployed; its events are above") from error
 
 
+def cluster_of(installation, name):
+    """The cluster, with the VPC of its subnets."""
+    cluster = installation.client("eks").describe_cluster(name=name)["cluster"]
+    network = cluster["resourcesVpcConfig"]
+    subnets = installation.client("ec2").describe_subnets(SubnetIds=network["subnetIds"])["Subnets"]
+    return cluster, network | {"vpcId": subnets[0]["VpcId"]}
+
+
 def check_cluster(installation):
     """Asks EKS whether the functions will reach the cluster, before anything is created."""
     parameters = installation.parameters("application")
     name = parameters.get("EksClusterName")
     if not name or parameters.get("EksRoleArn"):
         return
-    cluster = installation.client("eks").describe_cluster(name=name)["cluster"]
+    cluster, network = cluster_of(installation, name)
     mode = cluster.get("accessConfig", {}).get("authenticationMode")
     if mode == "CONFIG_MAP" and parameters.get("CreateEksAccess") != "false":
         raise Problem(
             f"cluster {name} has no access entries: aws eks update-cluster-config --name {name} "
             "--access-config authenticationMode=API_AND_CONFIG_MAP"
         )
-    for problem in reachability(cluster["resourcesVpcConfig"], parameters):
+    for problem in reachability(network, parameters):
         raise Problem(f"the functions would not reach the cluster {name}: {problem}")
 
 
@@ -134,10 +151,10 @@ def reachability(network, parameters):
     public, private = network.get("endpointPublicAccess", True), network.get("endpointPrivateAccess", False)
     vpc = parameters.get("VpcId", "")
     anyone = "0.0.0.0/0" in network.get("publicAccessCidrs", ["0.0.0.0/0"])
-    if private and vpc and vpc == network.get("vpcId"):
+    if private and vpc and vpc == network["vpcId"]:
         return
     if not public:
-        yield f"its endpoint is private (endpointPrivateAccess), in {network.get('vpcId')}; set VpcId and SubnetIds to that VPC"
+        yield f"its endpoint is private (endpointPrivateAccess), in {network['vpcId']}; set VpcId and SubnetIds to that VPC"
     elif not anyone and not vpc:
         yield "publicAccessCidrs admits some addresses only, and functions outside a VPC have no fixed address; set VpcId"
     elif not anyone:
@@ -271,19 +288,18 @@ def configure(arguments):
         if len(found) != 1:
             raise Problem(f"name the cluster: CLUSTER=…, one of {', '.join(found) or 'none: this region has no EKS cluster'}")
         name = found[0]
-    cluster = eks.describe_cluster(name=name)["cluster"]
-    network = cluster["resourcesVpcConfig"]
+    cluster, network = cluster_of(installation, name)
     vpc = network["vpcId"]
     private = private_subnets(ec2, vpc, network["subnetIds"])
     document = tomlkit.document()
-    document.add(tomlkit.comment("Written by make configure. docs/deploy.md describes what can be added."))
+    document.add(tomlkit.comment("Written by make configure. docs/aws.md describes what can be added."))
     document["region"], document["stack"] = region, f"operator-service-{arguments.env}"
     group = network.get("clusterSecurityGroupId", "")
     application = {
         "VpcId": vpc,
         "SubnetIds": private,
         "EksClusterName": name,
-        "EksClusterEndpoint": cluster["endpoint"],
+        "EksClusterEndpoint": cluster["endpoint"].rstrip("/"),
         "EksClusterCa": cluster["certificateAuthority"]["data"],
         "ClusterSecurityGroupId": group,
         "AllowedProviders": "0x…",

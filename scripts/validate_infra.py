@@ -16,6 +16,7 @@ import threading
 import types
 
 import kubernetes_validate
+import rights
 import yaml
 from botocore.exceptions import ClientError
 from samcli.yamlhelper import yaml_parse
@@ -29,6 +30,7 @@ KUBERNETES = ["1.32", "1.33", "1.34", "1.35", "1.36"]
 ANY_RESOURCE = {
     "ec2:DescribeNetworkInterfaces",
     "ec2:DescribeSubnets",
+    "lambda:ListFunctions",
     "cloudwatch:DescribeAlarms",
     "xray:PutTraceSegments",
     "xray:PutTelemetryRecords",
@@ -304,17 +306,22 @@ def main():
     check_migration(resources)
     check_schema()
     check_settings(resources)
+    rights_file, current = ROOT / "docs/rights.md", rights.table(resources)
+    if "--write" in sys.argv:
+        rights_file.write_text(current)
+    check(rights_file.read_text() == current, "docs/rights.md is not current: scripts/aws-tools python scripts/validate_infra.py --write")
     for template in glob.glob("infra/*.yaml", root_dir=ROOT):
         nested = yaml_parse((ROOT / template).read_text())["Resources"]
         for name, resource in nested.items():
             for node in walk(resource):
-                if isinstance(node, dict) and node.get("Effect") == "Allow":
-                    check(node.get("Resource", "") != "*", f"{template}: {name} allows access to every resource")
+                if isinstance(node, dict) and node.get("Effect") == "Allow" and node.get("Resource") == "*":
+                    actions = node["Action"] if isinstance(node["Action"], list) else [node["Action"]]
+                    check(set(actions) <= ANY_RESOURCE, f"{template}: {name} allows {actions} on every resource")
     versions = check_manifests()
     for message in errors:
         print("error:", message, file=sys.stderr)
     if not errors:
-        print(f"routes, permissions, variables, migration, manifests (Kubernetes {', '.join(versions)}): valid")
+        print(f"routes, permissions, rights, variables, migration, schema, manifests (Kubernetes {', '.join(versions)}): valid")
     sys.exit(bool(errors))
 
 
