@@ -117,6 +117,25 @@ async fn outputs_published_while_a_job_expires_are_deleted_too() {
     assert!(!row.to_string().contains("example.org/late.txt"), "{row:#}");
 }
 
+#[tokio::test]
+async fn a_status_that_changes_while_it_is_written_is_written_again() {
+    let fixture = Fixture::with_faults(&[]).await;
+    let job = fixture.running(10).await;
+    fixture.faults().delay(Match::any().verb("patch").times(1), Duration::from_secs(1));
+    let meanwhile = async {
+        fixture.wait_for_request("patch", "workflows").await;
+        fixture.execute("UPDATE jobs SET statusText = 'Another text' WHERE workflowId = $1", &job).await;
+    };
+    tokio::join!(fixture.sweep(), meanwhile);
+    let text = async || {
+        let object = fixture.app.cluster.workflow(&fixture.app.namespace, &job.job_id).await.unwrap();
+        object["status"]["statusText"].clone()
+    };
+    assert_eq!(text().await, "Running algorithm");
+    fixture.sweep().await;
+    assert_eq!(text().await, "Another text");
+}
+
 // Clocks and extreme numbers
 
 #[tokio::test]
