@@ -57,7 +57,7 @@ pub(super) fn decide_unseen(job: &UnfinishedJob, environment: &Environment, rule
         None => job.seen_for / UNSEEN_FACTOR,
     };
     let what = "The environment did not continue the job.";
-    (silent_for > rules.limit_grace).then(|| Finish::orphan(job, what, job.seen.as_ref()))
+    (silent_for > rules.limit_grace).then(|| Finish::orphan(job, what, None))
 }
 
 /// The status that an orphaned job ends with. An earlier failure stays; a job that has published outputs is completed,
@@ -75,7 +75,6 @@ impl Sweep<'_> {
         // A slow engine may have created a step since all were listed.
         if finish.seen == Some(Seen::Absent)
             && let Some(namespace) = self.namespace_of(&job.job_id, job.namespace.as_ref())
-            && self.breaker.allows(namespace, None)
             && self.request(namespace, Duty::Orphans, self.cluster().has_steps(&job.job_id, namespace)).await?
         {
             return Ok(CONTINUED);

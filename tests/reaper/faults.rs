@@ -204,6 +204,28 @@ async fn a_cluster_that_recovers_during_a_sweep_is_used() {
 }
 
 #[tokio::test]
+async fn a_lost_job_is_finished_only_if_the_cluster_confirms_that_it_is_lost() {
+    let fixture = Fixture::with_faults(&RULES).await;
+    for _ in 0..20 {
+        let job = fixture.job(Stored::running()).await;
+        fixture.app.cluster.engine_job(&fixture.app.namespace, &job.job_id, "algorithm").await;
+        fixture.job_failed(&job.job_id, "algorithm").await;
+    }
+    // The last one.
+    let lost = fixture.job(Stored { job_id: "f".repeat(32), ..Stored::running() }).await;
+    absent(&fixture, &lost, 301).await;
+    // The cluster goes down after the environment was read.
+    fixture.faults().drop_connection(Match::any().verb("delete"));
+    let report = fixture.try_sweep().await.unwrap();
+    assert!(count(&report, "stuckSteps")[2] >= 5, "{report:#}");
+    assert_eq!(count(&report, "orphans"), [1, 0, 0, 1], "{report:#}");
+    assert_eq!(fixture.status(&lost).await["dateFinished"], Value::Null);
+    fixture.faults().clear();
+    fixture.sweep().await;
+    assert_eq!(fixture.status(&lost).await["status"], 41);
+}
+
+#[tokio::test]
 async fn a_forbidden_or_invalid_namespace_is_reported_and_affects_no_other() {
     let fixture = Fixture::with_faults(&RULES).await;
     let forbidden = fixture.app.cluster.another_namespace().await;
