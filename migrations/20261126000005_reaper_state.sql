@@ -43,6 +43,25 @@ CREATE INDEX IF NOT EXISTS jobs_called_off ON jobs (workflowid)
 CREATE INDEX IF NOT EXISTS jobs_without_object ON jobs (datecreated) WHERE NOT registered AND datefinished IS NULL;
 CREATE INDEX IF NOT EXISTS jobs_valid_until ON jobs (validuntil) WHERE datefinished IS NULL AND status = 1;
 
+-- Whether a job has finished and its engine is done with its objects: with these states at once, with any other an hour
+-- after its end (docs/contract/engine.md, "Finished jobs").
+CREATE OR REPLACE FUNCTION is_settled(status int, finished timestamp) RETURNS boolean
+    LANGUAGE sql STABLE AS
+$$
+SELECT coalesce(finished IS NOT NULL
+                AND (status IN (31, 32, 70) OR finished <= now() AT TIME ZONE 'UTC' - interval '1 hour'), false)
+$$;
+
+-- A stored workflow as JSON. NUL, which text cannot hold, becomes U+FFFD. Pairs of backslashes are replaced first: `\\u0000`
+-- is no NUL.
+CREATE OR REPLACE FUNCTION stored_json(document text) RETURNS json
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
+$$
+SELECT CASE WHEN strpos(document, '\u0000') > 0
+            THEN replace(replace(document, '\\', '\u005c'), '\u0000', '\ufffd')
+            ELSE document END::json
+$$;
+
 -- For how many seconds a job's outputs are kept by its own workflow: 0 for ever; NULL if it does not say, or cannot be read.
 CREATE OR REPLACE FUNCTION workflow_expiry(document text) RETURNS bigint
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS
@@ -51,10 +70,7 @@ DECLARE
     expiry  json;
     seconds numeric;
 BEGIN
-    IF strpos(document, '\u0000') > 0 THEN
-        document := replace(replace(document, '\\', '\u005c'), '\u0000', '\ufffd');
-    END IF;
-    expiry := document::json #> '{spec,metadata,stages,0,compute,storageExpiry}';
+    expiry := stored_json(document) #> '{spec,metadata,stages,0,compute,storageExpiry}';
     IF json_typeof(expiry) IN ('number', 'string') THEN
         seconds := trunc(btrim(expiry #>> '{}')::numeric);
         -- At most a thousand years: more would exceed the range of timestamps.
@@ -97,10 +113,7 @@ DECLARE
     stage     json;
     container json;
 BEGIN
-    IF strpos(document, '\u0000') > 0 THEN
-        document := replace(replace(document, '\\', '\u005c'), '\u0000', '\ufffd');
-    END IF;
-    workflow := document::json;
+    workflow := stored_json(document);
     metadata := workflow -> 'metadata';
     stage := workflow -> 'spec' -> 'metadata' -> 'stages' -> 0;
     container := stage -> 'algorithm' -> 'container';

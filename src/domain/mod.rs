@@ -13,4 +13,4 @@ mod status;
 pub use component::Component;
 pub use ids::{AgreementId, ChainId, InvalidId, JobId, Namespace, Owner, ProviderAddress, effective_namespace};
 pub use job::Job;
-pub use status::{SETTLING_SECONDS, Status, StopRequest};
+pub use status::{Status, StopRequest};

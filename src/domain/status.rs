@@ -1,4 +1,4 @@
-//! The states of a job, and every rule on them. Where SQL needs a rule, it gets these values as parameters.
+//! The states of a job.
 
 use serde::{Serialize, Serializer};
 
@@ -34,14 +34,7 @@ pub enum Status {
     Other(i32),
 }
 
-/// How many seconds after its end a job may still be publishing, if its status does not say that its engine is done
-/// (docs/contract/engine.md, "Finished jobs").
-pub const SETTLING_SECONDS: i64 = 3600;
-
 impl Status {
-    /// The states with which an engine is done with a finished job's objects at once.
-    const SETTLED: [Self; 3] = [Self::DataProvisioningFailed, Self::AlgorithmProvisioningFailed, Self::Completed];
-
     /// The state with this code.
     pub fn from_code(code: i32) -> Self {
         match code {
@@ -99,11 +92,6 @@ impl Status {
     /// Returns whether an engine was given the job and has not begun it.
     pub fn is_dispatched(self) -> bool {
         (Self::Dispatched.code()..Self::ConfiguringVolumes.code()).contains(&self.code())
-    }
-
-    /// The codes of the states with which an engine is done at once, for SQL.
-    pub fn settled_codes() -> Vec<i32> {
-        Self::SETTLED.map(Self::code).to_vec()
     }
 }
 

@@ -9,7 +9,7 @@ use super::budget::{Budget, Stop};
 use super::report::Duty;
 use super::sweep::{ActionResult, Applied, Sweep, held_remark};
 use crate::db::{Database, DatabaseError};
-use crate::domain::{JobId, Namespace, SETTLING_SECONDS, Status};
+use crate::domain::{JobId, Namespace};
 use crate::kubernetes::{EngineObject, Steps};
 
 /// The number of jobs that are looked up at once.
@@ -73,16 +73,11 @@ impl Database {
                 r#"
                 SELECT workflowid AS "job_id: JobId",
                        extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - datefinished)::float8 AS finished_age,
-                       coalesce(datefinished IS NOT NULL
-                                AND (status = ANY($3)
-                                     OR datefinished <= clock_timestamp() AT TIME ZONE 'UTC'
-                                                        - make_interval(secs => $2::bigint)), false) AS "settled!",
+                       is_settled(status, datefinished) AS "settled!",
                        coalesce(removed, 0) = 1 AS "removed!"
                 FROM jobs WHERE workflowid = ANY($1)
                 "#,
-                &names,
-                SETTLING_SECONDS,
-                &Status::settled_codes()
+                &names
             )
             .fetch_all(connection)
             .await?;

@@ -13,9 +13,9 @@ use crate::domain::{Namespace, environment};
 #[derive(Debug, Clone)]
 pub(super) struct Environment {
     pub(super) namespace: Namespace,
-    /// The engine's announcement, if there is one.
-    pub(super) announcement: Option<String>,
-    /// How many seconds ago that was.
+    /// The `maxJobDuration` that its engine announced, in seconds, if there is one.
+    pub(super) announced_limit: Option<f64>,
+    /// How many seconds ago it last announced itself; `None` if it never has.
     pub(super) announced_age: Option<f64>,
     /// When the engine last announced that it has no jobs, in seconds since the epoch.
     pub(super) idle_at: Option<f64>,
@@ -23,17 +23,13 @@ pub(super) struct Environment {
     pub(super) scan_age: f64,
 }
 
-impl Environment {
-    /// The announced `maxJobDuration`, in seconds, if there is one.
-    pub(super) fn announced_limit(&self) -> Option<f64> {
-        let announcement = environment::parse(self.announcement.as_deref()?)?;
-        let seconds = match announcement.get("maxJobDuration")? {
-            Value::Number(number) => number.as_f64()?,
-            Value::String(text) => text.trim().parse().ok()?,
-            _ => return None,
-        };
-        Some(seconds).filter(|seconds: &f64| *seconds > 0.0 && seconds.is_finite())
-    }
+fn announced_limit(announcement: &str) -> Option<f64> {
+    let seconds = match environment::parse(announcement)?.get("maxJobDuration")? {
+        Value::Number(number) => number.as_f64()?,
+        Value::String(text) => text.trim().parse().ok()?,
+        _ => return None,
+    };
+    Some(seconds).filter(|seconds: &f64| *seconds > 0.0 && seconds.is_finite())
 }
 
 impl Sweep<'_> {
@@ -63,8 +59,7 @@ impl Database {
     pub(super) async fn environments_to_sweep(&self, default: &Namespace) -> Result<Vec<Environment>, DatabaseError> {
         self.run(async |connection| {
             // Finds the namespaces of millions of rows in as many index probes as there are namespaces.
-            Ok(sqlx::query_as!(
-                Environment,
+            let rows = sqlx::query!(
                 r#"
                 WITH RECURSIVE used AS (
                     (SELECT namespace FROM jobs WHERE namespace IS NOT NULL ORDER BY namespace LIMIT 1)
@@ -90,7 +85,15 @@ impl Database {
                 default.as_str()
             )
             .fetch_all(connection)
-            .await?)
+            .await?;
+            let environments = rows.into_iter().map(|row| Environment {
+                namespace: row.namespace,
+                announced_limit: row.announcement.as_deref().and_then(announced_limit),
+                announced_age: row.announced_age,
+                idle_at: row.idle_at,
+                scan_age: row.scan_age,
+            });
+            Ok(environments.collect())
         })
         .await
     }
@@ -109,14 +112,10 @@ impl Database {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::environment;
     use super::*;
 
     #[test]
     fn announced_limits() {
-        let limit = |announcement: Option<&str>| {
-            Environment { announcement: announcement.map(str::to_owned), ..environment() }.announced_limit()
-        };
         for (duration, expected) in [
             ("3600", Some(3600.0)),
             ("\"3600\"", Some(3600.0)),
@@ -132,10 +131,11 @@ mod tests {
             ("null", None),
             ("[1]", None),
         ] {
-            assert_eq!(limit(Some(&format!(r#"{{"maxJobDuration": {duration}}}"#))), expected, "{duration}");
+            let announcement = format!(r#"{{"maxJobDuration": {duration}}}"#);
+            assert_eq!(announced_limit(&announcement), expected, "{duration}");
         }
-        for nothing in [None, Some(""), Some("null"), Some("[]"), Some("3600"), Some("{}"), Some("{\"maxJob")] {
-            assert_eq!(limit(nothing), None, "{nothing:?}");
+        for nothing in ["", "null", "[]", "3600", "{}", "{\"maxJob"] {
+            assert_eq!(announced_limit(nothing), None, "{nothing:?}");
         }
     }
 }

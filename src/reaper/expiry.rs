@@ -7,7 +7,7 @@ use super::budget::{Budget, Stop};
 use super::report::Duty;
 use super::sweep::{ActionResult, Applied, CONCURRENCY, Sweep};
 use crate::db::{Cursor, Database, DatabaseError, PAGE_ROWS, end_of_page};
-use crate::domain::{JobId, SETTLING_SECONDS, Status, output, workflow};
+use crate::domain::{JobId, output, workflow};
 
 /// The number of jobs that a dry run reads at once. A constant of its statement, as its plan depends on it.
 const DRY_RUN_ROWS: usize = 200;
@@ -102,15 +102,12 @@ impl Database {
                        extract(epoch FROM expirydue)::float8 AS "position!"
                 FROM reaperjobs JOIN jobs USING (workflowid)
                 WHERE expirydue < 'infinity' AND expirydue <= now() AND (expirydue, workflowid) > (to_timestamp($1), $2)
-                  AND (status = ANY($4)
-                       OR datefinished <= now() AT TIME ZONE 'UTC' - make_interval(secs => $5::bigint))
+                  AND is_settled(status, datefinished)
                 ORDER BY expirydue, workflowid LIMIT $3
                 "#,
                 position,
                 name,
-                PAGE_ROWS as i64,
-                &Status::settled_codes(),
-                SETTLING_SECONDS
+                PAGE_ROWS as i64
             )
             .fetch_all(connection)
             .await?;
@@ -132,8 +129,7 @@ impl Database {
             let rows = sqlx::query!(
                 r#"
                 SELECT workflowid AS "job_id!: JobId", outputsurl AS outputs,
-                       coalesce((status = ANY($3)
-                                 OR datefinished <= now() AT TIME ZONE 'UTC' - make_interval(secs => $4::bigint))
+                       coalesce(is_settled(status, datefinished)
                                 AND CASE WHEN by_configuration AND $2::bigint = 0 THEN 'infinity'
                                          WHEN by_configuration
                                          THEN datefinished AT TIME ZONE 'UTC' + make_interval(secs => $2::bigint)
@@ -150,9 +146,7 @@ impl Database {
                 ORDER BY workflowid
                 "#,
                 name,
-                configured,
-                &Status::settled_codes(),
-                SETTLING_SECONDS
+                configured
             )
             .fetch_all(connection)
             .await?;
@@ -192,19 +186,5 @@ impl Database {
             Ok(removed)
         })
         .await
-    }
-
-    /// Records that a job's outputs could not be deleted: it is tried again after 10 s, and after twice as long each time
-    /// up to an hour.
-    pub(super) async fn postpone_expiry(&self, job_id: &JobId) -> Result<(), DatabaseError> {
-        self.execute(sqlx::query!(
-            "UPDATE reaperjobs
-             SET failures = least(failures + 1, 20),
-                 expirydue = clock_timestamp() + make_interval(secs => least(10 * 2 ^ failures, 3600))
-             WHERE workflowid = $1 AND expirydue < 'infinity'",
-            job_id.as_str()
-        ))
-        .await?;
-        Ok(())
     }
 }

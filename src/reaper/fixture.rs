@@ -33,7 +33,7 @@ pub(super) fn rules() -> ReaperRules {
 pub(super) fn environment() -> Environment {
     Environment {
         namespace: Namespace::stored("environment"),
-        announcement: None,
+        announced_limit: None,
         announced_age: Some(1.0),
         idle_at: None,
         scan_age: 0.0,

@@ -146,13 +146,7 @@ impl<'a> Sweep<'a> {
         let postponed = match &error {
             ActionError::Database(_) => Ok(()),
             ActionError::Cluster(error) if is_outage(error) => Ok(()),
-            _ => match duty {
-                Duty::Registrations | Duty::StatusSync | Duty::OldObjects => {
-                    self.db().postpone_workflow_object(job_id).await
-                }
-                Duty::Expiries => self.db().postpone_expiry(job_id).await,
-                _ => Ok(()),
-            },
+            _ => self.db().postpone(job_id, duty).await,
         };
         if let Err(error) = postponed {
             self.report.problem(error.to_string());
@@ -196,6 +190,28 @@ impl<'a> Sweep<'a> {
     pub(super) fn namespace_of<'n>(&'n self, job_id: &JobId, row: Option<&'n Namespace>) -> Option<&'n Namespace> {
         let namespace = effective_namespace(row, &self.rules().default_namespace);
         (job_id.can_name_objects() && namespace.is_valid()).then_some(namespace)
+    }
+}
+
+impl Database {
+    /// Records that an action on a job failed that is due at a time: it is due again after 10 s, and after twice as long each
+    /// time up to an hour. Others are decided again by each sweep.
+    async fn postpone(&self, job_id: &JobId, duty: Duty) -> Result<(), DatabaseError> {
+        let of_object = matches!(duty, Duty::Registrations | Duty::StatusSync | Duty::OldObjects);
+        self.execute(sqlx::query!(
+            "UPDATE reaperjobs
+             SET failures = least(failures + 1, 20),
+                 objectdue = CASE WHEN $2 THEN later.due ELSE objectdue END,
+                 expirydue = CASE WHEN $3 THEN later.due ELSE expirydue END
+             FROM (SELECT clock_timestamp() + make_interval(secs => least(10 * 2 ^ failures, 3600)) AS due
+                   FROM reaperjobs WHERE workflowid = $1) AS later
+             WHERE workflowid = $1 AND ($2 AND objectdue < 'infinity' OR $3 AND expirydue < 'infinity')",
+            job_id.as_str(),
+            of_object,
+            duty == Duty::Expiries
+        ))
+        .await?;
+        Ok(())
     }
 }
 

@@ -131,7 +131,7 @@ pub(super) fn decide(
         None | Some([]) if job.status.is_dispatched() => requeues::decide(job, environment, rules),
         None => orphans::decide_unseen(job, environment, rules),
         Some(steps) => {
-            let limit = TimeLimit::of(job, environment.announced_limit(), rules);
+            let limit = TimeLimit::of(job, environment.announced_limit, rules);
             let end = steps.iter().find_map(|step| decide_step(job, step, limit, rules)).map(Action::EndStep);
             end.or_else(|| match Seen::of(steps) {
                 seen if seen != job.seen => Some(Action::Record(seen)),
@@ -160,7 +160,7 @@ impl Sweep<'_> {
     ) -> Result<(), Stop> {
         let namespace = &environment.namespace;
         let is_default = *namespace == self.rules().default_namespace;
-        let reads_limits = self.rules().algorithm_limit.is_none() && environment.announced_limit().is_none();
+        let reads_limits = self.rules().algorithm_limit.is_none() && environment.announced_limit.is_none();
         let mut after = Some(JobId::stored(""));
         while let Some(from) = after {
             let (jobs, next) = self.db().unfinished_jobs(namespace, is_default, reads_limits, &from).await?;
@@ -237,7 +237,8 @@ impl Database {
                        extract(epoch FROM coalesce(dispatchedat AT TIME ZONE 'UTC', seensince))::float8 AS "dispatched_at!",
                        extract(epoch FROM clock_timestamp() - coalesce(dispatchedat AT TIME ZONE 'UTC', seensince))::float8
                            AS "dispatched_age!",
-                       requeues AS "requeues!", seen AS "seen: Seen", extract(epoch FROM clock_timestamp() - seensince)::float8 AS "seen_for!",
+                       requeues AS "requeues!", seen AS "seen: Seen",
+                       extract(epoch FROM clock_timestamp() - seensince)::float8 AS "seen_for!",
                        CASE WHEN $3 AND validuntil IS NULL THEN workflow END AS workflow
                 FROM ((SELECT agreementid, workflowid FROM jobs
                        WHERE datefinished IS NULL AND status >= 10 AND namespace = $1 AND workflowid > $2

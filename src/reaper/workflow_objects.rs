@@ -10,7 +10,7 @@ use super::report::Duty;
 use super::sweep::{ActionError, ActionResult, Applied, Sweep, held_remark};
 use crate::config::ReaperRules;
 use crate::db::{Cursor, Database, DatabaseError, end_of_page};
-use crate::domain::{AgreementId, JobId, Namespace, Owner, SETTLING_SECONDS, Status, effective_namespace, workflow};
+use crate::domain::{AgreementId, JobId, Namespace, Owner, Status, effective_namespace, workflow};
 use crate::kubernetes::{Deletion, HeldObject, WorkFlowSpec, WorkFlowStatus, WorkflowListing};
 
 /// The longest time between two full scans of an environment, in seconds.
@@ -104,21 +104,23 @@ impl Sweep<'_> {
             self.request(namespace, Duty::Registrations, create).await?;
             self.db().record_registration(&job.job_id).await?;
         }
-        if self.namespace_of(&job.job_id, Some(namespace)).is_none() {
-            // It cannot have an object.
-        } else if job.removed {
-            let delete = self.cluster().delete_workflow(&job.job_id, namespace, None);
-            self.request(namespace, Duty::OldObjects, delete).await?;
-        } else {
-            let status = WorkFlowStatus {
-                status: job.status.map(Status::code),
-                status_text: job.status_text.clone(),
-                reason: job.reason.clone(),
-                date_finished: job.date_finished.clone(),
-            };
-            // Without an object, nothing is left to write.
-            let write = self.cluster().update_workflow_status(&job.job_id, namespace, &status);
-            self.request(namespace, Duty::StatusSync, write).await?;
+        let status = WorkFlowStatus {
+            status: job.status.map(Status::code),
+            status_text: job.status_text.clone(),
+            reason: job.reason.clone(),
+            date_finished: job.date_finished.clone(),
+        };
+        // Without an object, nothing is left to delete or to write.
+        match self.namespace_of(&job.job_id, Some(namespace)) {
+            Some(namespace) if job.removed => {
+                let delete = self.cluster().delete_workflow(&job.job_id, namespace, None);
+                self.request(namespace, Duty::OldObjects, delete).await?;
+            }
+            Some(namespace) => {
+                let write = self.cluster().update_workflow_status(&job.job_id, namespace, &status);
+                self.request(namespace, Duty::StatusSync, write).await?;
+            }
+            None => {}
         }
         self.db().record_object_updated(job).await?;
         Ok(Applied::Done(None))
@@ -212,10 +214,7 @@ impl Database {
                        to_char(extract(epoch FROM datefinished), 'FM9999999999990.000000') AS date_finished,
                        NOT registered AND datefinished IS NULL AS "missing!",
                        CASE WHEN NOT registered AND datefinished IS NULL THEN workflow END AS workflow,
-                       coalesce(removed = 1 AND datefinished IS NOT NULL
-                                AND (status = ANY($4)
-                                     OR datefinished <= now() AT TIME ZONE 'UTC' - make_interval(secs => $5::bigint)), false)
-                           AS "removed!",
+                       coalesce(removed, 0) = 1 AND is_settled(status, datefinished) AS "removed!",
                        extract(epoch FROM objectdue)::float8 AS "due!"
                 FROM reaperjobs JOIN jobs USING (workflowid)
                 WHERE objectdue < 'infinity' AND objectdue <= now() AND (objectdue, workflowid) > (to_timestamp($1), $2)
@@ -223,9 +222,7 @@ impl Database {
                 "#,
                 position,
                 name,
-                PAGE_ROWS as i64,
-                &Status::settled_codes(),
-                SETTLING_SECONDS
+                PAGE_ROWS as i64
             )
             .fetch_all(connection)
             .await?;
@@ -248,20 +245,6 @@ impl Database {
             written.status_text.as_deref(),
             written.reason.as_deref(),
             written.date_finished.as_deref()
-        ))
-        .await?;
-        Ok(())
-    }
-
-    /// Records that a job's object could not be brought up to date: it is tried again after 10 s, and after twice as long
-    /// each time up to an hour.
-    pub(super) async fn postpone_workflow_object(&self, job_id: &JobId) -> Result<(), DatabaseError> {
-        self.execute(sqlx::query!(
-            "UPDATE reaperjobs
-             SET failures = least(failures + 1, 20),
-                 objectdue = clock_timestamp() + make_interval(secs => least(10 * 2 ^ failures, 3600))
-             WHERE workflowid = $1 AND objectdue < 'infinity'",
-            job_id.as_str()
         ))
         .await?;
         Ok(())

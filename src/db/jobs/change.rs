@@ -8,7 +8,7 @@ use crate::auth::{Address, NonceUse};
 use crate::db::nonces::{NonceArguments, NonceResult, Verdict};
 use crate::db::session::STATEMENT_EXPIRY;
 use crate::db::{Database, DatabaseError, NonceError};
-use crate::domain::{AgreementId, JobId, Namespace, Owner, SETTLING_SECONDS, Status};
+use crate::domain::{AgreementId, JobId, Namespace, Owner};
 
 /// A change of jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,16 +154,13 @@ macro_rules! mark_jobs {
                   AND ($8::text IS NULL OR NOT signerverified OR lower(provider) = $8)
                   AND "# + $condition + r#"
                 RETURNING workflowid, namespace, datefinished IS NULL AS unfinished,
-                          coalesce(datefinished IS NOT NULL
-                                   AND (status = ANY ($9)
-                                        OR datefinished < now() AT TIME ZONE 'UTC' - make_interval(secs => $10)), false)
-                              AS settled
+                          is_settled(status, datefinished) AS settled
             )
             SELECT nonce.refusal AS "refusal?", nonce.highest AS "highest?", nonce.made AS "made?",
                    marked.workflowid AS "job_id?: JobId", marked.namespace AS "namespace?: Namespace",
                    marked.unfinished AS "unfinished?", marked.settled AS "settled?"
             FROM nonce LEFT JOIN marked ON true
-            WHERE in_time($11, (SELECT count(*) FROM marked))
+            WHERE in_time($9, (SELECT count(*) FROM marked))
             "#,
             nonce.signer,
             nonce.nonce,
@@ -173,8 +170,6 @@ macro_rules! mark_jobs {
             $attempt,
             $change == Change::Delete,
             signer,
-            &Status::settled_codes(),
-            SETTLING_SECONDS as f64,
             STATEMENT_EXPIRY.as_secs_f64(),
             $($argument),*
         )
@@ -202,7 +197,7 @@ async fn mark(
             requested_by,
             nonce,
             attempt,
-            "workflowid = $12 AND owner = $13 AND ($14::text IS NULL OR agreementid = $14)",
+            "workflowid = $10 AND owner = $11 AND ($12::text IS NULL OR agreementid = $12)",
             job_id.as_str(),
             owner,
             agreement_id
@@ -213,10 +208,10 @@ async fn mark(
             requested_by,
             nonce,
             attempt,
-            "agreementid = $12 AND owner = $13",
+            "agreementid = $10 AND owner = $11",
             agreement_id,
             owner
         ),
-        (None, None) => mark_jobs!(connection, change, requested_by, nonce, attempt, "owner = $12", owner),
+        (None, None) => mark_jobs!(connection, change, requested_by, nonce, attempt, "owner = $10", owner),
     }
 }
