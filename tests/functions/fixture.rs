@@ -82,3 +82,8 @@ pub fn finished(provider: &Key, outputs: &Value) -> Stored {
 pub fn hosts(names: &[&str]) -> String {
     json!(names).to_string()
 }
+
+/// What the server answers to a GET.
+pub async fn get(service: &Service, path: &str) -> Answer {
+    Answer::of(client().get(service.url(path)).send().await.unwrap()).await
+}

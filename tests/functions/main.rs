@@ -30,6 +30,7 @@ mod bump;
 mod crashes;
 mod kills;
 mod lambda;
+mod logs;
 mod memory;
 mod metrics;
 mod process;

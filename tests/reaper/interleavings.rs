@@ -10,6 +10,7 @@
 mod engine;
 mod invariants;
 mod model;
+mod sweeps;
 
 use proptest::prelude::*;
 use proptest::sample::Index;

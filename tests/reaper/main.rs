@@ -8,6 +8,7 @@ mod support;
 mod fixture;
 mod jobs;
 
+mod dispatched;
 mod engine;
 mod faults;
 mod finished;
