@@ -35,8 +35,10 @@ crd: ## Write infra/kubernetes/crd.yaml, after a change to the WorkFlow type
 	cargo build --workspace --bin operator-service
 	@$(TARGET)/debug/operator-service crd > infra/kubernetes/crd.yaml
 
-docs: ## Write the tables of docs/configuration.md, after a change to a variable
+docs: ## Write the tables of docs/configuration.md and docs/metrics.md, after a change to a variable or a metric
 	cargo build --workspace --bin operator-service
+	@sed -i '/^| CloudWatch/,$$d' docs/metrics.md
+	@$(TARGET)/debug/operator-service metrics >> docs/metrics.md
 	@sed -i '/^## /,$$d' docs/configuration.md
 	@$(TARGET)/debug/operator-service variables >> docs/configuration.md
 

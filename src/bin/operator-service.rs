@@ -47,6 +47,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = VariablesFormat::Markdown)]
         format: VariablesFormat,
     },
+    /// Print the table of all metrics, for docs/metrics.md
+    Metrics,
     /// Print all routes as a JSON list, each with the Lambda function that handles it
     Routes,
     /// Print a token for an EKS cluster, as `aws eks get-token` does, for the exec section of a kubeconfig
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
             Command::Openapi => print(api::openapi::openapi().to_pretty_json()? + "\n"),
             Command::Variables { format: VariablesFormat::Markdown } => print(config::markdown()),
             Command::Variables { format: VariablesFormat::Json } => print_json(&config::table()),
+            Command::Metrics => print(telemetry::metric::markdown()),
             Command::Routes => print_json(&api::routes::ROUTES),
             Command::EksToken { cluster_name, region, role_arn } => {
                 eks_token(&cluster_name, region.as_deref(), role_arn.as_deref()).await

@@ -86,6 +86,20 @@ impl Database {
         Ok(Migrated { summarized_jobs, complete })
     }
 
+    /// The number of migrations of this version that the database has not had.
+    pub async fn missing_migrations(&self) -> Result<usize, DatabaseError> {
+        self.run(async |connection| {
+            let mut missing: BTreeSet<i64> = MIGRATOR.iter().map(|migration| migration.version).collect();
+            if prepare::exists(connection, &MIGRATOR.table_name).await? {
+                for applied in connection.list_applied_migrations(&MIGRATOR.table_name).await? {
+                    missing.remove(&applied.version);
+                }
+            }
+            Ok(missing.len())
+        })
+        .await
+    }
+
     /// Opens a connection that waits longer than others may, and holds the migrator's lock until it is closed.
     async fn connect_to_migrate(&self, progress: &Progress) -> Result<PgConnection, DatabaseError> {
         progress.begin("connecting to the database".to_owned());

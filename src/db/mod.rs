@@ -6,6 +6,7 @@ mod environments;
 mod error;
 mod jobs;
 mod login;
+mod measurements;
 mod migrate;
 mod nonces;
 mod prepare;
@@ -22,6 +23,7 @@ pub use jobs::{
     Change, ChangedJobs, JobFilter, JobSelector, ListRange, NewJob, Page, RequestedBy, ResultRow, StartOutcome,
     TouchedJob,
 };
+pub use measurements::{PoolStatus, Waits};
 pub use migrate::Migrated;
 pub use nonces::NonceError;
 pub use session::Database;

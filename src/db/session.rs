@@ -10,9 +10,9 @@ use sqlx::query::Query;
 use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 
-use super::DatabaseError;
 use super::error::is_refused;
 use super::login::Logins;
+use super::{DatabaseError, PoolStatus};
 use crate::aws::Account;
 use crate::config::DatabaseConfig;
 use crate::telemetry;
@@ -87,6 +87,12 @@ impl Database {
         // Only a timeout could make this fail: it would need a runtime.
         let pool = pool.build().unwrap_or_else(|error| unreachable!("{error}"));
         Self { pool }
+    }
+
+    /// The connections of the pool.
+    pub fn pool_status(&self) -> PoolStatus {
+        let status = self.pool.status();
+        PoolStatus { connections: status.size, idle: status.available, waiting: status.waiting }
     }
 
     /// Opens a connection outside the pool, for an operation that may take longer than a request.

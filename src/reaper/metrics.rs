@@ -1,7 +1,7 @@
 //! The metrics of a sweep, made from its report.
 
 use super::report::{Count, Report};
-use crate::telemetry::{self, Metric};
+use crate::telemetry::{self, Measurement, metric};
 
 impl Report {
     /// Records the metrics of the sweep. A dry run has none, nor a sweep that was skipped because another one runs.
@@ -10,8 +10,9 @@ impl Report {
             return;
         }
         telemetry::record([
-            Metric::count("ReaperRuns", 1),
-            Metric::seconds("OldestUnregistered", self.oldest_unregistered),
+            metric::REAPER_RUNS.measured(1),
+            metric::OLDEST_UNREGISTERED.measured(self.oldest_unregistered),
+            metric::OLDEST_WAITING.measured(self.oldest_waiting),
         ]);
         telemetry::record(counts(self.total()));
         for (kind, count) in self.kinds.iter().filter(|(_, count)| count.found > 0) {
@@ -20,11 +21,11 @@ impl Report {
     }
 }
 
-fn counts(count: Count) -> [Metric; 4] {
+fn counts(count: Count) -> [Measurement; 4] {
     [
-        Metric::count("ReaperFound", count.found),
-        Metric::count("ReaperDone", count.done),
-        Metric::count("ReaperFailed", count.failed),
-        Metric::count("ReaperLeft", count.left),
+        metric::REAPER_FOUND.measured(count.found),
+        metric::REAPER_DONE.measured(count.done),
+        metric::REAPER_FAILED.measured(count.failed),
+        metric::REAPER_LEFT.measured(count.left),
     ]
 }

@@ -8,6 +8,7 @@
 mod breaker;
 mod budget;
 mod cleanup;
+mod counts;
 mod environments;
 mod expiry;
 mod lease;
@@ -38,6 +39,7 @@ use crate::kubernetes::Cluster;
 use crate::storage::Storage;
 use sweep::Sweep;
 
+pub use counts::SweepCounts;
 pub use report::{Count, Duty, Entry, Outcome, Report};
 
 /// The reaper. Cheap to clone.
@@ -77,6 +79,11 @@ impl Reaper {
                 Ok(sweep.report.finish(false))
             }
         };
+        if let Ok(report) = &result
+            && let Err(error) = self.db.add_sweep(report).await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the sweep's counts could not be added");
+        }
         // If this fails, the lease expires.
         if let Err(error) = self.db.release_sweep_lease(&holder).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the sweep lease could not be released");

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
+use crate::db::Waits;
 use crate::domain::JobId;
 
 /// The maximum number of actions on jobs that a report lists.
@@ -109,6 +110,8 @@ pub struct Report {
     pub problems: Vec<String>,
     /// For how many seconds the oldest job has waited for its WorkFlow object.
     pub oldest_unregistered: u64,
+    /// For how many seconds the oldest job that an engine may take has waited for one.
+    pub oldest_waiting: u64,
 }
 
 impl Report {
@@ -185,9 +188,10 @@ impl ReportBuilder {
         }
     }
 
-    /// Sets for how many seconds the oldest job has waited for its WorkFlow object.
-    pub(super) fn oldest_unregistered(&self, seconds: u64) {
-        self.lock().oldest_unregistered = seconds;
+    /// Sets how long the oldest jobs have waited.
+    pub(super) fn waits(&self, waits: Waits) {
+        let mut report = self.lock();
+        (report.oldest_unregistered, report.oldest_waiting) = (waits.unregistered as u64, waits.waiting as u64);
     }
 
     /// Returns the report. Actions that were found and have neither been done nor failed are left.

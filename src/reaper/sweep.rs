@@ -71,7 +71,7 @@ impl<'a> Sweep<'a> {
             // Boxed, here and in the duties: nested futures take too much stack, and their types exceed the recursion
             // limit.
             let mut complete = true;
-            complete &= self.run_duty(|_| self.measure_registrations().boxed()).await;
+            complete &= self.run_duty(|_| self.measure_waits().boxed()).await;
             complete &= self.run_duty(|budget| self.finish_never_started(budget).boxed()).await;
             complete &= self.run_duty(|budget| self.sweep_environments(&environments, budget).boxed()).await;
             complete &= self.run_duty(|budget| self.update_workflow_objects(budget).boxed()).await;
@@ -80,7 +80,7 @@ impl<'a> Sweep<'a> {
             complete &= self.run_duty(|budget| self.prune_nonces(budget).boxed()).await;
             complete &= self.run_duty(|budget| self.summarize_jobs(budget).boxed()).await;
             // Again: some of them are registered now.
-            complete &= self.run_duty(|_| self.measure_registrations().boxed()).await;
+            complete &= self.run_duty(|_| self.measure_waits().boxed()).await;
             complete
         };
         let complete = tokio::time::timeout_at(self.budget.deadline() + COMPLETION_TIME, duties.boxed()).await;
@@ -91,6 +91,12 @@ impl<'a> Sweep<'a> {
         }
         tracing::debug!(report.complete, "the sweep has ended");
         Ok(report)
+    }
+
+    /// Reports how long the oldest jobs have waited.
+    async fn measure_waits(&self) -> Result<(), Stop> {
+        self.report.waits(self.db().waits().await?);
+        Ok(())
     }
 
     /// Runs a duty. Returns whether it came to its end. After an error of the database the other duties are still tried.

@@ -67,13 +67,6 @@ fn decide(object: &WorkflowListing, known: Option<&KnownJob>, rules: &ReaperRule
 }
 
 impl Sweep<'_> {
-    /// Reports for how long the oldest job has waited for its WorkFlow object.
-    pub(super) async fn measure_registrations(&self) -> Result<(), Stop> {
-        let seconds = self.db().oldest_unregistered().await?;
-        self.report.oldest_unregistered(seconds.max(0.0) as u64);
-        Ok(())
-    }
-
     /// Creates the objects that are missing, writes the status where it is another, and deletes those of removed jobs; those
     /// first that have waited longest.
     pub(super) async fn update_workflow_objects(&self, budget: Budget) -> Result<(), Stop> {
@@ -186,22 +179,6 @@ impl Sweep<'_> {
 }
 
 impl Database {
-    /// For how many seconds the oldest unfinished job without a WorkFlow object has waited for it; 0 if there is none.
-    async fn oldest_unregistered(&self) -> Result<f64, DatabaseError> {
-        self.run(async |connection| {
-            Ok(sqlx::query_scalar!(
-                r#"
-                SELECT coalesce(extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - min(datecreated)), 0)::float8
-                    AS "age!"
-                FROM jobs WHERE NOT registered AND datefinished IS NULL
-                "#
-            )
-            .fetch_one(connection)
-            .await?)
-        })
-        .await
-    }
-
     /// The jobs whose object is due, a page at a time.
     async fn outdated_objects(&self, after: &Cursor) -> Result<(Vec<OutdatedObject>, Option<Cursor>), DatabaseError> {
         let (position, name) = after.parts();

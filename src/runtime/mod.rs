@@ -4,6 +4,8 @@
 pub mod lambda;
 pub mod server;
 
+mod health;
+mod metrics;
 mod streaming;
 
 use std::error::Error;

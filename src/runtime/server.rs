@@ -1,17 +1,19 @@
 //! All routes as one server.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router, middleware};
 
-use super::{BoxError, cluster, db, storage};
+use super::health::{self, Health};
+use super::{BoxError, cluster, db, metrics, storage};
 use crate::api::admin::Admins;
 use crate::api::{self, admin, compute, docs, environments, results};
 use crate::config::Config;
 use crate::db::Database;
 use crate::kubernetes::Cluster;
+use crate::telemetry::prometheus::Prometheus;
 use crate::telemetry::{self, Format};
 
 /// How long requests in flight may take to end after SIGTERM.
@@ -31,7 +33,8 @@ pub fn all_routes(config: Arc<Config>, db: Database, cluster: Cluster, admins: A
     ]))
 }
 
-/// Serves all routes until SIGTERM or SIGINT, and then until the requests in flight have ended.
+/// Serves all routes until SIGTERM or SIGINT: then /readyz fails, and after SHUTDOWN_DELAY no connection is accepted any
+/// more, and the requests in flight are completed.
 pub async fn serve() -> Result<(), BoxError> {
     let (config, server) = Config::of_server()?;
     let config = Arc::new(config);
@@ -46,24 +49,45 @@ pub async fn serve() -> Result<(), BoxError> {
         }
         Admins::Listed(_) => {}
     }
-    let router = all_routes(config.clone(), db(&config)?, cluster(&config), admins)?;
-
-    let address = server.address();
-    let listener = TcpListener::bind(address)
-        .map_err(|error| format!("cannot listen on {address}, which HOST and PORT set: {error}"))?;
-    listener.set_nonblocking(true)?;
+    let db = db(&config)?;
+    let (health, prometheus) = (Health::new(db.clone()), Prometheus::default());
+    let mut routes = health::routes(health.clone())
+        .fallback_service(all_routes(config.clone(), db.clone(), cluster(&config), admins)?)
+        .layer(middleware::from_fn_with_state(health.clone(), health::close_connections));
+    if let Some(port) = server.metrics_port {
+        routes = routes.layer(Extension(prometheus.clone()));
+        let listener = listen(server.host, port, "METRICS_PORT")?;
+        tracing::info!(address = %listener.local_addr()?, "serving /metrics");
+        tokio::spawn(http_server(listener)?.serve(metrics::routes(prometheus, db).into_make_service()));
+    }
+    let listener = listen(server.host, server.port, "PORT")?;
     tracing::info!(address = %listener.local_addr()?, "listening");
 
     let handle = axum_server::Handle::new();
-    let mut server = axum_server::from_tcp(listener)?.handle(handle.clone());
-    server.http_builder().http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    let serving = server.serve(router.into_make_service());
+    let serving = http_server(listener)?.handle(handle.clone()).serve(routes.into_make_service());
     tokio::spawn(async move {
         shutdown_signal().await;
-        tracing::info!("shutting down after the requests in flight");
+        tracing::info!(delay = ?server.shutdown_delay, "shutting down after the delay and the requests in flight");
+        health.drain();
+        tokio::time::sleep(server.shutdown_delay).await;
         handle.graceful_shutdown(Some(SHUTDOWN_TIMEOUT));
     });
     Ok(serving.await?)
+}
+
+/// Listens on a port that the variable sets.
+fn listen(host: IpAddr, port: u16, variable: &str) -> Result<TcpListener, BoxError> {
+    let address = SocketAddr::from((host, port));
+    let listener = TcpListener::bind(address)
+        .map_err(|error| format!("cannot listen on {address}, which HOST and {variable} set: {error}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn http_server(listener: TcpListener) -> Result<axum_server::Server<SocketAddr>, BoxError> {
+    let mut server = axum_server::from_tcp(listener)?;
+    server.http_builder().http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    Ok(server)
 }
 
 /// Waits for SIGTERM or SIGINT.

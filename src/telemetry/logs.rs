@@ -18,7 +18,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
+use super::cloudwatch;
 use super::metrics::RequestMetrics;
+use super::prometheus::Prometheus;
 use crate::config::LogConfig;
 
 /// The format of log lines.
@@ -59,21 +61,22 @@ fn without_library_details() -> FilterFn {
 }
 
 /// Logs each request once it has been answered. In a Lambda function that line also holds CloudWatch's metrics, and
-/// every line of the request has its id.
+/// every line of the request has its id; a server's metrics are those of [`Prometheus`], if the request has that as an
+/// extension.
 pub async fn log_requests(request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = route.as_deref().unwrap_or("none");
     let Some(context) = request.extensions().get::<lambda_http::Context>().cloned() else {
-        let response = next.run(request).await;
-        tracing::info!(
-            %method,
-            route,
-            status = response.status().as_u16(),
-            milliseconds = begun.elapsed().as_millis() as u64,
-            "answered"
-        );
+        let prometheus = request.extensions().get::<Prometheus>().cloned();
+        let (response, metrics) = RequestMetrics::collect(next.run(request)).await;
+        let (status, duration) = (response.status().as_u16(), begun.elapsed());
+        if let Some(prometheus) = prometheus {
+            prometheus.record_request(&method, route, status, duration, &metrics.of_request(status));
+        }
+        let milliseconds = duration.as_millis() as u64;
+        tracing::info!(%method, route, status, milliseconds, "answered");
         return response;
     };
 
@@ -83,7 +86,8 @@ pub async fn log_requests(request: Request, next: Next) -> Response {
     let span = tracing::error_span!("request", request_id, function, route, xray);
     let (response, metrics) = RequestMetrics::collect(next.run(request)).instrument(span).await;
     let status = response.status().as_u16();
-    metrics.print_request(
+    cloudwatch::print_request(
+        &metrics,
         function,
         status,
         json!({
@@ -112,9 +116,10 @@ pub async fn log_invocation<T, E: Display>(
     let xray = context.xray_trace_id.as_deref();
     let span = tracing::error_span!("invocation", request_id, function, xray);
     let (result, metrics) = RequestMetrics::collect(invocation).instrument(span).await;
-    metrics.print_kinds(function, json!({ "request_id": request_id }));
-    metrics.print_invocation(
+    cloudwatch::print_invocation(
+        &metrics,
         function,
+        request_id,
         json!({
             "level": if result.is_ok() { "INFO" } else { "ERROR" },
             "message": if result.is_ok() { "done" } else { "failed" },

@@ -1,39 +1,27 @@
-//! Metrics: collected while a request or an invocation is handled, and printed for CloudWatch in one line
-//! (<https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>).
+//! Collects metrics while a request or an invocation is handled.
 
-use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use serde_json::{Value, json};
+use super::metric::{self, Metric};
 
 tokio::task_local! {
     /// The metrics of the request that this task handles.
     static CURRENT: Arc<RequestMetrics>;
 }
 
-/// A number that is recorded in CloudWatch.
+/// A value of a metric, in its unit.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Metric {
-    name: &'static str,
-    unit: &'static str,
-    value: f64,
+pub struct Measurement {
+    pub(super) metric: &'static Metric,
+    pub(super) value: f64,
 }
 
 impl Metric {
-    /// A number of occurrences.
-    pub fn count(name: &'static str, value: u64) -> Self {
-        Self { name, unit: "Count", value: value as f64 }
-    }
-
-    /// A duration in seconds.
-    pub fn seconds(name: &'static str, value: u64) -> Self {
-        Self { name, unit: "Seconds", value: value as f64 }
-    }
-
-    fn milliseconds(name: &'static str, value: f64) -> Self {
-        Self { name, unit: "Milliseconds", value }
+    /// A value of this metric, in its unit.
+    pub fn measured(&'static self, value: u64) -> Measurement {
+        Measurement { metric: self, value: value as f64 }
     }
 }
 
@@ -56,14 +44,14 @@ pub fn count_stops(jobs: usize) {
     });
 }
 
-/// Adds metrics to the current invocation's.
-pub fn record(metrics: impl IntoIterator<Item = Metric>) {
-    update(|current| lock(&current.others).extend(metrics));
+/// Adds measurements to the current invocation's.
+pub fn record(measurements: impl IntoIterator<Item = Measurement>) {
+    update(|current| lock(&current.others).extend(measurements));
 }
 
-/// Adds metrics with the dimension `Kind` to the current invocation's.
-pub fn record_of_kind(kind: &str, metrics: impl IntoIterator<Item = Metric>) {
-    update(|current| lock(&current.kinds).push((kind.to_owned(), metrics.into_iter().collect())));
+/// Adds measurements with the dimension `Kind` to the current invocation's.
+pub fn record_of_kind(kind: &str, measurements: impl IntoIterator<Item = Measurement>) {
+    update(|current| lock(&current.kinds).push((kind.to_owned(), measurements.into_iter().collect())));
 }
 
 /// Measures how long the call waits for the cluster.
@@ -104,8 +92,8 @@ pub(super) struct RequestMetrics {
     stops: AtomicU64,
     cluster: Latency,
     database: Latency,
-    others: Mutex<Vec<Metric>>,
-    kinds: Mutex<Vec<(String, Vec<Metric>)>>,
+    others: Mutex<Vec<Measurement>>,
+    kinds: Mutex<Vec<(String, Vec<Measurement>)>>,
 }
 
 /// The sum of the times that calls took.
@@ -117,9 +105,10 @@ struct Latency {
 
 impl Latency {
     /// `None` if there was no call.
-    fn metric(&self, name: &'static str) -> Option<Metric> {
+    fn measured(&self, metric: &'static Metric) -> Option<Measurement> {
         let called = self.calls.load(Ordering::Relaxed) > 0;
-        called.then(|| Metric::milliseconds(name, self.microseconds.load(Ordering::Relaxed) as f64 / 1000.0))
+        let value = self.microseconds.load(Ordering::Relaxed) as f64 / 1000.0;
+        called.then_some(Measurement { metric, value })
     }
 }
 
@@ -136,76 +125,29 @@ impl RequestMetrics {
         lock(&self.job).clone()
     }
 
-    /// Prints an HTTP request's metrics together with `fields`.
-    pub(super) fn print_request(&self, function: &str, status: u16, fields: Value) {
-        print(line(&[("FunctionName", function)], &self.of_request(status), SystemTime::now()), fields);
-    }
-
-    /// Prints the metrics of an invocation that is not an HTTP request, together with `fields`.
-    pub(super) fn print_invocation(&self, function: &str, fields: Value) {
-        print(line(&[("FunctionName", function)], &self.of_invocation(), SystemTime::now()), fields);
-    }
-
-    /// Prints the metrics of each kind, in a line of its own with `fields`.
-    pub(super) fn print_kinds(&self, function: &str, fields: Value) {
-        for (kind, metrics) in lock(&self.kinds).iter() {
-            let dimensions = [("FunctionName", function), ("Kind", kind)];
-            print(line(&dimensions, metrics, SystemTime::now()), fields.clone());
-        }
-    }
-
-    fn of_request(&self, status: u16) -> Vec<Metric> {
-        let mut metrics = vec![
-            Metric::count("Requests", 1),
-            Metric::count("Errors", (status >= 500).into()),
-            Metric::count("Starts", self.starts.load(Ordering::Relaxed)),
-            Metric::count("Stops", self.stops.load(Ordering::Relaxed)),
+    /// An HTTP request's measurements.
+    pub(super) fn of_request(&self, status: u16) -> Vec<Measurement> {
+        let mut measurements = vec![
+            metric::REQUESTS.measured(1),
+            metric::ERRORS.measured((status >= 500).into()),
+            metric::STARTS.measured(self.starts.load(Ordering::Relaxed)),
+            metric::STOPS.measured(self.stops.load(Ordering::Relaxed)),
         ];
-        metrics.extend(self.of_invocation());
-        metrics
+        measurements.extend(self.of_invocation());
+        measurements
     }
 
-    fn of_invocation(&self) -> Vec<Metric> {
-        static WARM: AtomicBool = AtomicBool::new(false);
-        let cold = !WARM.swap(true, Ordering::Relaxed);
-        let latencies = [self.cluster.metric("ClusterLatency"), self.database.metric("DatabaseLatency")];
-        let mut metrics: Vec<_> = latencies.into_iter().flatten().collect();
-        metrics.push(Metric::count("ColdStarts", cold.into()));
-        metrics.extend(lock(&self.others).iter());
-        metrics
+    /// The measurements of a request or another invocation.
+    pub(super) fn of_invocation(&self) -> Vec<Measurement> {
+        let latencies =
+            [self.cluster.measured(&metric::CLUSTER_LATENCY), self.database.measured(&metric::DATABASE_LATENCY)];
+        latencies.into_iter().flatten().chain(lock(&self.others).iter().copied()).collect()
     }
-}
 
-/// Metrics in CloudWatch's embedded metric format.
-fn line(dimensions: &[(&str, &str)], metrics: &[Metric], at: SystemTime) -> Value {
-    let names: Vec<_> = dimensions.iter().map(|(name, _)| *name).collect();
-    let definitions: Vec<_> =
-        metrics.iter().map(|metric| json!({ "Name": metric.name, "Unit": metric.unit })).collect();
-    let milliseconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-    let mut line = json!({
-        "_aws": {
-            "Timestamp": milliseconds,
-            "CloudWatchMetrics": [
-                { "Namespace": "OperatorService", "Dimensions": [names], "Metrics": definitions }
-            ]
-        },
-    });
-    for (name, value) in dimensions {
-        line[*name] = (*value).into();
+    /// The measurements of each kind.
+    pub(super) fn of_kinds(&self) -> Vec<(String, Vec<Measurement>)> {
+        lock(&self.kinds).clone()
     }
-    for metric in metrics {
-        line[metric.name] = metric.value.into();
-    }
-    line
-}
-
-/// Prints metrics and what they belong to in one line, on standard output: LOG_LEVEL does not apply to metrics.
-fn print(mut line: Value, fields: Value) {
-    if let (Some(line), Value::Object(fields)) = (line.as_object_mut(), fields) {
-        line.extend(fields);
-    }
-    // In one write, because other tasks print too. A failure cannot be reported anywhere.
-    io::stdout().write_all(format!("{line}\n").as_bytes()).ok();
 }
 
 #[cfg(test)]
@@ -223,21 +165,13 @@ mod tests {
             waiting_for_cluster(tokio::time::sleep(Duration::from_millis(3))).await;
         })
         .await;
-        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(7);
-        let line = line(&[("FunctionName", "compute")], &metrics.of_request(503), at);
-        assert_eq!(line["_aws"]["Timestamp"], 7);
         assert_eq!(metrics.job().as_deref(), Some("abc"));
-        let found = |name: &str| line[name].as_f64();
-        assert_eq!((found("Requests"), found("Errors")), (Some(1.0), Some(1.0)));
-        assert_eq!((found("Starts"), found("Stops")), (Some(1.0), Some(2.0)));
-        assert!(found("ClusterLatency").unwrap() >= 3.0);
-        assert_eq!(found("DatabaseLatency"), None);
-        let directive = &line["_aws"]["CloudWatchMetrics"][0];
-        assert_eq!(directive["Namespace"], "OperatorService");
-        for metric in directive["Metrics"].as_array().unwrap() {
-            assert!(line[metric["Name"].as_str().unwrap()].is_number(), "{metric}");
-        }
-        assert_eq!(directive["Metrics"].as_array().unwrap().len(), 6);
+        let measurements = metrics.of_request(503);
+        let found = |metric: &Metric| measurements.iter().find(|one| one.metric == metric).map(|one| one.value);
+        assert_eq!((found(&metric::REQUESTS), found(&metric::ERRORS)), (Some(1.0), Some(1.0)));
+        assert_eq!((found(&metric::STARTS), found(&metric::STOPS)), (Some(1.0), Some(2.0)));
+        assert!(found(&metric::CLUSTER_LATENCY).unwrap() >= 3.0);
+        assert_eq!(found(&metric::DATABASE_LATENCY), None);
         // Outside of a request nothing is counted.
         count_start();
     }

@@ -4,6 +4,8 @@
 //! - [`memory`]: the memory that a large result needs
 //! - [`lambda`]: each Lambda binary behind a runtime API
 //! - [`metrics`]: the line with the metrics of each Lambda binary
+//! - [`probes`]: /healthz, /readyz, and a rolling update
+//! - [`prometheus`]: /metrics, dashboards and alerts
 //! - [`process`]: `operator-service` and its subcommands
 //! - [`reaper`]: `operator-service reap`, and the reaper's Lambda function
 //! - [`kills`]: `operator-service serve` killed at every step of every operation
@@ -33,7 +35,9 @@ mod lambda;
 mod logs;
 mod memory;
 mod metrics;
+mod probes;
 mod process;
+mod prometheus;
 mod reaper;
 mod results;
 mod secrets;

@@ -1,4 +1,4 @@
-//! The line that each Lambda binary logs of a request, with its metrics (docs/deploy.md, "Monitoring").
+//! The line that each Lambda binary logs of a request, with its metrics (docs/metrics.md).
 
 use std::collections::BTreeSet;
 
