@@ -46,7 +46,10 @@ impl Health {
             Ok(missing) => {
                 vec![format!("the database's schema lacks {missing} migrations: run operator-service migrate")]
             }
-            Err(error) => vec![error.to_string()],
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the database could not be read for /readyz");
+                vec![error.to_string()]
+            }
         }
     }
 }

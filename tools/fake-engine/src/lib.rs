@@ -41,6 +41,9 @@ pub fn install_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
+/// Maximum time until the environment is announced.
+const ANNOUNCEMENT_LIMIT: Duration = Duration::from_secs(30);
+
 /// A running engine. Dropping it kills the algorithms that it runs, and orphans its jobs.
 ///
 /// The pods of an engine that was stopped stay as they last were: one that ran is Running for ever, like an algorithm
@@ -53,10 +56,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts announcing and taking jobs. The schema and the namespace must exist.
+    /// Starts taking jobs, and returns once the environment is announced. The schema and the namespace must exist.
     ///
     /// # Errors
-    /// If the directory cannot be used, or nothing can listen on the loopback address.
+    /// If the directory cannot be used, nothing can listen on the loopback address, or the environment cannot be announced.
     pub async fn start(options: Options, client: kube::Client) -> anyhow::Result<Self> {
         install_tls();
         // An earlier engine's jobs: nobody continues them.
@@ -76,7 +79,10 @@ impl Engine {
             options,
         });
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(run(shared, stopped));
+        let (announced, announcement) = oneshot::channel();
+        let task = tokio::spawn(run(shared, announced, stopped));
+        let announcement = tokio::time::timeout(ANNOUNCEMENT_LIMIT, announcement).await;
+        announcement.context("the engine could not announce its environment")??;
         Ok(Self { host, task, stop })
     }
 
@@ -93,8 +99,9 @@ impl Engine {
     }
 }
 
-/// The engine's main loop.
-async fn run(shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
+/// The engine's main loop. Reports its first announcement.
+async fn run(shared: Arc<Shared>, announced: oneshot::Sender<()>, mut stopped: oneshot::Receiver<()>) {
+    let mut announced = Some(announced);
     let options = &shared.options;
     let mut jobs = JoinSet::new();
     let mut tick = every(options.interval);
@@ -129,6 +136,9 @@ async fn run(shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) {
                 continue;
             }
         };
+        if let Some(announced) = announced.take() {
+            announced.send(()).ok();
+        }
         for id in taken {
             shared.current_jobs.fetch_add(1, Ordering::SeqCst);
             let shared = shared.clone();
