@@ -59,6 +59,9 @@ pub enum AwsError {
     /// `secretsmanager:GetSecretValue` failed, or the secret cannot be used.
     #[error("the secret that POSTGRES_SECRET_ARN names cannot be read")]
     Secret(#[source] Cause),
+    /// As [`Self::Secret`], of a secret whose name begins with POSTGRES_ROLE_SECRETS.
+    #[error("the secret {0} cannot be read")]
+    RoleSecret(String, #[source] Cause),
     /// As [`Self::Secret`], of the secret with the headers for origins of results.
     #[error("the secret that RESULT_SECRET_ARN names cannot be read")]
     ResultSecret(#[source] Cause),

@@ -57,6 +57,17 @@ pub async fn database(account: &Account, arn: &str) -> Result<DatabaseSecret, Aw
     parse(&text, "username and password").map_err(AwsError::Secret)
 }
 
+/// Reads the password of a database role from the secret with this name.
+pub async fn role(account: &Account, name: &str, role: &str) -> Result<SecretString, AwsError> {
+    let failed = |cause| AwsError::RoleSecret(name.to_owned(), cause);
+    let text = read(account, name).await.map_err(failed)?;
+    let secret: DatabaseSecret = parse(&text, "username and password").map_err(failed)?;
+    if secret.username != role {
+        return Err(failed(Cause::of(format!("its username is not {role}"))));
+    }
+    Ok(secret.password)
+}
+
 /// Reads the current version of the secret for origins of results.
 pub async fn results(account: &Account, arn: &str) -> Result<ResultSecret, AwsError> {
     let text = read(account, arn).await.map_err(AwsError::ResultSecret)?;

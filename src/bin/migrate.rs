@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use operator_service::config::DatabaseUse;
+use operator_service::config::{DatabaseUse, RolesConfig};
 use operator_service::db::{Database, Migrated};
 use operator_service::runtime::{self, BoxError, lambda};
 use serde_json::json;
@@ -21,20 +21,20 @@ const REPORT_TIME: Duration = Duration::from_secs(10);
 fn main() -> ExitCode {
     runtime::run(lambda::run_events(DatabaseUse::Required, |config| {
         let db = runtime::db(&config)?;
-        let limits_role = config.database.as_ref().is_some_and(|database| database.role_limits);
+        let roles = config.database.as_ref().map(|database| database.roles.clone()).unwrap_or_default();
         Ok(async move |event: lambda::Event| {
-            let migrated = migrate(&db, limits_role, event.context.deadline()).await?;
+            let migrated = migrate(&db, &roles, event.context.deadline()).await?;
             Ok(json!({ "schema": "up to date", "oldJobs": migrated }))
         })
     }))
 }
 
 /// Migrates, and retries temporary errors as long as there is time.
-async fn migrate(db: &Database, limits_role: bool, deadline: SystemTime) -> Result<Migrated, BoxError> {
+async fn migrate(db: &Database, roles: &RolesConfig, deadline: SystemTime) -> Result<Migrated, BoxError> {
     let last_start = (SystemTime::now() + RETRY_PERIOD).min(deadline - MIN_ATTEMPT_TIME);
     loop {
         let remaining = deadline.duration_since(SystemTime::now()).unwrap_or_default();
-        match db.migrate_to_the_end(remaining.saturating_sub(REPORT_TIME), limits_role).await {
+        match db.migrate_to_the_end(remaining.saturating_sub(REPORT_TIME), roles).await {
             Ok(migrated) => return Ok(migrated),
             Err(error) if error.is_temporary() && SystemTime::now() + RETRY_PAUSE < last_start => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the migration failed and is retried");

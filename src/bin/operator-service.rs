@@ -97,8 +97,8 @@ fn main() -> ExitCode {
 async fn migrate() -> Result<(), BoxError> {
     let config = Config::from_env(DatabaseUse::Required)?;
     telemetry::init(&config.log, Format::Text)?;
-    let limits_role = config.database.as_ref().is_some_and(|database| database.role_limits);
-    let migration = runtime::db(&config)?.migrate_to_the_end(MIGRATION_LIMIT, limits_role).await;
+    let roles = config.database.as_ref().map(|database| database.roles.clone()).unwrap_or_default();
+    let migration = runtime::db(&config)?.migrate_to_the_end(MIGRATION_LIMIT, &roles).await;
     let Migrated { summarized_jobs, complete } = migration.map_err(runtime::with_causes)?;
     tracing::info!(summarized_jobs, complete, "the schema is up to date");
     Ok(())

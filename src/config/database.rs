@@ -55,6 +55,20 @@ const POSTGRES_ROLE_LIMITS: Variable<Off> = Variable {
     description: "1: `migrate` limits the statements of this user in this database to 6 s, so that none outlives the \
         request that it was sent for. Not for a user that the engine or the Python service logs in with.",
 };
+const POSTGRES_ROLES: Variable<Unset> = Variable {
+    name: "POSTGRES_ROLES",
+    default: Unset("none"),
+    description: "A prefix, such as `operator_`: `migrate` creates a role with it for each function and for the engine \
+        (`operator_compute`, `operator_results`, `operator_environments`, `operator_admin`, `operator_reaper`, \
+        `operator_engine`), grants each what it needs and no more (infra/database/roles.sql), and limits the statements \
+        of all but the engine as `POSTGRES_ROLE_LIMITS` does. Its own user owns the tables and may create roles.",
+};
+const POSTGRES_ROLE_SECRETS: Variable<Unset> = Variable {
+    name: "POSTGRES_ROLE_SECRETS",
+    default: Unset("none"),
+    description: "With `POSTGRES_ROLES`: what precedes `compute`, `results` and so on in the names of the secrets in AWS \
+        Secrets Manager that hold `username` and `password` of these roles. `migrate` sets the passwords.",
+};
 
 pub(super) const SECTION: Section = Section {
     title: "Database",
@@ -70,6 +84,8 @@ pub(super) const SECTION: Section = Section {
         &POSTGRES_CA_FILE,
         &POSTGRES_POOL_SIZE,
         &POSTGRES_ROLE_LIMITS,
+        &POSTGRES_ROLES,
+        &POSTGRES_ROLE_SECRETS,
     ],
 };
 
@@ -92,8 +108,19 @@ pub struct DatabaseConfig {
     pub ca_file: Option<PathBuf>,
     /// The maximum number of connections that one process opens (POSTGRES_POOL_SIZE).
     pub pool_size: u32,
-    /// Whether `migrate` sets limits for the user (POSTGRES_ROLE_LIMITS).
-    pub role_limits: bool,
+    /// What `migrate` does for roles.
+    pub roles: RolesConfig,
+}
+
+/// What `migrate` does for the roles of the database.
+#[derive(Debug, Clone, Default)]
+pub struct RolesConfig {
+    /// Whether it limits the statements of its own (POSTGRES_ROLE_LIMITS).
+    pub limits_own: bool,
+    /// The prefix of those that it creates, if it does (POSTGRES_ROLES). Needs no quotes in SQL.
+    pub prefix: Option<String>,
+    /// What precedes the name of a function in the name of its role's secret (POSTGRES_ROLE_SECRETS).
+    pub secrets: Option<String>,
 }
 
 /// How to log in to PostgreSQL.
@@ -146,8 +173,27 @@ impl DatabaseConfig {
             ssl_mode,
             ca_file: reader.readable_file(&POSTGRES_CA_FILE),
             pool_size: pool_size.map_or(default_size, NonZeroU32::get),
-            role_limits: reader.flag(&POSTGRES_ROLE_LIMITS),
+            roles: RolesConfig::read(reader),
         })
+    }
+}
+
+impl RolesConfig {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        let (prefix, secrets) = (reader.text(&POSTGRES_ROLES), reader.text(&POSTGRES_ROLE_SECRETS));
+        let is_plain = |text: &str| {
+            text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+                && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        };
+        // PostgreSQL cuts names after 63 bytes.
+        if prefix.as_deref().is_some_and(|text| !is_plain(text) || text.len() > 40) {
+            let expected = "at most 40 lower-case letters, digits and underscores, the first no digit";
+            reader.must_be(POSTGRES_ROLES.name, expected);
+        }
+        if secrets.is_some() && prefix.is_none() {
+            reader.must_be(POSTGRES_ROLES.name, "set where POSTGRES_ROLE_SECRETS is");
+        }
+        Self { limits_own: reader.flag(&POSTGRES_ROLE_LIMITS), prefix, secrets }
     }
 }
 

@@ -16,7 +16,7 @@ mod variables;
 use std::fmt;
 
 pub use access::AccessConfig;
-pub use database::{DatabaseConfig, Login};
+pub use database::{DatabaseConfig, Login, RolesConfig};
 pub use eks::{EksConfig, EksEndpoint};
 pub use jobs::{JobsConfig, OptionalSeconds};
 pub use log::LogConfig;

@@ -31,6 +31,15 @@ pub enum DatabaseError {
     /// A statement took longer than its limit.
     #[error("The database did not answer in time, please try again")]
     TimedOut,
+    /// The user lacks a right.
+    #[error(
+        "The database's user may not do this. The tables belong to the user of `operator-service migrate`, which grants the \
+         roles of POSTGRES_ROLES what they need"
+    )]
+    NotAllowed(#[source] sqlx::Error),
+    /// The password of a role could not be obtained.
+    #[error("The password of a database role cannot be set: {0}")]
+    RolePassword(#[source] AwsError),
     /// The schema is older than this program.
     #[error("The database's schema is not up to date: run `operator-service migrate` or POST /pgsqlinit")]
     NotMigrated(#[source] sqlx::Error),
@@ -52,7 +61,10 @@ impl DatabaseError {
     /// Returns whether the same operation may succeed a little later. Rights that were granted a moment ago may not be
     /// in effect yet, so a refused login counts too.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::NoPassword(_) | Self::NoConnection | Self::TimedOut)
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::NoPassword(_) | Self::RolePassword(_) | Self::NoConnection | Self::TimedOut
+        )
     }
 
     /// Returns whether the operation may have been done, or would be done if it were run again at once: its connection
@@ -85,6 +97,7 @@ impl From<sqlx::Error> for DatabaseError {
         match &error {
             E::Database(database) => match database.code().as_deref() {
                 Some("42P01" | "42703" | "42883") => Self::NotMigrated(error),
+                Some("42501") => Self::NotAllowed(error),
                 Some(code) if is_of_pooler(code, database.message()) => Self::Pooler(error),
                 Some(code) if is_transient(code) => Self::Unavailable(error),
                 _ => Self::Bug(error),

@@ -28,6 +28,11 @@ impl Logins {
         Self { config: config.clone(), account, cached: Cached::default() }
     }
 
+    /// The account that secrets and credentials are of.
+    pub(super) fn account(&self) -> &Account {
+        &self.account
+    }
+
     /// Returns what to connect with now. `refused` is the version that the database refused, if it did.
     pub(super) async fn get(&self, refused: Option<u64>) -> Result<Versioned<Arc<PgConnectOptions>>, DatabaseError> {
         let now = SystemTime::now();

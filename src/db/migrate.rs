@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::prepare::{self, Step, is_lock_conflict};
 use super::{Database, DatabaseError};
+use crate::config::RolesConfig;
 
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrator = sqlx::migrate!();
@@ -48,40 +49,41 @@ pub struct Migrated {
 }
 
 impl Database {
-    /// Brings the schema up to date as [`Self::migrate_within`] does, within the time of a request.
+    /// Brings the schema up to date as [`Self::migrate_within`] does, within the time of a request. With a role that may
+    /// not, only checks that no migration is missing.
     pub async fn migrate(&self) -> Result<(), DatabaseError> {
-        self.migrate_within(REQUEST_LIMIT, false).await
+        match self.migrate_within(REQUEST_LIMIT, &RolesConfig::default()).await {
+            Err(DatabaseError::NotAllowed(_)) if self.missing_migrations().await? == 0 => Ok(()),
+            result => result,
+        }
     }
 
     /// Brings the schema up to date: of an empty database, of one that the Python service made, of an earlier version
     /// of this one. What a newer version made stays. Idempotent; of two at once, one waits for the other. Others may
-    /// use the database: they wait for a fraction of a second. With `limits_role`, limits what a statement of the
-    /// connection's role may take in this database, from the next connection on.
+    /// use the database: they wait for a fraction of a second. Then does for roles what `roles` says.
     ///
     /// # Errors
     /// [`DatabaseError::MigrationUnfinished`] if `limit` is too short. What is done is done: the next call goes on there.
-    pub async fn migrate_within(&self, limit: Duration, limits_role: bool) -> Result<(), DatabaseError> {
+    pub async fn migrate_within(&self, limit: Duration, roles: &RolesConfig) -> Result<(), DatabaseError> {
         let progress = Progress::default();
         let migrate = async {
             let mut connection = self.connect_to_migrate(&progress).await?;
             bring_up_to_date(&mut connection, &progress).await?;
-            if limits_role {
-                sqlx::raw_sql(include_str!("role_limits.sql")).execute(&mut connection).await?;
-            }
+            progress.begin("creating roles".to_owned());
+            self.prepare_roles(&mut connection, roles).await?;
             Ok(connection.close().await?)
         };
         let result = tokio::time::timeout(limit, migrate).await;
         result.unwrap_or_else(|_| Err(DatabaseError::MigrationUnfinished(progress.step())))
     }
 
-    /// Brings the schema up to date, limits the role if that is asked for, and summarizes old jobs in the time that is
-    /// left of `limit`.
+    /// As [`Self::migrate_within`], and then summarizes old jobs in the time that is left of `limit`.
     ///
     /// # Errors
     /// As [`Self::migrate_within`]. An error in what follows that is logged: the reaper goes on.
-    pub async fn migrate_to_the_end(&self, limit: Duration, limits_role: bool) -> Result<Migrated, DatabaseError> {
+    pub async fn migrate_to_the_end(&self, limit: Duration, roles: &RolesConfig) -> Result<Migrated, DatabaseError> {
         let deadline = Instant::now() + limit;
-        self.migrate_within(limit, limits_role).await?;
+        self.migrate_within(limit, roles).await?;
         let (summarized_jobs, complete) = self.summarize_all_jobs(deadline).await;
         Ok(Migrated { summarized_jobs, complete })
     }

@@ -10,6 +10,7 @@ mod measurements;
 mod migrate;
 mod nonces;
 mod prepare;
+mod roles;
 mod session;
 mod step_logs;
 mod summaries;

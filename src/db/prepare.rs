@@ -245,6 +245,8 @@ mod tests {
             "usednonces: ADD",
             "jobs: ADD",
             "envs: ADD",
+            "sweeps: ADD",
+            "sweeps: ADD",
         ];
         let expected = [&["NoncesIndex"], &indexes[..], &tables, &indexes, &["UnfinishedJobs"]].concat();
         assert_eq!(described, expected);

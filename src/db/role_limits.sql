@@ -1,5 +1,5 @@
--- Limits the role that runs this, in this database. An operation of the service takes at most 5 s; what it has given up
--- then ends after one more.
+-- Limits the role that the setting operator_service.role names, in this database. An operation of the service takes at most
+-- 5 s; what it has given up then ends after one more.
 DO $$
 DECLARE
     setting record;
@@ -13,7 +13,7 @@ BEGIN
         WHERE EXISTS (SELECT FROM pg_settings WHERE pg_settings.name = limits.name)
     LOOP
         EXECUTE format('ALTER ROLE %I IN DATABASE %I SET %I = %L',
-                       session_user, current_database(), setting.name, setting.value);
+                       current_setting('operator_service.role'), current_database(), setting.name, setting.value);
     END LOOP;
 END
 $$;

@@ -95,6 +95,11 @@ impl Database {
         PoolStatus { connections: status.size, idle: status.available, waiting: status.waiting }
     }
 
+    /// The account that its secrets are of.
+    pub(super) fn account(&self) -> &Account {
+        self.pool.manager().logins.account()
+    }
+
     /// Opens a connection outside the pool, for an operation that may take longer than a request.
     pub(super) async fn connect(&self) -> Result<PgConnection, DatabaseError> {
         self.pool.manager().open().await

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use operator_service::config::RolesConfig;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use tokio::task::JoinHandle;
@@ -20,7 +21,9 @@ async fn in_time<T>(work: impl Future<Output = T>) -> T {
 /// Starts a migration that may take as long as it takes.
 fn migrate(database: &TestDatabase) -> JoinHandle<()> {
     let service = database.service();
-    tokio::spawn(async move { service.migrate_within(Duration::from_secs(24 * 3600), false).await.unwrap() })
+    tokio::spawn(async move {
+        service.migrate_within(Duration::from_secs(24 * 3600), &RolesConfig::default()).await.unwrap()
+    })
 }
 
 /// What a database consists of, apart from the order of columns.
@@ -262,7 +265,7 @@ async fn no_index_is_built_while_others_wait() {
     let watch = Watch::start(&database).await;
     let begun = Instant::now();
     let service = database.service();
-    service.migrate_within(Duration::from_secs(24 * 3600), false).await.unwrap();
+    service.migrate_within(Duration::from_secs(24 * 3600), &RolesConfig::default()).await.unwrap();
     let schema_done = begun.elapsed();
     println!("{nonces} nonces, {jobs} jobs: the schema is up to date after {schema_done:?}");
     let blocked = watch.stop().await;
@@ -271,7 +274,7 @@ async fn no_index_is_built_while_others_wait() {
         assert!(!by.contains("INDEX"), "others waited while an index was built: {blocked:?}");
     }
     let watch = Watch::start(&database).await;
-    let migrated = service.migrate_to_the_end(Duration::from_secs(24 * 3600), false).await.unwrap();
+    let migrated = service.migrate_to_the_end(Duration::from_secs(24 * 3600), &RolesConfig::default()).await.unwrap();
     let done = begun.elapsed();
     let blocked = watch.stop().await;
     let (statements, longest) = users.stop().await;
@@ -289,7 +292,7 @@ async fn a_migration_without_enough_time_says_how_far_it_came_and_goes_on_the_ne
     let mut blocker = database.connect().await;
     blocker.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM jobs").await.unwrap();
     let service = database.service();
-    let error = service.migrate_within(Duration::from_secs(2), false).await.unwrap_err().to_string();
+    let error = service.migrate_within(Duration::from_secs(2), &RolesConfig::default()).await.unwrap_err().to_string();
     assert!(error.contains("building index 1 of ") && error.contains("run `operator-service migrate`"), "{error}");
     blocker.execute("COMMIT").await.unwrap();
     in_time(migrate(&database)).await.unwrap();
@@ -413,10 +416,10 @@ async fn old_jobs_are_summarized_after_the_migration_and_new_ones_when_they_are_
     let mut transaction = database.pool.begin().await.unwrap();
     transaction.execute("UPDATE jobs SET stopreq = 1 WHERE agreementid = '0xa1'").await.unwrap();
     let long = Duration::from_secs(24 * 3600);
-    let migrated = in_time(service.migrate_to_the_end(long, false)).await.unwrap();
+    let migrated = in_time(service.migrate_to_the_end(long, &RolesConfig::default())).await.unwrap();
     assert_eq!((migrated.summarized_jobs, migrated.complete), (5008 - count, false));
     transaction.rollback().await.unwrap();
-    let migrated = in_time(service.migrate_to_the_end(long, false)).await.unwrap();
+    let migrated = in_time(service.migrate_to_the_end(long, &RolesConfig::default())).await.unwrap();
     assert_eq!((migrated.summarized_jobs, migrated.complete), (1, true));
 
     // The Python service's new rows need nobody.

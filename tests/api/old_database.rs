@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use operator_service::config::RolesConfig;
 use serde_json::{Value, json};
 use sqlx::Executor;
 
@@ -39,7 +40,8 @@ async fn in_time<T>(work: impl Future<Output = T>) -> T {
 
 async fn migrated() -> TestDatabase {
     let database = TestDatabase::of_the_python_service(1000).await;
-    let migrated = in_time(database.service().migrate_to_the_end(Duration::from_secs(60), false)).await.unwrap();
+    let migrated =
+        in_time(database.service().migrate_to_the_end(Duration::from_secs(60), &RolesConfig::default())).await.unwrap();
     assert!(migrated.complete);
     database
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use operator_service::config::RolesConfig;
 use reqwest::Method;
 use serde_json::json;
 use sqlx::Executor;
@@ -237,7 +238,8 @@ async fn routes_without_a_database_are_answered_during_an_outage() {
 #[tokio::test]
 async fn a_statement_that_was_given_up_ends_at_the_server_too() {
     let database = TestDatabase::empty().await;
-    database.service().migrate_within(LIMIT, true).await.unwrap();
+    let limits = RolesConfig { limits_own: true, ..RolesConfig::default() };
+    database.service().migrate_within(LIMIT, &limits).await.unwrap();
     let mut other = database.connect().await;
     other.execute("SET idle_in_transaction_session_timeout = 0").await.unwrap();
     let app = App::builder().database(database).start().await;
@@ -253,7 +255,7 @@ async fn a_statement_that_was_given_up_ends_at_the_server_too() {
     // The table is still locked.
     other.execute("COMMIT").await.unwrap();
     // A migration has no limits.
-    app.database.service().migrate_within(LIMIT, true).await.unwrap();
+    app.database.service().migrate_within(LIMIT, &limits).await.unwrap();
 }
 
 /// What the service says if a pooler gives it a session that another client has had.

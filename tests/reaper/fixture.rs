@@ -60,8 +60,9 @@ impl FixtureBuilder {
 }
 
 async fn reaper(app: &App, variables: &BTreeMap<String, String>) -> Reaper {
-    let mut variables = variables.clone();
-    variables.extend(app.database.variables());
+    let mut all: BTreeMap<_, _> = app.database.variables().into_iter().collect();
+    all.extend(variables.clone());
+    let mut variables = all;
     variables.entry("REAP_RATE".to_owned()).or_insert("1000".to_owned());
     // On a busy machine, opening eight connections at once takes longer than an operation may.
     variables.entry("POSTGRES_POOL_SIZE".to_owned()).or_insert("3".to_owned());

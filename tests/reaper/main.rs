@@ -15,6 +15,7 @@ mod finished;
 mod interleavings;
 mod lease;
 mod races;
+mod rights;
 mod rules;
 mod time_budget;
 mod unfinished;

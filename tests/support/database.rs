@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use operator_service::config::{Config, DatabaseUse};
+use operator_service::config::{Config, DatabaseUse, RolesConfig};
 use operator_service::db::Database;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, Row};
@@ -17,6 +17,7 @@ pub struct TestDatabase {
     /// For arranging and inspecting rows.
     pub pool: PgPool,
     server: Server,
+    has_roles: bool,
 }
 
 /// The server that TEST_DATABASE_URL names.
@@ -70,7 +71,7 @@ impl TestDatabase {
         let name = unique("test").replace('-', "_");
         server.execute(format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'")).await;
         let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(server.options(&name));
-        Self { name, pool, server }
+        Self { name, pool, server, has_roles: false }
     }
 
     /// Creates a database with the service's schema.
@@ -78,6 +79,36 @@ impl TestDatabase {
         let database = Self::empty().await;
         database.service().migrate().await.unwrap();
         database
+    }
+
+    /// Creates a database with the service's schema and the roles that POSTGRES_ROLES creates, where PUBLIC has no rights.
+    pub async fn with_roles() -> Self {
+        let mut database = Self::empty().await;
+        database.has_roles = true;
+        let roles = RolesConfig { prefix: Some(database.role("")), ..RolesConfig::default() };
+        // Twice, as by two deployments.
+        for _ in 0..2 {
+            database.service().migrate_within(std::time::Duration::from_secs(60), &roles).await.unwrap();
+        }
+        let name = &database.name;
+        let mut statements =
+            format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC; REVOKE ALL ON SCHEMA public FROM PUBLIC;");
+        for user in ["compute", "results", "environments", "admin", "reaper", "engine"] {
+            let role = database.role(user);
+            statements.push_str(&format!("ALTER ROLE {role} PASSWORD '{name}';"));
+        }
+        database.pool.execute(AssertSqlSafe(statements)).await.unwrap();
+        database
+    }
+
+    /// The name of one of these roles.
+    pub fn role(&self, user: &str) -> String {
+        format!("{}_{user}", self.name)
+    }
+
+    /// The variables with which the service logs in as one of these roles.
+    pub fn login(&self, user: &str) -> [(&'static str, String); 2] {
+        [("POSTGRES_USER", self.role(user)), ("POSTGRES_PASSWORD", self.name.clone())]
     }
 
     /// Creates a database as the Python service left it (python_service.sql), with this number of nonces under
@@ -201,11 +232,16 @@ impl TestDatabase {
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
-        let (server, name) = (self.server.clone(), self.name.clone());
+        let (server, name, has_roles) = (self.server.clone(), self.name.clone(), self.has_roles);
         // A destructor cannot wait in the test's own runtime.
         let dropped = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(server.execute(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")));
+            if has_roles {
+                let roles = ["compute", "results", "environments", "admin", "reaper", "engine"];
+                let roles = roles.map(|user| format!("{name}_{user}")).join(", ");
+                runtime.block_on(server.execute(format!("DROP ROLE IF EXISTS {roles}")));
+            }
         });
         dropped.join().ok();
     }
