@@ -15,7 +15,7 @@ import sys
 import threading
 import types
 
-import kubernetes_validate
+import manifests
 import rights
 import yaml
 from botocore.exceptions import ClientError
@@ -24,8 +24,6 @@ from samtranslator.translator.transform import transform
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / (os.environ.get("CARGO_TARGET_DIR") or "target") / "debug" / "operator-service"
-# The versions of Kubernetes that the service's client library supports.
-KUBERNETES = ["1.32", "1.33", "1.34", "1.35", "1.36"]
 # AWS has no resource-level permissions for these.
 ANY_RESOURCE = {
     "ec2:DescribeNetworkInterfaces",
@@ -36,7 +34,7 @@ ANY_RESOURCE = {
     "xray:PutTelemetryRecords",
 }
 # Only `operator-service serve` reads them, or nobody sets them for a function.
-SERVER_ONLY = {"HOST", "PORT", "LOCAL_ADMIN", "LOG_CFG", "POSTGRES_POOL_SIZE"}
+SERVER_ONLY = {"HOST", "PORT", "METRICS_PORT", "SHUTDOWN_DELAY", "LOCAL_ADMIN", "LOG_CFG", "POSTGRES_POOL_SIZE"}
 # Secrets are no parameters: functions read them from Secrets Manager.
 SECRETS = {"POSTGRES_PASSWORD", "X_API_KEY", "CLIENT_ID"}
 # SAM's translator logs the state of its feature toggles.
@@ -280,24 +278,6 @@ def check_migration(resources):
     check(timeouts == sorted(set(timeouts)), f"migration: each timeout must be shorter than its caller's: {timeouts}")
 
 
-def check_manifests():
-    versions = []
-    for file in sorted(glob.glob("infra/kubernetes/**/*.yaml", root_dir=ROOT, recursive=True)):
-        for document in yaml.safe_load_all((ROOT / file).read_text()):
-            if document["kind"] in ("Kustomization", "Component"):
-                for entry in document.get("resources", []) + document.get("components", []):
-                    check((ROOT / file).parent.joinpath(entry).exists(), f"{file}: {entry} does not exist")
-                continue
-            for version in KUBERNETES:
-                try:
-                    kubernetes_validate.validate(document, version, strict=True)
-                    versions.append(version)
-                except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
-                    errors.append(f"{file}, Kubernetes {version}: {error}")
-    check(versions, "no manifest was checked")
-    return sorted(set(versions))
-
-
 def main():
     resources = transformed()["Resources"]
     check_routes(resources)
@@ -317,11 +297,12 @@ def main():
                 if isinstance(node, dict) and node.get("Effect") == "Allow" and node.get("Resource") == "*":
                     actions = node["Action"] if isinstance(node["Action"], list) else [node["Action"]]
                     check(set(actions) <= ANY_RESOURCE, f"{template}: {name} allows {actions} on every resource")
-    versions = check_manifests()
+    variables = {variable["name"] for variable in printed("variables", "--format", "json", keys={"name"})}
+    manifests.check_manifests(ROOT, check, variables)
     for message in errors:
         print("error:", message, file=sys.stderr)
     if not errors:
-        print(f"routes, permissions, rights, variables, migration, schema, manifests (Kubernetes {', '.join(versions)}): valid")
+        print(f"routes, permissions, rights, variables, migration, schema, manifests (Kubernetes {', '.join(manifests.KUBERNETES)}): valid")
     sys.exit(bool(errors))
 
 
