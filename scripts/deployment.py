@@ -221,7 +221,7 @@ def destroy(arguments):
         if stack(cloudformation, name) is None:
             continue
         if section == "data":
-            # Of the instance a snapshot stays; the engine's secret stays, too.
+            # Of the instance a snapshot stays.
             cloudformation.update_termination_protection(StackName=name, EnableTerminationProtection=False)
             deploy_stack(installation, name, BEFORE["data"], installation.parameters("data") | {"DeletionProtection": "false"})
         print(f"deleting {name}", flush=True)

@@ -1,4 +1,4 @@
-"""The table docs/rights.md: function × right × resource, from the transformed template."""
+"""The tables docs/rights.md: function × right × resource, from the transformed template, and of the database from its grants."""
 
 import json
 import re
@@ -9,6 +9,16 @@ What each role may do, from the template as SAM hands it to CloudFormation. Writ
 scripts/validate_infra.py --write`; `make validate` fails if it is not current.
 
 | role | right | on | if |
+| --- | --- | --- | --- |
+"""
+
+DATABASE = """
+## In the database
+
+What each function's database role may do with the tables, if `PostgresRoles` is set (infra/database/roles.sql). `migrate` owns
+them; `docs` has no database.
+
+| role | right | on | columns |
 | --- | --- | --- | --- |
 """
 
@@ -70,3 +80,15 @@ def rows(resources):
 def table(resources):
     lines = [f"| {role.removesuffix('Role')} | {right} | {on} | {', '.join(conditions)} |" for role, right, on, conditions in rows(resources)]
     return HEADER + "\n".join(sorted(set(lines))) + "\n"
+
+
+def database_rows(sql):
+    sql = re.sub(r"--.*", "", sql)
+    for granted, table, roles in re.findall(r"^GRANT\s+([^;]*?)\s+ON\s+(\w+)\s+TO\s+([^;]+);", sql, re.MULTILINE):
+        for right, columns in re.findall(r"(SELECT|INSERT|UPDATE|DELETE)(?:\s*\(([^)]*)\))?", granted):
+            for role in roles.split(","):
+                yield role.strip().removeprefix("operator_").capitalize(), right, table, " ".join(columns.split()) or "all"
+
+
+def database_table(sql):
+    return DATABASE + "\n".join(f"| {' | '.join(row)} |" for row in sorted(database_rows(sql))) + "\n"

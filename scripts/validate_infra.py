@@ -141,6 +141,12 @@ def check_permissions(resources):
         "s3:GetObject": {"ResultsFunction"},
         "s3:DeleteObject": {"ReaperFunction"},
     }
+    # With PostgresRoles, each function logs in as its own role, and only migrate reads the other secrets.
+    for function in functions - {"DocsFunction", "MigrateFunction", "MigrationFunction"}:
+        role, secret = (f"${{{prefix}}}{function.removesuffix('Function').lower()}" for prefix in ("PostgresRoles", "PostgresRoleSecrets"))
+        needed_by |= {f'/{role}"': {function}, f"{secret}-??????": {function, "MigrateFunction"}}
+        variables = json.dumps(resources[function]["Properties"]["Environment"]["Variables"])
+        check(f'"{role}"' in variables and f'"{secret}"' in variables, f"{function}: does not log in as {role}")
     for permission, expected in needed_by.items():
         holders = {function for function in functions if permission in policies(function)}
         check(holders == expected, f"{permission}: granted to {sorted(holders)}, needed by {sorted(expected)}")
@@ -286,7 +292,8 @@ def main():
     check_migration(resources)
     check_schema()
     check_settings(resources)
-    rights_file, current = ROOT / "docs/rights.md", rights.table(resources)
+    grants = (ROOT / "infra/database/roles.sql").read_text()
+    rights_file, current = ROOT / "docs/rights.md", rights.table(resources) + rights.database_table(grants)
     if "--write" in sys.argv:
         rights_file.write_text(current)
     check(rights_file.read_text() == current, "docs/rights.md is not current: scripts/aws-tools python scripts/validate_infra.py --write")

@@ -78,9 +78,21 @@ impl Moto {
 
     /// Creates a secret. Returns its ARN.
     pub async fn secret(&self, value: &Value) -> String {
-        let body = json!({ "Name": crate::support::unique("database"), "SecretString": value.to_string(),
+        self.named_secret(&crate::support::unique("database"), value).await
+    }
+
+    /// Creates a secret with this name. Returns its ARN.
+    pub async fn named_secret(&self, name: &str, value: &Value) -> String {
+        let body = json!({ "Name": name, "SecretString": value.to_string(),
             "ClientRequestToken": uuid::Uuid::new_v4().to_string() });
         self.secrets("CreateSecret", body).await["ARN"].as_str().unwrap().to_owned()
+    }
+
+    /// Changes a secret.
+    pub async fn put_secret(&self, secret: &str, value: &Value) {
+        let token = uuid::Uuid::new_v4().to_string();
+        let body = json!({ "SecretId": secret, "SecretString": value.to_string(), "ClientRequestToken": token });
+        self.secrets("PutSecretValue", body).await;
     }
 
     /// Creates a bucket with an object.

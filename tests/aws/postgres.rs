@@ -120,9 +120,7 @@ async fn a_secret_rotated_under_load_loses_no_request() {
     for round in 0..3 {
         let password = format!("round-{round}");
         let value: Value = json!({ "username": "operator_test", "password": password });
-        let token = uuid::Uuid::new_v4().to_string();
-        let body = json!({ "SecretId": secret, "SecretString": value.to_string(), "ClientRequestToken": token });
-        moto.secrets("PutSecretValue", body).await;
+        moto.put_secret(&secret, &value).await;
         server.password(&password).await;
         // Idle connections are closed, as after a freeze; new ones need the new password.
         server
@@ -140,6 +138,74 @@ async fn a_secret_rotated_under_load_loses_no_request() {
     // However many requests there are, the secret is read once for each rotation.
     assert_eq!(output.matches("the database's secret was read").count(), 4, "{output}");
     assert!(!output.contains("round-"), "{output}");
+}
+
+#[tokio::test]
+async fn migrate_sets_the_passwords_of_the_roles_from_their_secrets() {
+    let Some(moto) = Moto::start().await else { return };
+    let server = Server::start("first").await;
+    // As RDS's master user: no superuser. And a log of all statements.
+    server.execute("CREATE ROLE operator_owner LOGIN CREATEROLE PASSWORD 'first'").await;
+    server.execute("CREATE DATABASE owned OWNER operator_owner").await;
+    server.execute("ALTER SYSTEM SET log_statement = 'all'").await;
+    server.reload().await;
+    let value = |user: &str, password: &str| json!({ "username": format!("operator_{user}"), "password": password });
+    for user in ["compute", "results", "environments", "admin", "reaper"] {
+        moto.named_secret(&format!("stack/{user}"), &value(user, &format!("topsecret {user}"))).await;
+    }
+    // One from a rotation template.
+    let engine = json!({ "username": "operator_engine", "password": "topsecret engine", "host": "db", "port": 1 });
+    moto.named_secret("stack/engine", &engine).await;
+    let env = moto.and(server.env()).with("POSTGRES_DB", "owned");
+    let owner = env.clone().with("POSTGRES_USER", "operator_owner").with("POSTGRES_PASSWORD", "first");
+    let owner = owner.with("POSTGRES_ROLES", "operator_").with("POSTGRES_ROLE_SECRETS", "stack/");
+    let migrate = async || {
+        let output = run(&["migrate"], &owner).await;
+        assert!(!stderr(&output).contains("topsecret"), "{}", stderr(&output));
+        (output.status.success(), stderr(&output))
+    };
+    for _ in 0..2 {
+        let (done, text) = migrate().await;
+        assert!(done, "{text}");
+    }
+
+    let function = |user: &str| env.clone().with("POSTGRES_SECRET_ARN", format!("stack/{user}"));
+    let service = Service::start(&function("environments")).await;
+    assert_eq!(environments(&service).await.0, 200, "{}", service.process.output());
+    let other = Service::start(&function("results")).await;
+    let (status, text) = environments(&other).await;
+    assert_eq!(status, 503);
+    assert!(text.contains("The database's user may not do this"), "{text}");
+    let login = server.postgres.connect_options("owned");
+    let mut engine =
+        PgConnection::connect_with(&login.clone().username("operator_engine").password("topsecret engine"))
+            .await
+            .unwrap();
+    engine.execute("SELECT * FROM announce('ocean-compute', '{}', 1)").await.unwrap();
+    // The limits of statements are for the functions.
+    for (user, expected) in [("reaper", "6s"), ("engine", "0")] {
+        let role = login.clone().username(&format!("operator_{user}")).password(&format!("topsecret {user}"));
+        let mut connection = PgConnection::connect_with(&role).await.unwrap();
+        let limit: String = sqlx::query_scalar("SHOW statement_timeout").fetch_one(&mut connection).await.unwrap();
+        assert_eq!(limit, expected, "{user}");
+    }
+
+    // A new password, with the next deployment.
+    moto.put_secret("stack/environments", &value("environments", "topsecret, too")).await;
+    assert!(migrate().await.0);
+    server
+        .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'operator_environments'")
+        .await;
+    assert_eq!(environments_in_time(&service).await.0, 200, "{}", service.process.output());
+
+    moto.put_secret("stack/reaper", &value("results", "topsecret")).await;
+    let (done, text) = migrate().await;
+    assert!(!done && text.contains("the secret stack/reaper cannot be read"), "{text}");
+    assert!(text.contains("its username is not operator_reaper"), "{text}");
+
+    let log = std::fs::read_to_string(&server.postgres.log).unwrap();
+    assert!(log.contains("ALTER ROLE operator_engine PASSWORD 'SCRAM-SHA-256$4096:"), "{log}");
+    assert!(!log.contains("topsecret"));
 }
 
 /// Creates an authority and a certificate for a server named `localhost` in a directory. Returns false if Python's
