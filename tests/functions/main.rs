@@ -3,6 +3,7 @@
 //! - [`results`]: /getResult and result origins
 //! - [`memory`]: the memory that a large result needs
 //! - [`lambda`]: each Lambda binary behind a runtime API
+//! - [`deployment`]: the schema's custom resource, as CloudFormation calls it
 //! - [`metrics`]: the line with the metrics of each Lambda binary
 //! - [`probes`]: /healthz, /readyz, and a rolling update
 //! - [`prometheus`]: /metrics, dashboards and alerts
@@ -30,6 +31,7 @@ mod runtime_api;
 mod browser;
 mod bump;
 mod crashes;
+mod deployment;
 mod kills;
 mod lambda;
 mod logs;
