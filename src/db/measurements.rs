@@ -8,7 +8,8 @@ use crate::domain::Namespace;
 pub struct Waits {
     /// The oldest unfinished job without a WorkFlow object, for it.
     pub unregistered: f64,
-    /// The oldest job that an engine may take, for an engine.
+    /// The oldest job that no engine has taken, for an engine. (One that may not be taken any more is finished by the next
+    /// sweep.)
     pub waiting: f64,
 }
 
@@ -44,8 +45,6 @@ impl Database {
                             FROM pending CROSS JOIN LATERAL (
                                 SELECT datecreated FROM jobs
                                 WHERE jobs.namespace = pending.namespace AND status = 1 AND datefinished IS NULL
-                                  AND coalesce(stopreq, 0) = 0 AND coalesce(removed, 0) = 0
-                                  AND (validuntil IS NULL OR validuntil > extract(epoch FROM now()))
                                 ORDER BY datecreated LIMIT 1
                             ) AS first) AS waiting
                 )

@@ -4,24 +4,11 @@
 use serde_json::Value;
 
 use super::budget::{Budget, Stop};
+use super::job::Environment;
 use super::sweep::Sweep;
 use super::unfinished::Observed;
 use crate::db::{Database, DatabaseError};
 use crate::domain::{Namespace, environment};
-
-/// An environment: what its engine announced, and what earlier sweeps recorded.
-#[derive(Debug, Clone)]
-pub(super) struct Environment {
-    pub(super) namespace: Namespace,
-    /// The `maxJobDuration` that its engine announced, in seconds, if there is one.
-    pub(super) announced_limit: Option<f64>,
-    /// How many seconds ago it last announced itself; `None` if it never has.
-    pub(super) announced_age: Option<f64>,
-    /// When the engine last announced that it has no jobs, in seconds since the epoch.
-    pub(super) idle_at: Option<f64>,
-    /// How many seconds ago its WorkFlow objects were last scanned.
-    pub(super) scan_age: f64,
-}
 
 fn announced_limit(announcement: &str) -> Option<f64> {
     let seconds = match environment::parse(announcement)?.get("maxJobDuration")? {

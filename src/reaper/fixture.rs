@@ -4,8 +4,7 @@ use std::num::NonZeroU32;
 
 use serde_json::{Value, json};
 
-use super::environments::Environment;
-use super::unfinished::{Action, Seen, UnfinishedJob};
+use super::job::{Action, Environment, Seen, UnfinishedJob};
 use crate::config::ReaperRules;
 use crate::domain::{Component, JobId, Namespace, Status, StopRequest};
 use crate::kubernetes::{Step, StepState, Steps};

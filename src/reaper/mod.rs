@@ -11,6 +11,7 @@ mod cleanup;
 mod counts;
 mod environments;
 mod expiry;
+mod job;
 mod lease;
 mod metrics;
 mod never_started;

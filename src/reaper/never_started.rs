@@ -3,7 +3,7 @@
 use futures_util::FutureExt;
 
 use super::budget::{Budget, Stop};
-use super::orphans::Finish;
+use super::job::Finish;
 use super::report::Duty;
 use super::sweep::Sweep;
 use crate::db::{Database, DatabaseError, PAGE_ROWS, end_of_page};

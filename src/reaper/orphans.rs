@@ -1,9 +1,8 @@
 //! Orphans: begun jobs that no engine continues are finished.
 
-use super::environments::Environment;
+use super::job::{Action, CONTINUED, Environment, Finish, Seen, UnfinishedJob};
 use super::report::Duty;
 use super::sweep::{ActionError, ActionResult, Applied, Sweep};
-use super::unfinished::{Action, CONTINUED, Seen, UnfinishedJob};
 use crate::config::ReaperRules;
 use crate::db::{Database, DatabaseError};
 use crate::domain::{JobId, Status, StopRequest};
@@ -11,33 +10,16 @@ use crate::domain::{JobId, Status, StopRequest};
 /// The factor of the limit grace for what no engine announces and no sweep sees.
 const UNSEEN_FACTOR: f64 = 24.0;
 
-/// How a job is finished.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Finish {
-    /// The status that it ends with.
-    pub(super) status: Status,
-    /// Why, for its owner.
-    pub(super) reason: String,
-    /// What the last sweep has to have seen of the job, still.
-    seen: Option<Seen>,
+/// Finishes an orphan, with the status that its row allows.
+fn finish(job: &UnfinishedJob, what: &str, seen: Option<&Seen>) -> Action {
+    let status = last_status(job);
+    let reason = match status {
+        Status::Completed if job.has_outputs => format!("{what} Its results had been published."),
+        Status::Completed if job.status != Status::Completed => format!("{what} It had been asked to stop."),
+        _ => what.to_owned(),
+    };
+    Action::Finish(Duty::Orphans, Finish { status, reason, seen: seen.cloned() })
 }
-
-impl Finish {
-    pub(super) fn new(status: Status, reason: &str) -> Self {
-        Self { status, reason: reason.to_owned(), seen: None }
-    }
-
-    fn orphan(job: &UnfinishedJob, what: &str, seen: Option<&Seen>) -> Action {
-        let status = last_status(job);
-        let reason = match status {
-            Status::Completed if job.has_outputs => format!("{what} Its results had been published."),
-            Status::Completed if job.status != Status::Completed => format!("{what} It had been asked to stop."),
-            _ => what.to_owned(),
-        };
-        Action::Finish(Duty::Orphans, Self { status, reason, seen: seen.cloned() })
-    }
-}
-
 /// Decides on a begun job no step of which is in progress. The state that sweeps see has lasted since `seen_for`.
 pub(super) fn decide(job: &UnfinishedJob, seen: &Seen, rules: &ReaperRules) -> Option<Action> {
     let (grace, what) = match seen {
@@ -45,7 +27,7 @@ pub(super) fn decide(job: &UnfinishedJob, seen: &Seen, rules: &ReaperRules) -> O
         Seen::Idle => (rules.limit_grace, "The environment did not continue the job."),
         Seen::Trouble(_) => return None,
     };
-    (job.seen_for >= grace).then(|| Finish::orphan(job, what, Some(seen)))
+    (job.seen_for >= grace).then(|| finish(job, what, Some(seen)))
 }
 
 /// Decides on a begun job of an environment that cannot be read. That proves nothing about a job; that its engine has not
@@ -57,7 +39,7 @@ pub(super) fn decide_unseen(job: &UnfinishedJob, environment: &Environment, rule
         None => job.seen_for / UNSEEN_FACTOR,
     };
     let what = "The environment did not continue the job.";
-    (silent_for > rules.limit_grace).then(|| Finish::orphan(job, what, None))
+    (silent_for > rules.limit_grace).then(|| finish(job, what, None))
 }
 
 /// The status that an orphaned job ends with. An earlier failure stays; a job that has published outputs is completed,

@@ -110,7 +110,7 @@ pub struct Report {
     pub problems: Vec<String>,
     /// For how many seconds the oldest job has waited for its WorkFlow object.
     pub oldest_unregistered: u64,
-    /// For how many seconds the oldest job that an engine may take has waited for one.
+    /// For how many seconds the oldest job that no engine has taken has waited for one.
     pub oldest_waiting: u64,
 }
 

@@ -1,12 +1,10 @@
 //! Requeues: jobs that were dispatched and that no engine has begun wait again, once no engine can have a thread for them;
 //! or they are finished, if they may not be started any more.
 
-use super::environments::Environment;
+use super::job::{Action, CONTINUED, Environment, Finish, UnfinishedJob};
 use super::never_started;
-use super::orphans::Finish;
 use super::report::Duty;
 use super::sweep::{ActionResult, Applied, Sweep};
-use super::unfinished::{Action, CONTINUED, UnfinishedJob};
 use crate::config::ReaperRules;
 use crate::db::{Database, DatabaseError};
 use crate::domain::{Status, StopRequest};

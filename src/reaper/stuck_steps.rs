@@ -2,9 +2,9 @@
 
 use futures_util::FutureExt;
 
+use super::job::{CONTINUED, Seen, StepEnd, UnfinishedJob};
 use super::report::Duty;
 use super::sweep::{ActionError, ActionResult, Applied, Sweep, held_remark};
-use super::unfinished::{CONTINUED, Seen, UnfinishedJob};
 use crate::config::ReaperRules;
 use crate::db::{Database, DatabaseError};
 use crate::domain::{Component, JobId, Namespace, StopRequest};
@@ -13,16 +13,6 @@ use crate::kubernetes::{Deletion, HeldObject, LogPart, Problem, Recovery, Step, 
 /// The factor of the limit grace for a step other than the algorithm: fetching data and publishing results have no limit
 /// of their own, and may take longer than the algorithm.
 const OTHER_STEPS_FACTOR: f64 = 24.0;
-
-/// A step that is to be ended.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct StepEnd {
-    /// Why, as a duty of the reaper.
-    pub(super) duty: Duty,
-    pub(super) step: Step,
-    /// Why, for the job's owner; `None` if nothing is to be recorded.
-    pub(super) reason: Option<String>,
-}
 
 /// Decides whether a step that has not ended is stuck for good.
 pub(super) fn decide(job: &UnfinishedJob, step: &Step, rules: &ReaperRules) -> Option<StepEnd> {

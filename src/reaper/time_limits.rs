@@ -1,9 +1,8 @@
 //! Time limits: an algorithm that runs longer than it may, or that was to be stopped, is ended
 //! (docs/contract/engine.md, "Stopping a job").
 
+use super::job::{StepEnd, UnfinishedJob};
 use super::report::Duty;
-use super::stuck_steps::StepEnd;
-use super::unfinished::UnfinishedJob;
 use crate::config::ReaperRules;
 use crate::domain::{Component, StopRequest, workflow};
 use crate::kubernetes::Step;

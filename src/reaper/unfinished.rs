@@ -5,91 +5,15 @@
 use futures_util::FutureExt;
 
 use super::budget::{Budget, Stop};
-use super::environments::Environment;
-use super::orphans::{self, Finish};
+use super::job::{Action, Environment, Seen, StepEnd, UnfinishedJob};
 use super::report::{Duty, Outcome};
-use super::stuck_steps::{self, StepEnd};
-use super::sweep::{Applied, Sweep};
+use super::sweep::Sweep;
 use super::time_limits::TimeLimit;
-use super::{requeues, time_limits};
+use super::{orphans, requeues, stuck_steps, time_limits};
 use crate::config::ReaperRules;
-use crate::db::{Database, DatabaseError, PAGE_ROWS, column, end_of_page};
+use crate::db::{Database, DatabaseError, PAGE_ROWS, end_of_page};
 use crate::domain::{JobId, Namespace, Status, StopRequest};
 use crate::kubernetes::{Step, StepState, Steps};
-
-/// Why an action was skipped: an engine continued the job.
-pub(super) const CONTINUED: Applied = Applied::Skipped("the job was continued meanwhile");
-
-/// An unfinished job, with what the decision on it depends on.
-#[derive(Debug, Clone)]
-pub(super) struct UnfinishedJob {
-    pub(super) job_id: JobId,
-    /// The namespace that its row names.
-    pub(super) namespace: Option<Namespace>,
-    pub(super) status: Status,
-    pub(super) stop_requested: StopRequest,
-    /// Whether it was deleted.
-    pub(super) removed: bool,
-    /// Whether it has published something.
-    pub(super) has_outputs: bool,
-    /// In how many seconds its `validUntil` passes; below 0 if it has passed.
-    pub(super) valid_for: Option<f64>,
-    /// When it was dispatched to an engine, in seconds since the epoch.
-    pub(super) dispatched_at: f64,
-    /// How many seconds ago that was.
-    pub(super) dispatched_age: f64,
-    /// How often it was dispatched, not begun, and requeued.
-    pub(super) requeues: i16,
-    /// What the last sweep saw of it, if no step was in progress.
-    pub(super) seen: Option<Seen>,
-    /// For how many seconds it has had its status and has been seen like that.
-    pub(super) seen_for: f64,
-    /// Its workflow, if no other limit applies to it.
-    pub(super) workflow: Option<String>,
-}
-
-/// What a sweep sees of a begun job no step of which is in progress (`reaperjobs.seen`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// The cluster holds no step of it.
-    Absent,
-    /// Its steps have ended, and none follows.
-    Idle,
-    /// A step has a problem of which the cluster does not record since when: the uid of its Kubernetes Job.
-    Trouble(String),
-}
-
-impl Seen {
-    fn of(steps: &[Step]) -> Option<Self> {
-        if steps.is_empty() {
-            return Some(Self::Absent);
-        }
-        let in_trouble = |step: &&Step| matches!(&step.state, StepState::Stuck(trouble) if trouble.seconds.is_none());
-        if let Some(step) = steps.iter().find(in_trouble) {
-            return Some(Self::Trouble(step.uid.clone()));
-        }
-        let has_ended = |step: &Step| matches!(step.state, StepState::Done | StepState::Terminating);
-        steps.iter().all(has_ended).then_some(Self::Idle)
-    }
-
-    pub(super) fn as_str(&self) -> &str {
-        match self {
-            Self::Absent => "absent",
-            Self::Idle => "idle",
-            Self::Trouble(uid) => uid,
-        }
-    }
-
-    fn stored(text: String) -> Self {
-        match text.as_str() {
-            "absent" => Self::Absent,
-            "idle" => Self::Idle,
-            _ => Self::Trouble(text),
-        }
-    }
-}
-
-column!(Seen, String, Seen::stored, Seen::as_str);
 
 /// What a sweep has read of an environment.
 #[derive(Debug, Clone, Copy)]
@@ -98,21 +22,6 @@ pub(super) enum Observed<'a> {
     Nothing,
     /// The steps of its jobs.
     Steps(&'a Steps),
-}
-
-/// An action on an unfinished job.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Action {
-    /// Finish it in the database.
-    Finish(Duty, Finish),
-    /// Requeue it, to be dispatched again.
-    Requeue,
-    /// Report that it was dispatched, not begun, and may not be requeued.
-    ReportUnbegun,
-    /// End one of its steps: the engine continues with the next.
-    EndStep(StepEnd),
-    /// Record what was seen of it.
-    Record(Option<Seen>),
 }
 
 /// Decides what is to be done with a job.

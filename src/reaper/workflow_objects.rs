@@ -5,7 +5,7 @@ use futures_util::FutureExt;
 
 use super::budget::{Budget, Stop};
 use super::cleanup::KnownJob;
-use super::environments::Environment;
+use super::job::Environment;
 use super::report::Duty;
 use super::sweep::{ActionError, ActionResult, Applied, Sweep, held_remark};
 use crate::config::ReaperRules;

@@ -86,7 +86,7 @@ metrics! {
     OLDEST_UNREGISTERED = "OldestUnregistered", Gauge, Seconds, Both:
         "How long the oldest job without a WorkFlow object has waited for it; 0 if there is none";
     OLDEST_WAITING = "OldestWaiting", Gauge, Seconds, Both:
-        "How long the oldest job that an engine may take has waited for one; 0 if there is none";
+        "How long the oldest job that no engine has taken has waited for one; 0 if there is none";
     ENVIRONMENT_SILENCE = "EnvironmentSilence", Gauge, Seconds, Prometheus:
         "Time since the last announcement of the environment `namespace`";
     REAPER_RUNS = "ReaperRuns", Counter, Count, Both: "Sweeps that ended by themselves, with work left or without";

@@ -313,3 +313,13 @@ pub fn of_job(report: &Value, job: &Stored) -> Vec<(String, String)> {
     let entries = report["jobs"].as_array().unwrap().iter().filter(|entry| entry["job"] == job.job_id.as_str());
     entries.map(|entry| (text(&entry["kind"]), text(&entry["outcome"]))).collect()
 }
+
+/// A kubeconfig of a cluster where nothing listens.
+pub const NOBODY: &str = r#"
+apiVersion: v1
+kind: Config
+clusters: [{name: nobody, cluster: {server: "http://127.0.0.1:9"}}]
+users: [{name: nobody, user: {}}]
+contexts: [{name: nobody, context: {cluster: nobody, user: nobody}}]
+current-context: nobody
+"#;

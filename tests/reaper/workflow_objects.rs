@@ -8,7 +8,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use operator_service::kubernetes::WorkFlow;
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, count, of_job};
+use crate::fixture::{Fixture, NOBODY, count, of_job};
 use crate::jobs::now;
 use crate::support::{App, Key, Stored, agreement_id, caller, owner, workflow};
 
@@ -18,7 +18,7 @@ async fn a_job_that_could_not_be_registered_is_registered_later() {
     let down = App::builder()
         .database(fixture.app.database.clone())
         .cluster(fixture.app.cluster.clone())
-        .kubeconfig(&fixture.app.cluster.kubeconfig().replace("server: http", "server: http://127.0.0.1:9/#"))
+        .kubeconfig(NOBODY)
         .start()
         .await;
     let (owner, agreement) = (owner(), agreement_id());
