@@ -12,7 +12,7 @@ use crate::support::{Key, agreement_id, caller, eventually, left_out, owner, uni
 /// A fixture for an engine. `None` with a real cluster, where the fake engine cannot play the kubelet.
 async fn with_engine(fixture: FixtureBuilder) -> Option<(Fixture, Options)> {
     let fixture = fixture.app(|app| app.unannounced()).var("REAP_RETRY_GRACE", 1).var("REAP_SCHEDULE_GRACE", 1);
-    let fixture = fixture.var("REAP_ABSENT_GRACE", 1).start().await;
+    let fixture = fixture.start().await;
     if !fixture.app.cluster.is_embedded() {
         left_out("the stand-in for the engine has its own tests with other clusters");
         return None;
@@ -64,8 +64,8 @@ async fn object_status(fixture: &Fixture, job_id: &str) -> (Value, Value) {
 async fn jobs_that_fail_end_with_a_reason_for_their_owner() {
     let limits = Fixture::builder().var("limits_memory", "48Mi").var("requests_memory", "16Mi");
     let Some((fixture, mut options)) = with_engine(limits).await else { return };
-    // The engine deletes a failed step as soon as it is ready for the next: a sweep has to come between, also on a busy machine.
-    options.pace = Duration::from_secs(3);
+    // The engine deletes a failed step when it looks at it next: a sweep has to come between, also on a busy machine.
+    options.interval = Duration::from_secs(3);
     let engine = start_engine(&fixture, &options).await;
     let fails = start(&fixture, "echo no data; exit 3", "python").await;
     let greedy = start(&fixture, "echo begin; tail -c 200M /dev/zero | tail", "python").await;
