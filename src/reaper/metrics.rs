@@ -10,22 +10,25 @@ impl Report {
             return;
         }
         telemetry::record([
-            metric::REAPER_RUNS.measured(1),
-            metric::OLDEST_UNREGISTERED.measured(self.oldest_unregistered),
-            metric::OLDEST_WAITING.measured(self.oldest_waiting),
+            metric::REAPER_RUNS.counted(1),
+            metric::OLDEST_UNREGISTERED.counted(self.oldest_unregistered),
+            metric::OLDEST_WAITING.counted(self.oldest_waiting),
         ]);
-        telemetry::record(counts(self.total()));
+        telemetry::record(self.total().measurements());
         for (kind, count) in self.kinds.iter().filter(|(_, count)| count.found > 0) {
-            telemetry::record_of_kind(&format!("{kind:?}"), counts(*count));
+            telemetry::record_of_kind(&format!("{kind:?}"), count.measurements());
         }
     }
 }
 
-fn counts(count: Count) -> [Measurement; 4] {
-    [
-        metric::REAPER_FOUND.measured(count.found),
-        metric::REAPER_DONE.measured(count.done),
-        metric::REAPER_FAILED.measured(count.failed),
-        metric::REAPER_LEFT.measured(count.left),
-    ]
+impl Count {
+    /// The metrics of a sweep, or of all sweeps.
+    pub fn measurements(&self) -> [Measurement; 4] {
+        [
+            metric::REAPER_FOUND.counted(self.found),
+            metric::REAPER_DONE.counted(self.done),
+            metric::REAPER_FAILED.counted(self.failed),
+            metric::REAPER_LEFT.counted(self.left),
+        ]
+    }
 }

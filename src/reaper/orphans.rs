@@ -20,6 +20,7 @@ fn finish(job: &UnfinishedJob, what: &str, seen: Option<&Seen>) -> Action {
     };
     Action::Finish(Duty::Orphans, Finish { status, reason, seen: seen.cloned() })
 }
+
 /// Decides on a begun job no step of which is in progress. The state that sweeps see has lasted since `seen_for`.
 pub(super) fn decide(job: &UnfinishedJob, seen: &Seen, rules: &ReaperRules) -> Option<Action> {
     let (grace, what) = match seen {

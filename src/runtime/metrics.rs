@@ -18,17 +18,19 @@ pub fn routes(prometheus: Prometheus, db: Database) -> Router {
 async fn metrics(State((prometheus, db)): State<(Prometheus, Database)>) -> Response {
     let mut families = Families::default();
     let pool = db.pool_status();
-    families.add(&metric::DATABASE_CONNECTIONS, &vec![], pool.connections as f64);
-    families.add(&metric::DATABASE_CONNECTIONS_IDLE, &vec![], pool.idle as f64);
-    families.add(&metric::DATABASE_WAITING, &vec![], pool.waiting as f64);
-    let up = match read(&db, &mut families).await {
-        Ok(()) => 1.0,
-        Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the database could not be read for /metrics");
-            0.0
-        }
-    };
-    families.add(&metric::DATABASE_UP, &vec![], up);
+    families.add(
+        &vec![],
+        [
+            metric::DATABASE_CONNECTIONS.counted(pool.connections as u64),
+            metric::DATABASE_CONNECTIONS_IDLE.counted(pool.idle as u64),
+            metric::DATABASE_WAITING.counted(pool.waiting as u64),
+        ],
+    );
+    let read = read(&db, &mut families).await;
+    if let Err(error) = &read {
+        tracing::warn!(error = error as &dyn std::error::Error, "the database could not be read for /metrics");
+    }
+    families.add(&vec![], [metric::DATABASE_UP.counted(read.is_ok().into())]);
     match prometheus.text(&families) {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -38,22 +40,18 @@ async fn metrics(State((prometheus, db)): State<(Prometheus, Database)>) -> Resp
 /// Adds what the database holds.
 async fn read(db: &Database, families: &mut Families) -> Result<(), DatabaseError> {
     let waits = db.waits().await?;
-    families.add(&metric::OLDEST_UNREGISTERED, &vec![], waits.unregistered);
-    families.add(&metric::OLDEST_WAITING, &vec![], waits.waiting);
+    let oldest =
+        [metric::OLDEST_UNREGISTERED.measured(waits.unregistered), metric::OLDEST_WAITING.measured(waits.waiting)];
+    families.add(&vec![], oldest);
     for (namespace, seconds) in db.environment_silences().await? {
-        families.add(&metric::ENVIRONMENT_SILENCE, &vec![("namespace", namespace.to_string())], seconds);
+        let labels = vec![("namespace", namespace.to_string())];
+        families.add(&labels, [metric::ENVIRONMENT_SILENCE.measured(seconds)]);
     }
     let sweeps = db.sweep_counts().await?;
-    families.add(&metric::REAPER_RUNS, &vec![], sweeps.runs as f64);
-    if let Some(seconds) = sweeps.silence {
-        families.add(&metric::REAPER_SILENCE, &vec![], seconds);
-    }
+    families.add(&vec![], [metric::REAPER_RUNS.counted(sweeps.runs)]);
+    families.add(&vec![], sweeps.silence.map(|seconds| metric::REAPER_SILENCE.measured(seconds)));
     for (kind, count) in sweeps.duties {
-        let labels = vec![("kind", kind)];
-        families.add(&metric::REAPER_FOUND, &labels, count.found as f64);
-        families.add(&metric::REAPER_DONE, &labels, count.done as f64);
-        families.add(&metric::REAPER_FAILED, &labels, count.failed as f64);
-        families.add(&metric::REAPER_LEFT, &labels, count.left as f64);
+        families.add(&vec![("kind", kind)], count.measurements());
     }
     Ok(())
 }

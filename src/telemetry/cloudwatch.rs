@@ -28,7 +28,7 @@ pub(super) fn print_invocation(metrics: &RequestMetrics, function: &str, request
 fn with_cold_start(mut measurements: Vec<Measurement>) -> Vec<Measurement> {
     static WARM: AtomicBool = AtomicBool::new(false);
     let cold = !WARM.swap(true, Ordering::Relaxed);
-    measurements.push(metric::COLD_STARTS.measured(cold.into()));
+    measurements.push(metric::COLD_STARTS.counted(cold.into()));
     measurements
 }
 
@@ -76,7 +76,7 @@ mod tests {
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(7);
         let line = line(
             &[("FunctionName", "reaper")],
-            &[metric::REAPER_RUNS.measured(1), metric::OLDEST_WAITING.measured(3)],
+            &[metric::REAPER_RUNS.counted(1), metric::OLDEST_WAITING.measured(3.0)],
             at,
         );
         assert_eq!(

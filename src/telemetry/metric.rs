@@ -1,5 +1,9 @@
 //! What the service measures: the one table of metrics that CloudWatch, Prometheus and docs/metrics.md are written from.
 
+use Kind::{Counter, Gauge, Histogram};
+use Systems::{Both, CloudWatch, Prometheus};
+use Unit::{Count, Milliseconds, Seconds};
+
 /// A metric.
 #[derive(Debug, PartialEq)]
 pub struct Metric {
@@ -49,10 +53,6 @@ impl Unit {
     }
 }
 
-use Kind::{Counter, Gauge, Histogram};
-use Systems::{Both, CloudWatch, Prometheus};
-use Unit::{Count, Milliseconds, Seconds};
-
 macro_rules! metrics {
     ($($constant:ident = $name:literal, $kind:ident, $unit:ident, $systems:ident: $description:literal;)*) => {
         $(
@@ -78,11 +78,11 @@ metrics! {
     DATABASE_LATENCY = "DatabaseLatency", Histogram, Milliseconds, Both:
         "Total time that a request or an invocation waited for the database";
     COLD_STARTS = "ColdStarts", Counter, Count, CloudWatch: "1 for the first invocation of an execution environment";
-    DATABASE_UP = "DatabaseUp", Gauge, Count, Prometheus:
-        "1 if the database could be read for this scrape; otherwise 0, and the metrics below are missing";
     DATABASE_CONNECTIONS = "DatabaseConnections", Gauge, Count, Prometheus: "Connections in this process's pool";
     DATABASE_CONNECTIONS_IDLE = "DatabaseConnectionsIdle", Gauge, Count, Prometheus: "Those of them that are not in use";
     DATABASE_WAITING = "DatabaseWaiting", Gauge, Count, Prometheus: "Requests that wait for a connection";
+    DATABASE_UP = "DatabaseUp", Gauge, Count, Prometheus:
+        "1 if the database could be read for this scrape; otherwise 0, and the metrics below are missing";
     OLDEST_UNREGISTERED = "OldestUnregistered", Gauge, Seconds, Both:
         "How long the oldest job without a WorkFlow object has waited for it; 0 if there is none";
     OLDEST_WAITING = "OldestWaiting", Gauge, Seconds, Both:

@@ -20,8 +20,13 @@ pub struct Measurement {
 
 impl Metric {
     /// A value of this metric, in its unit.
-    pub fn measured(&'static self, value: u64) -> Measurement {
-        Measurement { metric: self, value: value as f64 }
+    pub fn measured(&'static self, value: f64) -> Measurement {
+        Measurement { metric: self, value }
+    }
+
+    /// A whole number of what this metric counts.
+    pub fn counted(&'static self, number: u64) -> Measurement {
+        self.measured(number as f64)
     }
 }
 
@@ -108,7 +113,7 @@ impl Latency {
     fn measured(&self, metric: &'static Metric) -> Option<Measurement> {
         let called = self.calls.load(Ordering::Relaxed) > 0;
         let value = self.microseconds.load(Ordering::Relaxed) as f64 / 1000.0;
-        called.then_some(Measurement { metric, value })
+        called.then(|| metric.measured(value))
     }
 }
 
@@ -128,10 +133,10 @@ impl RequestMetrics {
     /// An HTTP request's measurements.
     pub(super) fn of_request(&self, status: u16) -> Vec<Measurement> {
         let mut measurements = vec![
-            metric::REQUESTS.measured(1),
-            metric::ERRORS.measured((status >= 500).into()),
-            metric::STARTS.measured(self.starts.load(Ordering::Relaxed)),
-            metric::STOPS.measured(self.stops.load(Ordering::Relaxed)),
+            metric::REQUESTS.counted(1),
+            metric::ERRORS.counted((status >= 500).into()),
+            metric::STARTS.counted(self.starts.load(Ordering::Relaxed)),
+            metric::STOPS.counted(self.stops.load(Ordering::Relaxed)),
         ];
         measurements.extend(self.of_invocation());
         measurements

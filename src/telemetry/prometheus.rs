@@ -25,7 +25,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// The labels of a value, with their names.
-type Labels = Vec<(&'static str, String)>;
+pub type Labels = Vec<(&'static str, String)>;
 
 /// What a server has measured since its start. Cheap to clone.
 #[derive(Clone, Default)]
@@ -45,11 +45,9 @@ impl Prometheus {
         let known = [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::HEAD, Method::OPTIONS];
         let method = if known.contains(method) { method.as_str() } else { "other" };
         let labels = vec![("method", method.to_owned()), ("route", route.to_owned()), ("status", status.to_string())];
-        let duration = Measurement { metric: &metric::REQUEST_DURATION, value: duration.as_secs_f64() * 1000.0 };
+        let duration = metric::REQUEST_DURATION.measured(duration.as_secs_f64() * 1000.0);
         let mut families = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for Measurement { metric, value } in measurements.iter().chain([&duration]) {
-            families.add(metric, &labels, *value);
-        }
+        families.add(&labels, measurements.iter().copied().chain([duration]));
     }
 
     /// Everything in the text format: what this server has measured, and what was read for this answer.
@@ -77,8 +75,14 @@ pub struct Families {
 }
 
 impl Families {
-    /// Adds a value, in the metric's unit, to a counter or a histogram, or sets a gauge to it.
-    pub fn add(&mut self, metric: &'static Metric, labels: &Labels, value: f64) {
+    /// Adds each value to its counter or histogram, or sets its gauge to it.
+    pub fn add(&mut self, labels: &Labels, measurements: impl IntoIterator<Item = Measurement>) {
+        for Measurement { metric, value } in measurements {
+            self.add_value(metric, labels, value);
+        }
+    }
+
+    fn add_value(&mut self, metric: &'static Metric, labels: &Labels, value: f64) {
         let registry = &mut self.registry;
         match metric.kind {
             Kind::Counter => {
