@@ -21,7 +21,7 @@ const REPORT_TIME: Duration = Duration::from_secs(10);
 fn main() -> ExitCode {
     runtime::run(lambda::run_events(DatabaseUse::Required, |config| {
         let db = runtime::db(&config)?;
-        let roles = config.database.as_ref().map(|database| database.roles.clone()).unwrap_or_default();
+        let roles = config.roles();
         Ok(async move |event: lambda::Event| {
             let migrated = migrate(&db, &roles, event.context.deadline()).await?;
             Ok(json!({ "schema": "up to date", "oldJobs": migrated }))

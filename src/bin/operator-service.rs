@@ -97,8 +97,7 @@ fn main() -> ExitCode {
 async fn migrate() -> Result<(), BoxError> {
     let config = Config::from_env(DatabaseUse::Required)?;
     telemetry::init(&config.log, Format::Text)?;
-    let roles = config.database.as_ref().map(|database| database.roles.clone()).unwrap_or_default();
-    let migration = runtime::db(&config)?.migrate_to_the_end(MIGRATION_LIMIT, &roles).await;
+    let migration = runtime::db(&config)?.migrate_to_the_end(MIGRATION_LIMIT, &config.roles()).await;
     let Migrated { summarized_jobs, complete } = migration.map_err(runtime::with_causes)?;
     tracing::info!(summarized_jobs, complete, "the schema is up to date");
     Ok(())

@@ -89,6 +89,11 @@ impl Config {
         Reader::run(lookup, |reader| Self::sections(reader, database_use))
     }
 
+    /// What `migrate` does for roles: nothing without a database.
+    pub fn roles(&self) -> RolesConfig {
+        self.database.as_ref().map(|database| database.roles.clone()).unwrap_or_default()
+    }
+
     fn sections(reader: &mut Reader<'_>, database_use: DatabaseUse) -> Self {
         let database = DatabaseConfig::read(reader, database_use);
         let access = AccessConfig::read(reader);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use serde::Serialize;
-use sqlx::migrate::{Migrate, MigrateError, Migrator};
+use sqlx::migrate::{AppliedMigration, Migrate, MigrateError, Migration, Migrator};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::Instant;
 
@@ -91,13 +91,11 @@ impl Database {
     /// The number of migrations of this version that the database has not had.
     pub async fn missing_migrations(&self) -> Result<usize, DatabaseError> {
         self.run(async |connection| {
-            let mut missing: BTreeSet<i64> = MIGRATOR.iter().map(|migration| migration.version).collect();
-            if prepare::exists(connection, &MIGRATOR.table_name).await? {
-                for applied in connection.list_applied_migrations(&MIGRATOR.table_name).await? {
-                    missing.remove(&applied.version);
-                }
-            }
-            Ok(missing.len())
+            let applied = match prepare::exists(connection, &MIGRATOR.table_name).await? {
+                true => connection.list_applied_migrations(&MIGRATOR.table_name).await?,
+                false => Vec::new(),
+            };
+            Ok(missing(&applied).count())
         })
         .await
     }
@@ -142,16 +140,16 @@ impl Progress {
     }
 }
 
+/// The migrations of this version that are not among these.
+fn missing(applied: &[AppliedMigration]) -> impl Iterator<Item = &'static Migration> {
+    MIGRATOR.iter().filter(|migration| applied.iter().all(|applied| applied.version != migration.version))
+}
+
 /// Prepares and runs the migrations that are missing, and creates announce() again as they made it.
 async fn bring_up_to_date(connection: &mut PgConnection, progress: &Progress) -> Result<(), MigrateError> {
     connection.ensure_migrations_table(&MIGRATOR.table_name).await?;
     let applied = connection.list_applied_migrations(&MIGRATOR.table_name).await?;
-    let is_missing = |version| !applied.iter().any(|migration| migration.version == version);
-    let missing: Vec<&str> = MIGRATOR
-        .iter()
-        .filter(|migration| is_missing(migration.version))
-        .map(|migration| migration.sql.as_str())
-        .collect();
+    let missing: Vec<&str> = missing(&applied).map(|migration| migration.sql.as_str()).collect();
     // An empty database needs no preparation.
     if !missing.is_empty() && prepare::exists(connection, "jobs").await? {
         let steps = prepare::steps(missing.iter().copied());
