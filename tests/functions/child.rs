@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::LIMIT;
+use crate::support::Cluster;
 
 /// The interval at which a log or a port is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -63,6 +64,13 @@ impl Env {
     pub fn without(mut self, name: &str) -> Self {
         self.0.retain(|(known, _)| known != name);
         self
+    }
+
+    /// Names a cluster, by a kubeconfig that it writes into the directory.
+    pub fn with_cluster(self, cluster: &Cluster, directory: &Directory) -> Self {
+        let kubeconfig = directory.file("kubeconfig");
+        fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
+        self.with("KUBECONFIG", kubeconfig.to_str().unwrap())
     }
 
     pub fn and(self, others: &[(&str, &str)]) -> Self {

@@ -236,7 +236,6 @@ async fn no_kill_and_no_crash_loses_a_job_or_leaves_a_caller_in_doubt() {
     let url = server.url("postgres");
     let connect = async || PgConnection::connect(&url).await;
     let cluster = Cluster::start().await;
-    std::fs::write(directory.file("kubeconfig"), cluster.kubeconfig()).unwrap();
     let keys = [Key::new(), Key::new(), Key::new()];
     let env = Env::of([
         ("POSTGRES_HOST", "127.0.0.1"),
@@ -247,8 +246,8 @@ async fn no_kill_and_no_crash_loses_a_job_or_leaves_a_caller_in_doubt() {
         ("SIGNATURE_REQUIRED", "1"),
         ("ALLOWED_PROVIDERS", &*json!(keys.each_ref().map(|key| &*key.address)).to_string()),
         ("DEFAULT_NAMESPACE", &*cluster.namespace),
-        ("KUBECONFIG", directory.file("kubeconfig").to_str().unwrap()),
     ]);
+    let env = env.with_cluster(&cluster, &directory);
     let migrated = run(&["migrate"], &env).await;
     assert!(migrated.status.success(), "{}", stderr(&migrated));
     let announce = sqlx::query("SELECT announce($1, '{}', 0)").bind(&cluster.namespace);

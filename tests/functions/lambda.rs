@@ -28,10 +28,7 @@ const MIGRATE: &str = env!("CARGO_BIN_EXE_migrate");
 async fn cluster(env: Env) -> (Cluster, Directory, Env) {
     let cluster = Cluster::start().await;
     let directory = Directory::new();
-    let kubeconfig = directory.file("kubeconfig");
-    std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
-    let env =
-        env.with("KUBECONFIG", kubeconfig.to_str().unwrap()).with("DEFAULT_NAMESPACE", cluster.namespace.as_str());
+    let env = env.with_cluster(&cluster, &directory).with("DEFAULT_NAMESPACE", cluster.namespace.as_str());
     (cluster, directory, env)
 }
 

@@ -33,19 +33,12 @@ fn value(text: &str, metric: &str) -> Option<f64> {
     Some(line.parse().unwrap())
 }
 
-/// Adds the cluster to a server's variables.
-fn with_cluster(env: Env, cluster: &Cluster, directory: &Directory) -> Env {
-    let kubeconfig = directory.file("kubeconfig");
-    std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
-    env.with("KUBECONFIG", kubeconfig.to_str().unwrap())
-}
-
 #[tokio::test]
 async fn metrics_are_those_of_the_requests_of_the_sweeps_and_of_the_database() {
     let (database, key, env) = parts().await;
     let (cluster, directory) = (Cluster::embedded().await, Directory::new());
     let namespace = &cluster.namespace;
-    let env = with_cluster(env, &cluster, &directory).with("DEFAULT_NAMESPACE", namespace);
+    let env = env.with_cluster(&cluster, &directory).with("DEFAULT_NAMESPACE", namespace);
     database.announce(namespace, "{}").await;
     let (service, url) = start(&env).await;
 

@@ -34,11 +34,7 @@ impl Fixture {
     async fn start() -> Self {
         let (database, cluster) = (TestDatabase::migrated().await, Cluster::embedded().await);
         let directory = Directory::new();
-        let kubeconfig = directory.file("kubeconfig");
-        std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
-        let env = Env::of(database.variables())
-            .with("KUBECONFIG", kubeconfig.to_str().unwrap())
-            .with("X_API_KEY", "the-api-key");
+        let env = Env::of(database.variables()).with_cluster(&cluster, &directory).with("X_API_KEY", "the-api-key");
         let namespace = Some(cluster.namespace.clone());
         let job = |job: Stored| Stored { namespace: namespace.clone(), ..job }.insert(&database);
         let stopped = job(Stored { stopreq: Some(1), ..Stored::default() }).await;

@@ -62,15 +62,13 @@ async fn run_all_routes(level: &str) {
     let (database, key, env) = parts().await;
     let cluster = Cluster::start().await;
     let directory = Directory::new();
-    let kubeconfig = directory.file("kubeconfig");
-    std::fs::write(&kubeconfig, cluster.kubeconfig()).unwrap();
     let file = directory.file("service.log");
     let origin = Origin::start().await;
     let admin = secrets.generate("an administrator's secret");
     let env = env
         .with("LOG_LEVEL", level)
         .with("LOG_CFG", file.to_str().unwrap())
-        .with("KUBECONFIG", kubeconfig.to_str().unwrap())
+        .with_cluster(&cluster, &directory)
         .with("DEFAULT_NAMESPACE", cluster.namespace.as_str())
         .with("RESULT_HOSTS_ALLOWED", hosts(&[&origin.address.to_string()]))
         .with("RESULT_TIMEOUT", "1")

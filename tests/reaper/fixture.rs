@@ -60,9 +60,8 @@ impl FixtureBuilder {
 }
 
 async fn reaper(app: &App, variables: &BTreeMap<String, String>) -> Reaper {
-    let mut all: BTreeMap<_, _> = app.database.variables().into_iter().collect();
-    all.extend(variables.clone());
-    let mut variables = all;
+    let given = variables.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let mut variables: BTreeMap<_, _> = app.database.variables().into_iter().chain(given).collect();
     variables.entry("REAP_RATE".to_owned()).or_insert("1000".to_owned());
     // On a busy machine, opening eight connections at once takes longer than an operation may.
     variables.entry("POSTGRES_POOL_SIZE".to_owned()).or_insert("3".to_owned());

@@ -9,6 +9,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, Row};
 
 use super::{agreement_id, owner, unique, workflow};
 
+/// Whom infra/database/roles.sql has roles for.
+const ROLES: [&str; 6] = ["compute", "results", "environments", "admin", "reaper", "engine"];
+
 /// A database for one test, dropped at its end.
 #[derive(Debug)]
 pub struct TestDatabase {
@@ -93,7 +96,7 @@ impl TestDatabase {
         let name = &database.name;
         let mut statements =
             format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC; REVOKE ALL ON SCHEMA public FROM PUBLIC;");
-        for user in ["compute", "results", "environments", "admin", "reaper", "engine"] {
+        for user in ROLES {
             let role = database.role(user);
             statements.push_str(&format!("ALTER ROLE {role} PASSWORD '{name}';"));
         }
@@ -238,8 +241,7 @@ impl Drop for TestDatabase {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(server.execute(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")));
             if has_roles {
-                let roles = ["compute", "results", "environments", "admin", "reaper", "engine"];
-                let roles = roles.map(|user| format!("{name}_{user}")).join(", ");
+                let roles = ROLES.map(|user| format!("{name}_{user}")).join(", ");
                 runtime.block_on(server.execute(format!("DROP ROLE IF EXISTS {roles}")));
             }
         });
