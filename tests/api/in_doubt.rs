@@ -160,3 +160,31 @@ async fn a_database_that_is_lost_at_any_step() {
 async fn a_statement_that_is_undecided_when_its_connection_is_lost() {
     at_every_step(WAITING_CONCURRENCY, &[Pool::Warm], &[Fault::Undecided, Fault::UndecidedToTheEnd]).await;
 }
+
+/// The engine may be done with a job before its start is answered.
+#[tokio::test]
+async fn a_start_whose_connection_is_lost_and_whose_job_has_finished_since() {
+    let world = World::new().await;
+    let database = &world.app.database;
+    let proxy = Proxy::to(database.address().await).await;
+    let service = world.app.another_process().through(&proxy);
+    let service = service.var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", world.key.allowed()).start().await;
+    for caller in [Caller::Provider, Caller::OceanNode, Caller::Brizo] {
+        // Its statement is prepared then.
+        let earlier = world.prepare((caller, Kind::Start), "without a fault").await;
+        earlier.succeeded(database, &service.send(earlier.request.clone()).await).await;
+        let operation = world.prepare((caller, Kind::Start), "finished since").await;
+        let agreement = operation.request.text("agreementId");
+        proxy.cut_all_at(1, At::After);
+        let finish = async {
+            proxy.happened().await;
+            let finish = "UPDATE jobs SET status = 70, datefinished = now() WHERE agreementid = $1";
+            let finished = sqlx::query(finish).bind(&agreement).execute(&database.pool).await.unwrap();
+            assert_eq!(finished.rows_affected(), 1);
+            proxy.open();
+        };
+        let (answer, ()) = tokio::join!(service.send(operation.request.clone()), finish);
+        operation.succeeded(database, &answer).await;
+        assert_eq!(answer.json()[0]["status"], 70, "{caller:?}");
+    }
+}

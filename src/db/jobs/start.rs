@@ -131,7 +131,8 @@ async fn insert(
 ) -> Result<Insertion, DatabaseError> {
     let nonce = NonceArguments::new(nonce);
     // Another start of the same agreement may be under way: then this waits for its end, and the index
-    // jobs_active_agreement decides.
+    // jobs_active_agreement decides. If the very same one was run before, on a connection that was lost, its job may have
+    // finished since: then the key of `jobs` decides.
     Ok(sqlx::query_as!(
         Insertion,
         r#"
@@ -149,7 +150,7 @@ async fn insert(
                    $11, $12, $19, true, false
             FROM nonce, checks
             WHERE nonce.refusal IS NULL AND checks.accepted AND NOT checks.in_use
-            ON CONFLICT (agreementid) WHERE datefinished IS NULL AND signerverified DO NOTHING
+            ON CONFLICT DO NOTHING
             RETURNING to_char(extract(epoch FROM datecreated), 'FM9999999999990.000000') AS date_created
         )
         SELECT nonce.refusal, nonce.highest, nonce.made, checks.in_use AS "in_use!",
