@@ -30,22 +30,18 @@ impl Moto {
             left_out("there is no moto_server (make test installs it)");
             return None;
         };
-        let port = devstack::local::free_port().unwrap();
         let directory = Directory::new();
-        let mut program = Program::new(program).log(&directory.file("moto.log")).unwrap();
-        program.command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        let log = directory.file("moto.log");
+        let mut program = Program::new(program).log(&log).unwrap();
+        program.command.args(["-H", "127.0.0.1", "-p", "0"]);
         let child = program.spawn().unwrap();
-        let moto = Self {
-            url: format!("http://127.0.0.1:{port}"),
-            client: crate::support::client(),
-            _child: child,
-            _directory: directory,
-        };
-        eventually("moto", Duration::from_secs(60), async || {
-            moto.client.get(format!("{}/moto-api/", moto.url)).send().await.ok()
+        let url = eventually("moto", Duration::from_secs(60), async || {
+            let log = std::fs::read_to_string(&log).ok()?;
+            let (_, url) = log.split_once("Running on ")?;
+            Some(url.split_once('\n')?.0.trim().to_owned())
         })
         .await;
-        Some(moto)
+        Some(Self { url, client: crate::support::client(), _child: child, _directory: directory })
     }
 
     /// The variables of a process that uses it.

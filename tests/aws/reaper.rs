@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::moto::Moto;
 use crate::process::{Directory, Env, run, stderr};
-use crate::support::{Cluster, Stored, TestDatabase, unique};
+use crate::support::{ClosedPort, Cluster, Stored, TestDatabase, unique};
 
 /// A job whose outputs have expired, and what a reaper needs to delete them.
 struct Scene {
@@ -104,7 +104,8 @@ async fn a_job_with_a_file_that_cannot_be_deleted_keeps_its_row() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let refuses = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, refusing).await.unwrap() });
-    let nowhere = format!("http://127.0.0.1:{}", devstack::local::free_port().unwrap());
+    let closed = ClosedPort::new();
+    let nowhere = format!("http://127.0.0.1:{closed}");
     for (failures, endpoint) in [(1, refuses), (2, nowhere)] {
         let report = scene.reap(&moto.and(scene.env.clone()).with("AWS_ENDPOINT_URL", endpoint)).await;
         assert_eq!(report["kinds"]["expiries"]["failed"], 1, "{report:#}");

@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::child::Env;
 use crate::runtime_api::Function;
-use crate::support::{Proxy, TestDatabase};
+use crate::support::{ClosedPort, Proxy, TestDatabase};
 
 const MIGRATE: &str = env!("CARGO_BIN_EXE_migrate");
 
@@ -94,8 +94,8 @@ async fn a_stack_is_created_updated_rolled_back_and_deleted() {
     let (database, other) = (TestDatabase::empty().await, TestDatabase::empty().await);
     let env = Env::of(database.variables());
     // A creation that fails is followed by a deletion.
-    let port = devstack::local::free_port().unwrap().to_string();
-    let unreachable = env.clone().with("POSTGRES_PORT", port);
+    let closed = ClosedPort::new();
+    let unreachable = env.clone().with("POSTGRES_PORT", closed.to_string());
     failed(cloudformation("Create", &unreachable).await, "Connection refused");
     succeeded(cloudformation("Delete", &unreachable).await, 0);
     succeeded(cloudformation("Create", &env).await, 1);

@@ -15,7 +15,7 @@ use crate::fixture::{OWNER, finished, hosts, output, parts};
 use crate::origin::{Answer as File, Origin, PatternCheck};
 use crate::runtime_api::{Event, Function, Outcome, Part, lambda};
 use crate::support::caller::{brizo, ocean_node, provider};
-use crate::support::{Call, Cluster, Key, Proxy, TestDatabase, agreement_id, nonce, workflow};
+use crate::support::{Call, ClosedPort, Cluster, Key, Proxy, TestDatabase, agreement_id, nonce, workflow};
 
 const COMPUTE: &str = env!("CARGO_BIN_EXE_compute");
 const RESULTS: &str = env!("CARGO_BIN_EXE_results");
@@ -227,8 +227,8 @@ async fn errors_are_responses_and_the_function_keeps_running() {
 #[tokio::test]
 async fn an_unreachable_database_is_a_503_and_the_function_keeps_running() {
     let (_database, _key, env) = parts().await;
-    let port = devstack::local::free_port().unwrap().to_string();
-    let env = env.with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
+    let closed = ClosedPort::new();
+    let env = env.with("POSTGRES_PORT", closed.to_string()).with("POSTGRES_PASSWORD", "the-password");
     for binary in [COMPUTE, ENVIRONMENTS] {
         let operation = if binary == COMPUTE { "runningjobs" } else { "environments" };
         let mut function = Function::start(binary, &env).await;
@@ -539,9 +539,10 @@ async fn migrate_reports_how_far_it_came_and_goes_on_the_next_time() {
 #[tokio::test]
 async fn migrate_reports_why_a_deployment_fails() {
     let database = TestDatabase::empty().await;
-    let port = devstack::local::free_port().unwrap().to_string();
-    let unreachable =
-        Env::of(database.variables()).with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
+    let closed = ClosedPort::new();
+    let unreachable = Env::of(database.variables())
+        .with("POSTGRES_PORT", closed.to_string())
+        .with("POSTGRES_PASSWORD", "the-password");
     let refused =
         Env::of(database.variables()).with("POSTGRES_USER", "nobody").with("POSTGRES_PASSWORD", "the-password");
     // There is no time for a second attempt.

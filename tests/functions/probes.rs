@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::child::{Env, Service, run, stderr};
 use crate::fixture::{OWNER, get, parts};
 use crate::support::caller::provider;
-use crate::support::{Key, TestDatabase, agreement_id, client, eventually, workflow};
+use crate::support::{ClosedPort, Key, TestDatabase, agreement_id, client, eventually, workflow};
 
 const ENVIRONMENTS: &str = "/api/v1/operator/environments";
 
@@ -53,8 +53,9 @@ async fn a_server_is_ready_once_its_database_has_the_schema() {
 #[tokio::test]
 async fn without_a_database_a_server_lives_and_is_not_ready() {
     let (_database, _key, env) = parts().await;
-    let port = devstack::local::free_port().unwrap();
-    let service = Service::start(&env.with("POSTGRES_HOST", "127.0.0.1").with("POSTGRES_PORT", port.to_string())).await;
+    let closed = ClosedPort::new();
+    let service =
+        Service::start(&env.with("POSTGRES_HOST", "127.0.0.1").with("POSTGRES_PORT", closed.to_string())).await;
     assert_eq!(get(&service, "/healthz").await.status, 200);
     let (status, missing) = ready(&service).await;
     assert_eq!((status, missing.len()), (503, 1));

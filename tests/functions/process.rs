@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use crate::child::{Env, OPERATOR_SERVICE, Process, Service, run, stderr};
 use crate::fixture::{Fixture, get, hosts, parts};
 use crate::origin::{Answer as File, Origin};
-use crate::support::{Answer, Call, TestDatabase, client, eventually};
+use crate::support::{Answer, Call, ClosedPort, TestDatabase, client, eventually};
 
 // serve
 
@@ -282,8 +282,8 @@ async fn a_certificate_or_key_that_cannot_be_used_is_named_at_start() {
 #[tokio::test]
 async fn it_starts_without_a_database() {
     let (_database, _key, env) = parts().await;
-    let port = devstack::local::free_port().unwrap().to_string();
-    let service = Service::start(&env.with("POSTGRES_PORT", port)).await;
+    let closed = ClosedPort::new();
+    let service = Service::start(&env.with("POSTGRES_PORT", closed.to_string())).await;
     assert_eq!(get(&service, "/").await.status, 200);
     assert_eq!(get(&service, "/api/v1/operator/environments").await.error().0, 503);
 }
@@ -329,8 +329,10 @@ async fn migrate_may_run_twice_and_concurrently() {
 #[tokio::test]
 async fn migrate_reports_why_it_fails() {
     let database = TestDatabase::empty().await;
-    let port = devstack::local::free_port().unwrap().to_string();
-    let env = Env::of(database.variables()).with("POSTGRES_PORT", port).with("POSTGRES_PASSWORD", "the-password");
+    let closed = ClosedPort::new();
+    let env = Env::of(database.variables())
+        .with("POSTGRES_PORT", closed.to_string())
+        .with("POSTGRES_PASSWORD", "the-password");
     let output = run(&["migrate"], &env).await;
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{message}");

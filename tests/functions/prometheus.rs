@@ -8,7 +8,7 @@ use operator_service::telemetry::metric::METRICS;
 use crate::child::{Directory, Env, OPERATOR_SERVICE, Process, Service, run, stderr};
 use crate::fixture::{OWNER, get, parts};
 use crate::support::caller::provider;
-use crate::support::{Answer, Cluster, Stored, TestDatabase, agreement_id, client, workflow};
+use crate::support::{Answer, ClosedPort, Cluster, Stored, TestDatabase, agreement_id, client, workflow};
 
 /// A server with METRICS_PORT, and the URL of its metrics.
 async fn start(env: &Env) -> (Service, String) {
@@ -140,10 +140,10 @@ async fn without_metrics_port_the_server_has_no_metrics() {
 #[tokio::test]
 async fn without_a_database_metrics_say_so() {
     let database = TestDatabase::empty().await;
-    let port = devstack::local::free_port().unwrap();
+    let closed = ClosedPort::new();
     for env in [
         Env::of(database.variables()),
-        Env::of(database.variables()).with("POSTGRES_HOST", "127.0.0.1").with("POSTGRES_PORT", port.to_string()),
+        Env::of(database.variables()).with("POSTGRES_HOST", "127.0.0.1").with("POSTGRES_PORT", closed.to_string()),
     ] {
         let (_service, url) = start(&env).await;
         let text = scrape(&url).await;

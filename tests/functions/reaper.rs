@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::child::{Directory, Env, run, stderr};
 use crate::runtime_api::Function;
-use crate::support::{Cluster, Stored, TestDatabase, eventually};
+use crate::support::{ClosedPort, Cluster, Stored, TestDatabase, eventually};
 
 const REAPER: &str = env!("CARGO_BIN_EXE_reaper");
 
@@ -90,10 +90,12 @@ async fn reap_prints_its_report_and_with_dry_run_what_it_would_do() {
 #[tokio::test]
 async fn reap_reports_why_it_fails() {
     let fixture = Fixture::start().await;
-    let port = devstack::local::free_port().unwrap().to_string();
+    let closed = ClosedPort::new();
     let empty = TestDatabase::empty().await;
     let not_migrated = Env::of(empty.variables());
-    for (env, why) in [(unreachable(&fixture.env, port), "not available"), (not_migrated, "operator-service migrate")] {
+    for (env, why) in
+        [(unreachable(&fixture.env, closed.to_string()), "not available"), (not_migrated, "operator-service migrate")]
+    {
         for arguments in [&["reap"][..], &["reap", "--dry-run"]] {
             let output = run(arguments, &env).await;
             let message = stderr(&output);
@@ -198,8 +200,8 @@ async fn it_stops_before_its_deadline_and_reports_what_is_left() {
 #[tokio::test]
 async fn an_unreachable_database_fails_the_invocation() {
     let fixture = Fixture::start().await;
-    let port = devstack::local::free_port().unwrap().to_string();
-    let mut function = Function::start(REAPER, &unreachable(&fixture.env, port)).await;
+    let closed = ClosedPort::new();
+    let mut function = Function::start(REAPER, &unreachable(&fixture.env, closed.to_string())).await;
     for _ in 0..2 {
         let failed = function.invoke(scheduled()).json().await.unwrap_err();
         let message = failed["errorMessage"].as_str().unwrap();

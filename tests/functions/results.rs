@@ -11,7 +11,7 @@ use crate::child::Service;
 use crate::fixture::{Fixture, OWNER, finished, hosts, output, parts};
 use crate::origin::{Answer, Origin};
 use crate::support::caller::{ocean_node, provider};
-use crate::support::{Call, Key, Stored, client, nonce};
+use crate::support::{Call, ClosedPort, Key, Stored, client, nonce};
 
 /// A service and an origin that it may fetch from.
 async fn with_origin(variables: &[(&str, &str)]) -> (Fixture, Origin) {
@@ -435,8 +435,8 @@ async fn every_error_has_a_file_name() {
     }
 
     let (_database, key, env) = parts().await;
-    let port = devstack::local::free_port().unwrap().to_string();
-    let service = Service::start(&env.with("POSTGRES_PORT", port)).await;
+    let closed = ClosedPort::new();
+    let service = Service::start(&env.with("POSTGRES_PORT", closed.to_string())).await;
     let call = provider(&key).result(OWNER, &gone, 0);
     let answer = call.request(&fixture.client, &service.url("")).send().await.unwrap();
     assert_eq!(answer.status(), 503);

@@ -9,7 +9,7 @@ use crate::child::{Directory, Env, Service};
 use crate::fixture::{OWNER, finished, hosts, output, parts};
 use crate::origin::{Answer as File, Origin};
 use crate::support::caller::{brizo, ocean_node, provider};
-use crate::support::{Answer, Call, Cluster, Key, TestDatabase, agreement_id, client, nonce, workflow};
+use crate::support::{Answer, Call, ClosedPort, Cluster, Key, TestDatabase, agreement_id, client, nonce, workflow};
 
 /// The secrets of a run, each with its origin.
 #[derive(Default)]
@@ -177,7 +177,7 @@ async fn jobs(run: &Run<'_>, secrets: &mut Secrets) {
 }
 
 async fn results(run: &Run<'_>, origin: &Origin, secrets: &mut Secrets) {
-    let nowhere = devstack::local::free_port().unwrap();
+    let nowhere = ClosedPort::new();
     let path = secrets.generate("a result's path");
     let token = secrets.generate("a result's token");
     let user = secrets.generate("a result's user");
@@ -308,7 +308,8 @@ async fn without_a_database(env: &Env, secrets: &mut Secrets) {
     let directory = Directory::new();
     let file = directory.file("service.log");
     let env = env.clone().with("POSTGRES_PASSWORD", password).with("LOG_CFG", file.to_str().unwrap());
-    let down = env.clone().with("POSTGRES_PORT", devstack::local::free_port().unwrap().to_string());
+    let closed = ClosedPort::new();
+    let down = env.clone().with("POSTGRES_PORT", closed.to_string());
     let refused = env.with("POSTGRES_DB", "no_such_database");
     let key = Key::new();
     for env in [down, refused] {

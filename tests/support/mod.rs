@@ -13,12 +13,14 @@
 //!   for, its Role has to allow ([`Guarded`]).
 //! - [`Key`]: an Ethereum key that signs with eth-account (signer.py); [`nonce`] gives nonces.
 //! - [`workflow`]: what to run. [`Proxy`]: a proxy to the database whose connections can be cut.
+//! - [`ClosedPort`]: a port on which nothing listens.
 //! - [`eventually`]: waits for a condition, with a limit.
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 mod app;
 pub mod caller;
+mod closed_port;
 mod cluster;
 mod database;
 pub mod operation;
@@ -32,6 +34,7 @@ use std::time::Duration;
 
 pub use app::{Answer, App, AppBuilder, client};
 pub use caller::Call;
+pub use closed_port::ClosedPort;
 pub use cluster::Cluster;
 pub use database::{Stored, TestDatabase};
 pub use proxy::{At, Proxy};
