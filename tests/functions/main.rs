@@ -10,7 +10,6 @@
 //! - [`process`]: `operator-service` and its subcommands
 //! - [`reaper`]: `operator-service reap`, and the reaper's Lambda function
 //! - [`kills`]: `operator-service serve` killed at every step of every operation
-//! - [`crashes`]: the same and its PostgreSQL, killed again and again under load
 //! - [`secrets`]: what logs must not contain
 //! - [`bump`]: `make bump`
 //! - [`browser`]: /api/v1/docs/ in Chromium
@@ -30,7 +29,6 @@ mod runtime_api;
 
 mod browser;
 mod bump;
-mod crashes;
 mod deployment;
 mod kills;
 mod lambda;

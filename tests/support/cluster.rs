@@ -143,6 +143,11 @@ impl Cluster {
 
     /// Makes one of the engine's Jobs.
     pub async fn engine_job(&self, namespace: &str, job_id: &str, component: &str) {
+        self.try_engine_job(namespace, job_id, component).await.unwrap();
+    }
+
+    /// As [`Self::engine_job`], where the request may fail.
+    pub async fn try_engine_job(&self, namespace: &str, job_id: &str, component: &str) -> kube::Result<()> {
         let labels = json!({ "app": job_id, "workflow": job_id, "component": component });
         let job: Job = serde_json::from_value(json!({
             "metadata": { "name": format!("{job_id}-{component}-job"), "labels": labels },
@@ -155,7 +160,7 @@ impl Cluster {
             }}
         }))
         .unwrap();
-        Api::namespaced(self.client.clone(), namespace).create(&PostParams::default(), &job).await.unwrap();
+        Api::namespaced(self.client.clone(), namespace).create(&PostParams::default(), &job).await.map(drop)
     }
 
     /// The names of what belongs to a job in a namespace, as `kind/name`, pods left out; sorted.

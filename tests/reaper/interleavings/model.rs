@@ -37,20 +37,8 @@ pub(super) const OUTPUTS: &str =
     r#"[{"filename": "out.txt", "filesize": 5, "type": "output", "url": "https://example.org/out.txt"}]"#;
 pub(super) const OWNER: &str = "0xC41808BBef371AD5CFc76466dDF9dEe228d2BdAA";
 
-/// A clock for the test's database: its functions are found before the server's.
-pub(super) const CLOCK: &str = "
-    CREATE SCHEMA clock;
-    CREATE TABLE clock.ahead (ahead interval NOT NULL);
-    INSERT INTO clock.ahead VALUES ('0');
-    CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE AS
-        'SELECT pg_catalog.now() + ahead FROM clock.ahead';
-    CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
-        'SELECT pg_catalog.clock_timestamp() + ahead FROM clock.ahead';
-    CREATE FUNCTION clock.statement_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
-        'SELECT pg_catalog.statement_timestamp() + ahead FROM clock.ahead';
-    DO $$ BEGIN
-        EXECUTE format('ALTER DATABASE %I SET search_path = public, clock, pg_catalog', current_database());
-    END $$";
+/// A clock for the test's database that can be set forward.
+pub(super) const CLOCK: &str = include_str!("../../support/clock.sql");
 
 /// A database, a cluster, a service and a reaper. The cases run one after another and share no state.
 pub struct World {

@@ -79,6 +79,7 @@ pub(crate) struct Plan {
     pub(crate) answer: Option<(StatusCode, Option<Duration>)>,
     pub(crate) drop: bool,
     pub(crate) lose_answer: bool,
+    pub(crate) truncate_answer: bool,
 }
 
 /// The faults of one cluster. A fault applies until [`Faults::clear`], or until its [`Match::times`] are used up.
@@ -120,6 +121,11 @@ impl Faults {
         self.add(which, Plan { lose_answer: true, ..Plan::default() });
     }
 
+    /// Carries out the request, then closes the connection in the middle of the answer.
+    pub fn truncate_answer(&self, which: Match) {
+        self.add(which, Plan { truncate_answer: true, ..Plan::default() });
+    }
+
     /// Refuses connections, as if nothing listened, and closes open ones at their next request.
     pub fn refuse_connections(&self) {
         self.refusing.send_replace(true);
@@ -154,6 +160,7 @@ impl Faults {
             plan.answer = fault.answer.or(plan.answer);
             plan.drop |= fault.drop;
             plan.lose_answer |= fault.lose_answer;
+            plan.truncate_answer |= fault.truncate_answer;
         }
         rules.retain(|(which, _)| which.times != Some(0));
         plan

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
+use axum::http::header::CONTENT_LENGTH;
 use axum::response::{IntoResponse, Response};
+use futures_util::stream;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -107,7 +109,21 @@ async fn handle(server: &Server, request: axum::http::Request<Incoming>) -> Resu
             Err(_) => Err(ApiError::too_large(BODY_LIMIT)),
         },
     };
-    if plan.lose_answer { Err(Closed) } else { Ok(answer.into_response()) }
+    if plan.lose_answer {
+        return Err(Closed);
+    }
+    let answer = answer.into_response();
+    Ok(if plan.truncate_answer { truncated(answer).await } else { answer })
+}
+
+/// An answer of which the second half is missing.
+async fn truncated(answer: Response) -> Response {
+    let (mut head, body) = answer.into_parts();
+    let mut body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+    head.headers.insert(CONTENT_LENGTH, body.len().into());
+    body.truncate(body.len() / 2);
+    let parts = [Ok(body), Err(Closed)];
+    Response::from_parts(head, Body::from_stream(stream::iter(parts)))
 }
 
 /// The name of the user, if there is an authenticator.

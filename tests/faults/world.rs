@@ -1,0 +1,343 @@
+//! PostgreSQL, which all rounds share, and the processes of a round with what stands between them and their surroundings.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use devstack::postgres::{self, Postgres};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::aws::Aws;
+use crate::child::{Directory, Env, OPERATOR_SERVICE, Process, Service, run, stderr};
+use crate::origin::{self, Origin};
+use crate::plan::ENDPOINTS;
+use crate::runtime_api::{Event, Function, Outcome};
+use crate::support::{Answer, Call, Cluster, Proxy, client, eventually, left_out, unique};
+use crate::{LIMIT, callers};
+
+/// In seconds. Far more than a round takes.
+pub const STORAGE_EXPIRY: i64 = 100_000;
+/// How long a caller waits for a response, until it repeats its request.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(8);
+/// The role that the service connects as.
+const ROLE: &str = "service";
+/// A clock for the database that can be set forward.
+const CLOCK: &str = include_str!("../support/clock.sql");
+
+/// What all rounds share.
+pub struct World {
+    directory: Directory,
+    server: tokio::sync::Mutex<Option<Postgres>>,
+    superuser: PgConnectOptions,
+    port: u16,
+    password: String,
+    tally: Mutex<BTreeMap<String, u64>>,
+}
+
+impl World {
+    /// Starts PostgreSQL. `None` if it cannot be started here: then the test is left out.
+    pub async fn new() -> Option<Self> {
+        let directory = Directory::new();
+        // Its commits have to survive, so it cannot be the tests' own.
+        let server = match Postgres::start(postgres::Options::durable(directory.file("postgres"))).await {
+            Ok(server) => server,
+            Err(error) => {
+                left_out(&format!("it crashes a PostgreSQL of its own: {error:#}"));
+                return None;
+            }
+        };
+        let superuser = server.connect_options("postgres").application_name("test").disable_statement_logging();
+        // Whoever holds a lock may be waiting for us.
+        let superuser = superuser.options([("default_transaction_read_only", "off"), ("lock_timeout", "300ms")]);
+        let (port, password) = (server.port, unique("password"));
+        let world = Self {
+            directory,
+            server: tokio::sync::Mutex::new(Some(server)),
+            superuser,
+            port,
+            password,
+            tally: Mutex::default(),
+        };
+        let role = format!("CREATE ROLE {ROLE} LOGIN PASSWORD '{}'", world.password);
+        world.sql(&role).await;
+        world.sql(&format!("ALTER DATABASE postgres OWNER TO {ROLE}")).await;
+        world.sql(CLOCK).await;
+        world.sql(&format!("GRANT USAGE ON SCHEMA clock TO {ROLE}; GRANT SELECT ON clock.ahead TO {ROLE}")).await;
+        let migrated = run(&["migrate"], &world.database(port).with("POSTGRES_PASSWORD", &*world.password)).await;
+        assert!(migrated.status.success(), "{}", stderr(&migrated));
+        world.sql(include_str!("history.sql")).await;
+        Some(world)
+    }
+
+    /// The variables of a process that reaches the database at a port, without the password.
+    fn database(&self, port: u16) -> Env {
+        Env::of([
+            ("POSTGRES_HOST", "127.0.0.1"),
+            ("POSTGRES_PORT", &*port.to_string()),
+            ("POSTGRES_DB", "postgres"),
+            ("POSTGRES_USER", ROLE),
+            ("POSTGRES_SSLMODE", "disable"),
+        ])
+    }
+
+    /// Connects as the superuser, if the server can be reached.
+    pub async fn connect(&self) -> sqlx::Result<PgConnection> {
+        self.superuser.connect().await
+    }
+
+    /// Runs statements as the superuser. The server has to be up.
+    pub async fn sql(&self, statements: &str) {
+        let connection = eventually("PostgreSQL", LIMIT, async || self.connect().await.ok());
+        let statements = AssertSqlSafe(statements.to_owned());
+        connection.await.execute(sqlx::raw_sql(statements)).await.unwrap();
+    }
+
+    /// As [`Self::sql`], if the server can be reached.
+    pub async fn try_sql(&self, statements: &str) {
+        if let Ok(mut connection) = self.connect().await {
+            connection.execute(sqlx::raw_sql(AssertSqlSafe(statements.to_owned()))).await.ok();
+        }
+    }
+
+    /// Empties the database.
+    pub async fn empty(&self) {
+        self.sql(
+            "TRUNCATE jobs, reaperjobs, envs, sweptenvs, keptlogs, usednonces, prunednonces, nonces, history.changes \
+             RESTART IDENTITY;
+             UPDATE sweeps SET holder = NULL, helduntil = '-infinity';
+             UPDATE clock.ahead SET ahead = '0'",
+        )
+        .await;
+    }
+
+    /// Ends the server, as a crash does or in order.
+    pub async fn down(&self, crash: bool) {
+        if let Some(server) = self.server.lock().await.take() {
+            if crash { server.crash().await.unwrap() } else { server.stop().await.unwrap() }
+        }
+    }
+
+    /// Starts the server, unless it runs.
+    pub async fn up(&self) {
+        let mut server = self.server.lock().await;
+        if server.is_none() {
+            let options = postgres::Options::durable(self.directory.file("postgres"));
+            *server = Some(Postgres::start(options).await.unwrap());
+        }
+    }
+
+    /// Counts what happens.
+    pub fn count(&self, what: impl Into<String>) {
+        *self.tally.lock().unwrap().entry(what.into()).or_default() += 1;
+    }
+
+    /// How often each thing happened.
+    pub fn tally(&self) -> String {
+        self.tally.lock().unwrap().iter().map(|(what, times)| format!("{times:7} {what}\n")).collect()
+    }
+
+    /// Asserts that of this number of operations enough were starts that were accepted: otherwise nothing was tested.
+    pub fn assert_not_idle(&self, operations: usize) {
+        let accepted = self.tally.lock().unwrap().get("starts accepted").copied().unwrap_or_default();
+        assert!(accepted as usize > operations / 20, "{accepted} starts were accepted of {operations} operations");
+    }
+
+    /// Stops the server and removes its data.
+    pub async fn stop(&self) {
+        self.down(false).await;
+        postgres::remove(&self.directory.file("postgres")).unwrap();
+    }
+}
+
+/// The processes of one round.
+pub struct Processes {
+    pub endpoints: Vec<Endpoint>,
+    pub cluster: Cluster,
+    pub aws: Aws,
+    /// The URL of every output.
+    pub output: String,
+    pub keys: callers::Keys,
+    /// The header of administrators.
+    pub admin: String,
+    /// What may not be in a log.
+    pub secrets: Mutex<Vec<String>>,
+    reaper: Env,
+    _origin: Origin,
+    _directory: Directory,
+}
+
+impl Processes {
+    pub async fn start(world: &World) -> Self {
+        let (directory, cluster, origin) = (Directory::new(), Cluster::embedded().await, Origin::start().await);
+        let output = unique("output");
+        origin.answer(&format!("/{output}"), origin::Answer::file("the result"));
+        let aws = Aws::start(ROLE, &world.password).await;
+        let (keys, admin, key) = (callers::Keys::new(), unique("administrator"), unique("origin-key"));
+        let common = |proxy: &Proxy| {
+            let env = world.database(proxy.port).with("POSTGRES_PASSWORD", &*world.password);
+            env.with_cluster(&cluster, &directory).and(&[
+                ("SIGNATURE_REQUIRED", "1"),
+                ("ALLOWED_PROVIDERS", &keys.allowed()),
+                ("ALLOWED_ADMINS", &json!([admin]).to_string()),
+                ("DEFAULT_NAMESPACE", &cluster.namespace),
+                ("STORAGE_EXPIRY", &STORAGE_EXPIRY.to_string()),
+                ("WORKFLOW_TTL", "0"),
+                ("REAP_RATE", "1000"),
+                ("RESULT_HOSTS_ALLOWED", &json!([origin.address.to_string()]).to_string()),
+                ("X-API-KEY", &key),
+                ("LOG_LEVEL", "debug"),
+            ])
+        };
+        let target = ([127, 0, 0, 1], world.port).into();
+        let mut endpoints = Vec::new();
+        let mut reaper = None;
+        for number in 0..ENDPOINTS {
+            let proxy = Proxy::to(target).await;
+            let env = common(&proxy);
+            // It shares the proxy of the first, and its faults.
+            reaper.get_or_insert_with(|| env.clone());
+            let env = if number == 0 { env } else { aws.env(env, &directory) };
+            endpoints.push(Endpoint::start(proxy, env, number == ENDPOINTS - 1).await);
+        }
+        let secrets = vec![world.password.clone(), admin.clone(), key, output.clone()];
+        Self {
+            endpoints,
+            cluster,
+            aws,
+            output: origin.url(&format!("/{output}")),
+            keys,
+            admin,
+            secrets: Mutex::new(secrets),
+            reaper: reaper.unwrap(),
+            _origin: origin,
+            _directory: directory,
+        }
+    }
+
+    /// Starts a sweep.
+    pub fn sweep(&self) -> Process {
+        Process::start(OPERATOR_SERVICE, &["reap"], &self.reaper)
+    }
+
+    /// Asserts that no process has logged a secret.
+    pub async fn check_logs(&self, sweeps: &[String]) {
+        let mut logs = sweeps.to_vec();
+        for endpoint in &self.endpoints {
+            logs.extend(endpoint.logs().await);
+        }
+        assert!(logs.iter().any(|log| log.contains("answered")), "no request was logged");
+        for secret in self.secrets.lock().unwrap().iter() {
+            for line in logs.iter().flat_map(|log| log.lines()) {
+                assert!(!line.contains(secret.trim_start_matches("0x")), "a secret was logged: {line}");
+            }
+        }
+    }
+}
+
+/// Where an endpoint is reached now.
+#[derive(Clone)]
+enum Address {
+    Url(String),
+    Function(std::sync::Arc<Function>),
+}
+
+/// A server or a function, and its successors.
+pub struct Endpoint {
+    pub proxy: Proxy,
+    env: Env,
+    is_function: bool,
+    address: watch::Sender<Address>,
+    client: reqwest::Client,
+    /// The process that answers, and those that did before. Functions are in `address`.
+    servers: tokio::sync::Mutex<Vec<Service>>,
+    functions: Mutex<Vec<std::sync::Arc<Function>>>,
+}
+
+impl Endpoint {
+    async fn start(proxy: Proxy, env: Env, is_function: bool) -> Self {
+        let (address, _) = watch::channel(Address::Url(String::new()));
+        let endpoint = Self {
+            proxy,
+            env,
+            is_function,
+            address,
+            client: client(),
+            servers: tokio::sync::Mutex::default(),
+            functions: Mutex::default(),
+        };
+        endpoint.start_next().await;
+        endpoint
+    }
+
+    async fn start_next(&self) {
+        let address = if self.is_function {
+            let function = std::sync::Arc::new(Function::start(env!("CARGO_BIN_EXE_compute"), &self.env).await);
+            self.functions.lock().unwrap().push(function.clone());
+            Address::Function(function)
+        } else {
+            let service = Service::start(&self.env).await;
+            let url = service.url("");
+            self.servers.lock().await.push(service);
+            Address::Url(url)
+        };
+        self.address.send_replace(address);
+    }
+
+    /// Sends a signal to the process that answers now.
+    pub async fn signal(&self, signal: Signal) {
+        if let Some(service) = self.servers.lock().await.last() {
+            service.process.send(signal);
+        }
+        if let Some(function) = self.functions.lock().unwrap().last() {
+            function.process.send(signal);
+        }
+    }
+
+    /// Ends the process, and starts the next one.
+    pub async fn replace(&self, signal: Signal) {
+        self.signal(signal).await;
+        self.start_next().await;
+    }
+
+    /// Sends a request once. `None` if there is no response, or not in time.
+    pub async fn send(&self, call: &Call) -> Option<Answer> {
+        let mut address = self.address.subscribe();
+        let current = address.borrow_and_update().clone();
+        match current {
+            Address::Url(url) => {
+                let exchange = async {
+                    let response = call.request(&self.client, &url).send().await.ok()?;
+                    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+                    Some(Answer { status, headers, body: response.bytes().await.ok()? })
+                };
+                timeout(ATTEMPT_LIMIT, exchange).await.ok()?
+            }
+            Address::Function(function) => tokio::select! {
+                biased;
+                _ = address.changed() => None,
+                outcome = timeout(ATTEMPT_LIMIT, function.invoke(Event::of(call).0).whole()) => match outcome.ok()? {
+                    Outcome::Answer(answer) => Some(answer),
+                    Outcome::Incomplete(_) | Outcome::Failed(_) => None,
+                },
+            },
+        }
+    }
+
+    /// The errors that its processes have logged.
+    pub async fn errors(&self) -> Vec<String> {
+        let logs = self.logs().await;
+        logs.iter().flat_map(|log| log.lines()).filter(|line| line.contains("ERROR")).map(str::to_owned).collect()
+    }
+
+    async fn logs(&self) -> Vec<String> {
+        let servers = self.servers.lock().await;
+        let functions = self.functions.lock().unwrap();
+        let functions = functions.iter().map(|function| function.process.output());
+        servers.iter().map(|service| service.process.output()).chain(functions).collect()
+    }
+}
