@@ -81,7 +81,7 @@ fn main() -> ExitCode {
             Command::Serve => runtime::server::serve().await,
             Command::Migrate => migrate().await,
             Command::Reap { dry_run, limit } => reap(dry_run, limit).await,
-            Command::Crd => print(serde_yaml_ng::to_string(&kubernetes::definition())?),
+            Command::Crd => print(serde_saphyr::to_string(&kubernetes::definition())?),
             Command::Openapi => print(api::openapi::openapi().to_pretty_json()? + "\n"),
             Command::Variables { format: VariablesFormat::Markdown } => print(config::markdown()),
             Command::Variables { format: VariablesFormat::Json } => print_json(&config::table()),

@@ -49,7 +49,7 @@ async fn cloudformation(kind: &str, env: &Env) -> (String, String, u32) {
     let router = router.with_state(reached.clone());
     let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
 
-    let template: serde_yaml_ng::Value = serde_yaml_ng::from_str(include_str!("../../template.yaml")).unwrap();
+    let template: serde_json::Value = serde_saphyr::from_str(include_str!("../../template.yaml")).unwrap();
     let code = template["Resources"]["MigrationFunction"]["Properties"]["InlineCode"].as_str().unwrap();
     let event = json!({
         "RequestType": kind, "ResponseURL": format!("{url}/response"), "StackId": "stack", "RequestId": "request",

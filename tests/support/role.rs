@@ -57,7 +57,7 @@ fn asked(request: &Request) -> String {
 }
 
 fn allowed() -> BTreeSet<String> {
-    let role: Role = serde_yaml_ng::from_str(include_str!("../../infra/kubernetes/environment/role.yaml")).unwrap();
+    let role: Role = serde_saphyr::from_str(include_str!("../../infra/kubernetes/environment/role.yaml")).unwrap();
     let mut allowed = BTreeSet::new();
     for rule in role.rules.unwrap() {
         for group in rule.api_groups.unwrap() {

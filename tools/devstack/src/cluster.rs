@@ -98,7 +98,7 @@ impl Cluster {
 
     /// Defines the WorkFlow resource, creates the namespace, and waits until objects can be created.
     pub(crate) async fn prepare(&self, definition: &str, namespace: &str) -> anyhow::Result<()> {
-        let definition: CustomResourceDefinition = serde_yaml_ng::from_str(definition)?;
+        let definition: CustomResourceDefinition = serde_saphyr::from_str(definition)?;
         let name = definition.metadata.name.clone().unwrap_or_default();
         let definitions: Api<CustomResourceDefinition> = Api::all(self.client.clone());
         match definitions.create(&PostParams::default(), &definition).await {

@@ -42,7 +42,7 @@ impl Step {
 /// Holds the workflow twice, for the pods that mount it.
 pub(super) fn config_map(id: &str, workflow: &Workflow) -> anyhow::Result<ConfigMap> {
     let workflow = workflow.metadata()?;
-    let yaml = serde_yaml_ng::to_string(workflow)?;
+    let yaml = serde_saphyr::to_string(workflow)?;
     let data = json!({"workflow.yaml": yaml, "workflow.json": workflow.to_string()});
     Ok(serde_json::from_value(json!({"metadata": {"name": id}, "data": data}))?)
 }
