@@ -1,6 +1,6 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint fmt sqlx crd docs validate build configure deploy status destroy logs bump clean
+.PHONY: help demo run test lint audit fmt sqlx crd docs validate build configure deploy status destroy logs bump clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,6 +22,9 @@ test: ## Install what the tests need and run them all; ARGS are handed to cargo 
 lint: ## Check formatting and lints
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+audit: ## Check the dependencies: licences, advisories, banned and unused ones
+	@scripts/check-dependencies
 
 fmt: ## Format the code
 	cargo fmt --all
