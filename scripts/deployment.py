@@ -292,7 +292,7 @@ def configure(arguments):
     vpc = network["vpcId"]
     private = private_subnets(ec2, vpc, network["subnetIds"])
     document = tomlkit.document()
-    document.add(tomlkit.comment("Written by make configure. docs/aws.md describes what can be added."))
+    document.add(tomlkit.comment("Written by make configure. docs/parameters.md describes what can be added."))
     document["region"], document["stack"] = region, f"operator-service-{arguments.env}"
     group = network.get("clusterSecurityGroupId", "")
     application = {

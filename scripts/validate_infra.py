@@ -5,6 +5,7 @@ scripts/validate-infra runs it, after building operator-service, which prints it
 
 import glob
 import http.server
+import itertools
 import json
 import logging
 import os
@@ -76,9 +77,9 @@ def printed(*arguments, keys):
 def transformed(**given):
     """template.yaml as SAM passes it to CloudFormation, with these parameters."""
     template = yaml_parse((ROOT / "template.yaml").read_text())
-    for resource in template["Resources"].values():
-        if "BuildProperties" in resource.get("Metadata", {}):
-            resource["Properties"]["CodeUri"] = "s3://bucket/" + resource["Metadata"]["BuildProperties"]["Binary"]
+    for name, resource in template["Resources"].items():
+        if resource["Type"] == "AWS::Serverless::Function":
+            resource["Properties"]["CodeUri"] = f"s3://bucket/{name}"
     parameters = {name: parameter.get("Default", "") for name, parameter in template["Parameters"].items()} | given
     policies = types.SimpleNamespace(load=dict)
     return transform(template, parameters, policies)
@@ -206,6 +207,18 @@ def check_settings(resources):
     check("ApproximateNumberOfMessagesVisible" not in monitoring, "an alarm lasts until the messages of a queue that nobody reads expire")
 
 
+def check_parameters():
+    """docs/parameters.md describes each parameter, in the template's order and with its default."""
+    parameters = yaml_parse((ROOT / "template.yaml").read_text())["Parameters"]
+    expected = [(name, str(parameter["Default"])) for name, parameter in parameters.items()]
+    rows = re.findall(r"^\| (\w+) \| (?:`([^`]+)`)? ?\| .+ \|$", (ROOT / "docs/parameters.md").read_text(), re.MULTILINE)
+    rows = [row for row in rows if row[0] != "parameter"]
+    for row, (name, default) in itertools.zip_longest(rows, expected, fillvalue=("nothing", "")):
+        check(row == (name, default), f"docs/parameters.md: {row} where template.yaml has {(name, default)}")
+        if row != (name, default):
+            break
+
+
 def check_migration(resources):
     """The function `migration` responds to CloudFormation in every case."""
     responses = []
@@ -236,7 +249,7 @@ def check_migration(resources):
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Bucket)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = resources["MigrationFunction"]["Properties"]["Code"]["ZipFile"]
+    code = (ROOT / "infra/migration/index.py").read_text()
     function = {}
     exec(compile(code, "MigrationFunction", "exec"), function)  # noqa: S102: code of this repository
     function["boto3"] = types.SimpleNamespace(client=lambda *_, **__: Lambda())
@@ -291,6 +304,7 @@ def main():
     check_variables(resources)
     check_migration(resources)
     check_schema()
+    check_parameters()
     check_settings(resources)
     grants = (ROOT / "infra/database/roles.sql").read_text()
     rights_file, current = ROOT / "docs/rights.md", rights.table(resources) + rights.database_table(grants)

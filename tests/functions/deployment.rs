@@ -1,4 +1,4 @@
-//! The schema's custom resource: what CloudFormation sends, through the function `migration` of template.yaml, to the real
+//! The schema's custom resource: what CloudFormation sends, through the function `migration` (infra/migration), to the real
 //! `migrate` and a database, and what it receives.
 
 use std::process::Stdio;
@@ -49,8 +49,6 @@ async fn cloudformation(kind: &str, env: &Env) -> (String, String, u32) {
     let router = router.with_state(reached.clone());
     let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
 
-    let template: serde_json::Value = serde_saphyr::from_str(include_str!("../../template.yaml")).unwrap();
-    let code = template["Resources"]["MigrationFunction"]["Properties"]["InlineCode"].as_str().unwrap();
     let event = json!({
         "RequestType": kind, "ResponseURL": format!("{url}/response"), "StackId": "stack", "RequestId": "request",
         "LogicalResourceId": "Schema", "PhysicalResourceId": "schema",
@@ -60,7 +58,7 @@ async fn cloudformation(kind: &str, env: &Env) -> (String, String, u32) {
     let mut command = tokio::process::Command::new(python);
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/functions/migration.py")).stdin(Stdio::piped());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-    let input = json!({ "code": code, "event": event, "invoke": format!("{url}/invoke") }).to_string();
+    let input = json!({ "event": event, "invoke": format!("{url}/invoke") }).to_string();
     child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
     let output = child.wait_with_output().await.unwrap();
     server.abort();

@@ -1,13 +1,17 @@
-"""Runs the code of the function `migration` (template.yaml) as Lambda does, with the URL of an invocation in place of AWS.
+"""Runs the code of the function `migration` (infra/migration) as Lambda does, with the URL of an invocation in place of AWS.
 
-Reads {"code", "event", "invoke"} from standard input.
+Reads {"event", "invoke"} from standard input.
 """
 
+import importlib
 import json
+import pathlib
 import sys
 import types
 import urllib.request
 
+# So that nothing is left beside the code, which is packed as it is.
+sys.dont_write_bytecode = True
 given = json.load(sys.stdin)
 
 
@@ -32,6 +36,5 @@ module("boto3", client=lambda *_, **__: Lambda())
 module("botocore")
 module("botocore.config", Config=dict)
 module("botocore.exceptions", ClientError=ClientError)
-function = {}
-exec(given["code"], function)  # noqa: S102: code of this repository
-function["handler"](given["event"], None)
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "infra/migration"))
+importlib.import_module("index").handler(given["event"], None)
