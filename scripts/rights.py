@@ -45,7 +45,9 @@ def text(node):
     if function == "Fn::GetAtt":
         return value[0] if isinstance(value, list) else value.split(".")[0]
     if function == "Fn::Sub":
-        template = value if isinstance(value, str) else value[0]
+        template, variables = (value, {}) if isinstance(value, str) else value
+        for name, part in variables.items():
+            template = template.replace(f"${{{name}}}", text(part)) if "Fn::Sub" in part else template
         return re.sub(r"\$\{(?:AWS::)?(\w+)\}", r"<\1>", template)
     if function == "Fn::If":
         return " or ".join(dict.fromkeys(text(branch) for branch in value[1:]))

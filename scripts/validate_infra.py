@@ -132,24 +132,22 @@ def check_permissions(resources):
                 check(set(actions) <= ANY_RESOURCE, f"{name}: {actions} is allowed on every resource")
     functions = {name for name, resource in resources.items() if resource["Type"] == "AWS::Lambda::Function"}
 
-    def policies(function):
-        role = resources[function.removesuffix("Function") + "Role"]["Properties"]
-        return json.dumps([role["Policies"], role["ManagedPolicyArns"]])
-
+    granted = {(role.removesuffix("Role") + "Function", f"{right} {on}") for role, right, on, _ in rights.rows(resources)}
     needed_by = {
-        "DatabasePolicy": functions - {"DocsFunction", "MigrationFunction"},
-        "ClusterPolicy": {"ComputeFunction", "AdminFunction", "ReaperFunction"},
+        "GetSecretValue PostgresSecretArn": functions - {"DocsFunction", "MigrationFunction"},
+        "eks:DescribeCluster": {"ComputeFunction", "AdminFunction", "ReaperFunction"},
         "s3:GetObject": {"ResultsFunction"},
         "s3:DeleteObject": {"ReaperFunction"},
     }
     # With PostgresRoles, each function logs in as its own role, and only migrate reads the other secrets.
     for function in functions - {"DocsFunction", "MigrateFunction", "MigrationFunction"}:
-        role, secret = (f"${{{prefix}}}{function.removesuffix('Function').lower()}" for prefix in ("PostgresRoles", "PostgresRoleSecrets"))
-        needed_by |= {f'/{role}"': {function}, f"{secret}-??????": {function, "MigrateFunction"}}
+        name = function.removesuffix("Function").lower()
+        needed_by |= {f"<PostgresRoles>{name}": {function}, f"<PostgresRoleSecrets>{name}-??????": {function, "MigrateFunction"}}
         variables = json.dumps(resources[function]["Properties"]["Environment"]["Variables"])
-        check(f'"{role}"' in variables and f'"{secret}"' in variables, f"{function}: does not log in as {role}")
+        for login in (f"${{PostgresRoles}}{name}", f"${{PostgresRoleSecrets}}{name}"):
+            check(f'"{login}"' in variables, f"{function}: does not log in as {login}")
     for permission, expected in needed_by.items():
-        holders = {function for function in functions if permission in policies(function)}
+        holders = {function for function, right in granted if permission in right}
         check(holders == expected, f"{permission}: granted to {sorted(holders)}, needed by {sorted(expected)}")
 
 
