@@ -16,6 +16,7 @@ import sys
 import threading
 import types
 
+import deployer
 import manifests
 import rights
 import yaml
@@ -27,12 +28,27 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / (os.environ.get("CARGO_TARGET_DIR") or "target") / "debug" / "operator-service"
 # AWS has no resource-level permissions for these.
 ANY_RESOURCE = {
-    "ec2:DescribeNetworkInterfaces",
-    "ec2:DescribeSubnets",
-    "lambda:ListFunctions",
     "cloudwatch:DescribeAlarms",
-    "xray:PutTraceSegments",
+    "ec2:DescribeAccountAttributes",
+    "ec2:DescribeAvailabilityZones",
+    "ec2:DescribeInternetGateways",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeSecurityGroupRules",
+    "ec2:DescribeSecurityGroups",
+    "ec2:DescribeSubnets",
+    "ec2:DescribeVpcEndpoints",
+    "ec2:DescribeVpcs",
+    "lambda:ListFunctions",
+    "logs:CreateLogDelivery",
+    "logs:DeleteLogDelivery",
+    "logs:DescribeLogGroups",
+    "logs:DescribeResourcePolicies",
+    "logs:PutResourcePolicy",
+    "rds:DescribeDBEngineVersions",
+    "rds:DescribeEngineDefaultParameters",
+    "secretsmanager:GetRandomPassword",
     "xray:PutTelemetryRecords",
+    "xray:PutTraceSegments",
 }
 # Only `operator-service serve` reads them, or nobody sets them for a function.
 SERVER_ONLY = {"HOST", "PORT", "METRICS_PORT", "SHUTDOWN_DELAY", "LOCAL_ADMIN", "LOG_CFG", "POSTGRES_POOL_SIZE"}
@@ -309,13 +325,16 @@ def main():
     if "--write" in sys.argv:
         rights_file.write_text(current)
     check(rights_file.read_text() == current, "docs/rights.md is not current: scripts/aws-tools python scripts/validate_infra.py --write")
+    deployed = list(resources.values())
     for template in glob.glob("infra/*.yaml", root_dir=ROOT):
         nested = yaml_parse((ROOT / template).read_text())["Resources"]
+        deployed += nested.values() if template != "infra/deployer.yaml" else ()
         for name, resource in nested.items():
             for node in walk(resource):
                 if isinstance(node, dict) and node.get("Effect") == "Allow" and node.get("Resource") == "*":
                     actions = node["Action"] if isinstance(node["Action"], list) else [node["Action"]]
                     check(set(actions) <= ANY_RESOURCE, f"{template}: {name} allows {actions} on every resource")
+    deployer.check_creator(check, yaml_parse((ROOT / "infra/deployer.yaml").read_text())["Resources"], deployed)
     variables = {variable["name"] for variable in printed("variables", "--format", "json", keys={"name"})}
     manifests.check_manifests(ROOT, check, variables)
     for message in errors:
