@@ -173,6 +173,17 @@ def check_account(installation):
         deploy_stack(installation, ACCOUNT_STACK, ACCOUNT, {})
 
 
+def limit_database_log(installation, instance):
+    """Like the functions' logs. In infra/data.yaml it cannot be: RDS makes the log's group once the instance, whose name
+    CloudFormation makes up, writes to it."""
+    logs, group = installation.client("logs"), f"/aws/rds/instance/{instance}/postgresql"
+    try:
+        logs.create_log_group(logGroupName=group)
+    except logs.exceptions.ResourceAlreadyExistsException:
+        pass
+    logs.put_retention_policy(logGroupName=group, retentionInDays=int(installation.parameters("application").get("LogRetentionDays", 30)))
+
+
 def release(parameters):
     """Changes with the code of a function and with each parameter: whatever changes, new versions are published."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
@@ -201,11 +212,13 @@ def deploy(arguments):
         if section == "data":
             cloudformation.update_termination_protection(StackName=name, EnableTerminationProtection=True)
             found = outputs(stack(cloudformation, name))
+            limit_database_log(installation, found["DatabaseInstance"])
             given = {key: value for key, value in found.items() if not key.startswith("Engine")}
             given["PostgresRoleLimits"] = "1"
     parameters = given | installation.parameters("application")
     parameters["Release"] = release(parameters)
     deploy_stack(installation, installation.stack, BUILD / "template.yaml", parameters)
+    cloudformation.update_termination_protection(StackName=installation.stack, EnableTerminationProtection=True)
     for key, value in outputs(stack(cloudformation, installation.stack)).items():
         print(f"{key}: {value}")
 
@@ -220,9 +233,9 @@ def destroy(arguments):
         name = installation.stack_of(section)
         if stack(cloudformation, name) is None:
             continue
+        cloudformation.update_termination_protection(StackName=name, EnableTerminationProtection=False)
         if section == "data":
             # Of the instance a snapshot stays.
-            cloudformation.update_termination_protection(StackName=name, EnableTerminationProtection=False)
             deploy_stack(installation, name, BEFORE["data"], installation.parameters("data") | {"DeletionProtection": "false"})
         print(f"deleting {name}", flush=True)
         cloudformation.delete_stack(StackName=name)
