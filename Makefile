@@ -1,9 +1,9 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint audit fmt sqlx crd docs validate build configure deploy status destroy logs bump clean
+.PHONY: help demo run test test-faults lint audit fmt sqlx crd docs validate build configure deploy status destroy logs bump clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: ## Start everything, run an example job, show its result, stop everything
 	@scripts/install-tools run
@@ -18,6 +18,10 @@ run: ## Start everything and keep it running until Ctrl-C
 test: ## Install what the tests need and run them all; ARGS are handed to cargo test
 	@scripts/install-tools test
 	@scripts/test $(ARGS)
+
+test-faults: ## Test more rounds of requests and faults than `make test` does: ROUNDS=500 [SEED=]
+	@scripts/install-tools test
+	@FAULT_ROUNDS=$(or $(ROUNDS),500) FAULT_SEED=$(SEED) scripts/test --test faults -- --nocapture
 
 lint: ## Check formatting and lints
 	cargo fmt --all --check
