@@ -17,13 +17,16 @@ const DEFAULT_NAMESPACE: Variable<&str> = Variable {
 const ALGO_POD_TIMEOUT: Variable<u64> = Variable {
     name: "ALGO_POD_TIMEOUT",
     default: 0,
-    description: "The maximum seconds that an algorithm may run. 0: as long as its environment allows.",
+    description: "The maximum seconds that an algorithm may run, from the start of its Kubernetes Job. 0: no limit. The \
+        least of it, the environment's `maxJobDuration` and the job's `validUntil` applies; the job's `maxtime` only if \
+        there is none of them.",
 };
 const STORAGE_EXPIRY: Variable<u64> = Variable {
     name: "STORAGE_EXPIRY",
     default: 0,
     description: "Seconds that a job's outputs are kept after its end. 0: for ever. Stored in every job that is \
-        started, as its `storageExpiry`; jobs that have one of their own keep it.",
+        started, as its `storageExpiry`; jobs that have one of their own keep it, and a change applies to those that have \
+        none.",
 };
 const INPUT_VOLUME_SIZE: Variable<&str> = Variable {
     name: "inputVolumesize",

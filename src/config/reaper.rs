@@ -16,13 +16,14 @@ const REAP_DISPATCH_GRACE: Variable<u64> = Variable {
 const REAP_RETRY_GRACE: Variable<u64> = Variable {
     name: "REAP_RETRY_GRACE",
     default: 300,
-    description: "Seconds that a step may fail for a reason that may pass (its image cannot be pulled, its pod was \
-        evicted) before it is ended. A step that restarts again and again has a fifth of that.",
+    description: "Seconds that a step may fail for a reason that may pass (its image cannot be pulled, its \
+        container cannot be created, its failed pod is not replaced) before it is ended. A step that restarts again and \
+        again has a fifth of that.",
 };
 const REAP_SCHEDULE_GRACE: Variable<u64> = Variable {
     name: "REAP_SCHEDULE_GRACE",
     default: 900,
-    description: "Seconds that a step may wait for a node with room for it.",
+    description: "Seconds that a step's pod may wait for a node with room for it, or the step for a pod.",
 };
 const REAP_START_GRACE: Variable<u64> = Variable {
     name: "REAP_START_GRACE",
@@ -33,14 +34,15 @@ const REAP_START_GRACE: Variable<u64> = Variable {
 const REAP_ABSENT_GRACE: Variable<u64> = Variable {
     name: "REAP_ABSENT_GRACE",
     default: 300,
-    description: "Seconds for which the cluster has to hold no Kubernetes Job of a running job before the job is finished.",
+    description: "Seconds for which the cluster has to hold no Kubernetes Job of a running job, as seen by at least two \
+        sweeps, before the job is finished.",
 };
 const REAP_LIMIT_GRACE: Variable<u64> = Variable {
     name: "REAP_LIMIT_GRACE",
     default: 3600,
     description: "Seconds for which no step of a running job is in progress, and its status does not change, before the \
-        job is finished. Its engine has to be silent for as long if its namespace cannot be read. A step other than the \
-        algorithm is ended after 24 times as long.",
+        job is finished. Its engine has to be silent for as long if its namespace cannot be read, or if it may still begin \
+        the job. A step other than the algorithm is ended after 24 times as long.",
 };
 const REAP_UNKNOWN_GRACE: Variable<u64> = Variable {
     name: "REAP_UNKNOWN_GRACE",
@@ -50,7 +52,7 @@ const REAP_UNKNOWN_GRACE: Variable<u64> = Variable {
 const REAP_RATE: Variable<NonZeroU32> = Variable {
     name: "REAP_RATE",
     default: NonZeroU32::new(20).unwrap(),
-    description: "The maximum requests per second that a sweep sends to the cluster.",
+    description: "The maximum requests per second that a sweep sends to the cluster. A 429 is obeyed, for up to a minute.",
 };
 const WORKFLOW_TTL: Variable<u64> = Variable {
     name: "WORKFLOW_TTL",
