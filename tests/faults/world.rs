@@ -1,7 +1,7 @@
 //! PostgreSQL, which all rounds share, and the processes of a round with what stands between them and their surroundings.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use devstack::postgres::{self, Postgres};
@@ -243,7 +243,7 @@ impl Processes {
 #[derive(Clone)]
 enum Address {
     Url(String),
-    Function(std::sync::Arc<Function>),
+    Function(Arc<Function>),
 }
 
 /// A server or a function, and its successors.
@@ -255,7 +255,7 @@ pub struct Endpoint {
     client: reqwest::Client,
     /// The process that answers, and those that did before. Functions are in `address`.
     servers: tokio::sync::Mutex<Vec<Service>>,
-    functions: Mutex<Vec<std::sync::Arc<Function>>>,
+    functions: Mutex<Vec<Arc<Function>>>,
 }
 
 impl Endpoint {
@@ -276,7 +276,7 @@ impl Endpoint {
 
     async fn start_next(&self) {
         let address = if self.is_function {
-            let function = std::sync::Arc::new(Function::start(env!("CARGO_BIN_EXE_compute"), &self.env).await);
+            let function = Arc::new(Function::start(env!("CARGO_BIN_EXE_compute"), &self.env).await);
             self.functions.lock().unwrap().push(function.clone());
             Address::Function(function)
         } else {
