@@ -212,16 +212,12 @@ impl Database {
     /// Records that a job's object is up to date, unless the row has changed meanwhile.
     async fn record_object_updated(&self, written: &OutdatedObject) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
-            "UPDATE reaperjobs AS state SET objectdue = 'infinity', failures = 0
-             FROM jobs
-             WHERE state.workflowid = $1 AND jobs.workflowid = $1 AND status IS NOT DISTINCT FROM $2
-               AND statustext IS NOT DISTINCT FROM $3 AND reason IS NOT DISTINCT FROM $4
-               AND to_char(extract(epoch FROM datefinished), 'FM9999999999990.000000') IS NOT DISTINCT FROM $5",
+            // What changes the job makes its object due from then on. The job's own columns would be those of this
+            // statement's snapshot, also if it has waited for a transaction that changes them.
+            "UPDATE reaperjobs SET objectdue = 'infinity', failures = 0
+             WHERE workflowid = $1 AND objectdue = to_timestamp($2)",
             written.job_id.as_str(),
-            written.status.map(Status::code),
-            written.status_text.as_deref(),
-            written.reason.as_deref(),
-            written.date_finished.as_deref()
+            written.due
         ))
         .await?;
         Ok(())

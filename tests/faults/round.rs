@@ -59,6 +59,9 @@ pub async fn run(world: &Arc<World>, plan: &[Event]) {
         round.event(number, event).await;
     }
     round.end().await;
+    for endpoint in &callers.processes.endpoints {
+        endpoint.shut_down().await;
+    }
     callers.processes.check_logs(&round.logs).await;
 }
 

@@ -328,6 +328,15 @@ impl Endpoint {
         }
     }
 
+    /// Shuts it down. Asserts that no request is in flight for ever.
+    pub async fn shut_down(&self) {
+        self.signal(Signal::SIGTERM).await;
+        for service in self.servers.lock().await.iter_mut() {
+            let ended = timeout(LIMIT / 2, service.process.ended()).await;
+            assert!(ended.is_ok(), "requests in flight do not end: {}", service.process.output());
+        }
+    }
+
     /// The errors that its processes have logged.
     pub async fn errors(&self) -> Vec<String> {
         let logs = self.logs().await;

@@ -99,6 +99,34 @@ async fn the_end_that_an_engine_writes_during_a_sweep_stays() {
 }
 
 #[tokio::test]
+async fn a_status_that_an_engine_is_about_to_commit_is_written_by_the_next_sweep() {
+    let fixture = Fixture::with_faults(&RULES).await;
+    let job = fixture.job(Stored::default()).await;
+    fixture.sweep().await;
+    fixture.execute("UPDATE jobs SET status = 10, statusText = 'Job started' WHERE workflowId = $1", &job).await;
+    fixture.faults().delay(Match::any().verb("patch").subresource("status").times(1), Duration::from_secs(1));
+    fixture.app.cluster.stand_in().clear_requests();
+    let engine = async {
+        fixture.wait_for_request("patch", "workflows").await;
+        let mut transaction = fixture.app.database.pool.begin().await.unwrap();
+        let begin = "UPDATE jobs SET status = 20, statusText = 'Configuring volumes' WHERE workflowId = $1";
+        sqlx::query(begin).bind(&job.job_id).execute(&mut *transaction).await.unwrap();
+        let process: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *transaction).await.unwrap();
+        let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid)))";
+        eventually("a sweep that waits for the engine", LIMIT, async || {
+            let waits = sqlx::query_scalar::<_, bool>(waits).bind(process).fetch_one(&fixture.app.database.pool);
+            waits.await.unwrap().then_some(())
+        })
+        .await;
+        transaction.commit().await.unwrap();
+    };
+    tokio::join!(fixture.sweep(), engine);
+    fixture.sweep().await;
+    let object = fixture.app.cluster.workflow(&fixture.app.namespace, &job.job_id).await.unwrap();
+    assert_eq!(object["status"], json!({ "status": 20, "statusText": "Configuring volumes" }));
+}
+
+#[tokio::test]
 async fn outputs_published_while_a_job_expires_are_deleted_too() {
     let fixture = Fixture::with_faults(&[]).await;
     let job = Stored { workflow: kept_for(json!(50)), outputs: Some(OUTPUTS.into()), ..Stored::finished() };
