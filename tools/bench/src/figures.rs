@@ -1,6 +1,10 @@
 //! What is measured: a file for each kind of figure.
 
+mod functions;
 mod http;
+mod lists;
+mod results;
+mod sweeps;
 
 use devstack::say;
 
@@ -35,6 +39,10 @@ impl Run<'_> {
 pub async fn run(settings: &Settings, stack: &Stack) -> anyhow::Result<Vec<Row>> {
     let mut run = Run { settings, stack, rows: Vec::new() };
     http::run(&mut run).await?;
+    functions::run(&mut run).await?;
+    lists::run(&mut run).await?;
+    results::run(&mut run).await?;
+    sweeps::run(&mut run).await?;
     anyhow::ensure!(!run.rows.is_empty(), "no figure has the name that ONLY gives");
     Ok(run.rows)
 }

@@ -20,19 +20,19 @@ const UNFINISHED: usize = 10_000;
 const STARTS_PER_SECOND: f64 = 2_000.0;
 /// Jobs whose status is asked for.
 const STATUSES: usize = 2_000;
-const BARE: &str = "bare handler";
+pub(super) const BARE: &str = "bare handler";
 
 /// A database with the service and the bare handlers.
-struct Site {
+pub(super) struct Site {
     connection: PgConnection,
-    database: &'static str,
-    service: Server,
-    floor: Server,
+    pub(super) database: &'static str,
+    pub(super) service: Server,
+    pub(super) floor: Server,
     statuses: Arc<Requests>,
 }
 
 impl Site {
-    async fn open(run: &Run<'_>, database: &'static str, jobs: Jobs) -> anyhow::Result<Self> {
+    pub(super) async fn open(run: &Run<'_>, database: &'static str, jobs: Jobs) -> anyhow::Result<Self> {
         let mut connection = run.stack.create(database).await?;
         fill(&mut connection, jobs).await?;
         let known = some_jobs(&mut connection, STATUSES).await?;
@@ -42,22 +42,26 @@ impl Site {
     }
 }
 
-fn target(server: &Server, requests: &Arc<Requests>) -> Target {
+pub(super) fn target(server: &Server, requests: &Arc<Requests>) -> Target {
     Target { address: server.address, requests: requests.clone() }
 }
 
 /// Median and 99th percentile of several rounds.
 #[derive(Default)]
-struct Times {
+pub(super) struct Times {
     p50: Vec<[f64; 2]>,
     p99: Vec<[f64; 2]>,
 }
 
 impl Times {
-    fn add(&mut self, samples: &[Sample; 2]) {
+    pub(super) fn add(&mut self, samples: &[Sample; 2]) {
         let [figure, floor] = samples;
         self.p50.push([figure.quantile(0.5), floor.quantile(0.5)]);
         self.p99.push([figure.quantile(0.99), floor.quantile(0.99)]);
+    }
+
+    pub(super) fn report_median(self, run: &mut Run<'_>, what: &str, floor: &'static str, limit: f64) {
+        run.add(format!("{what}, p50"), floor, Unit::Time, self.p50, Limit::AtMost(limit));
     }
 
     fn report(self, run: &mut Run<'_>, what: &str, floor: &'static str, limit: f64) {
