@@ -1,6 +1,6 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-faults lint audit fmt sqlx crd docs validate build configure deploy status destroy logs bump clean
+.PHONY: help demo run test test-faults bench lint audit fmt sqlx crd docs validate build configure deploy status destroy logs bump clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,6 +22,11 @@ test: ## Install what the tests need and run them all; ARGS are handed to cargo 
 test-faults: ## Test more rounds of requests and faults than `make test` does: ROUNDS=500 [SEED=]
 	@scripts/install-tools test
 	@FAULT_ROUNDS=$(or $(ROUNDS),500) FAULT_SEED=$(SEED) scripts/test --test faults -- --nocapture
+
+bench: ## Measure the service against bare handlers: [ROUNDS= SECONDS= JOBS= ONLY=figure BESIDE=what else runs]
+	cargo build --release --bins
+	cargo build --release --package bench
+	@$(TARGET)/release/bench
 
 lint: ## Check formatting and lints
 	cargo fmt --all --check

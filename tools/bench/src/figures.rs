@@ -35,14 +35,20 @@ impl Run<'_> {
     }
 }
 
-/// Runs all figures, or the one that was asked for.
-pub async fn run(settings: &Settings, stack: &Stack) -> anyhow::Result<Vec<Row>> {
+/// Runs all figures, or the one that was asked for. Returns what was measured, also if a measurement failed.
+pub async fn run(settings: &Settings, stack: &Stack) -> (Vec<Row>, anyhow::Result<()>) {
     let mut run = Run { settings, stack, rows: Vec::new() };
-    http::run(&mut run).await?;
-    functions::run(&mut run).await?;
-    lists::run(&mut run).await?;
-    results::run(&mut run).await?;
-    sweeps::run(&mut run).await?;
-    anyhow::ensure!(!run.rows.is_empty(), "no figure has the name that ONLY gives");
-    Ok(run.rows)
+    let mut result = run_all(&mut run).await;
+    if result.is_ok() && run.rows.is_empty() {
+        result = Err(anyhow::anyhow!("no figure has the name that ONLY gives"));
+    }
+    (run.rows, result)
+}
+
+async fn run_all(run: &mut Run<'_>) -> anyhow::Result<()> {
+    http::run(run).await?;
+    functions::run(run).await?;
+    lists::run(run).await?;
+    results::run(run).await?;
+    sweeps::run(run).await
 }

@@ -52,7 +52,9 @@ async fn cluster(authority: &Path, port: u16) -> Result<(), Error> {
     let stream = tokio::net::TcpStream::connect(("localhost", port)).await?;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let mut stream = connector.connect(ServerName::try_from("localhost")?, stream).await?;
-    stream.write_all(b"GET /version HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+    stream
+        .write_all(b"GET /api/v1/namespaces/ocean-compute HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        .await?;
     let mut answer = Vec::new();
     // The server may close without a TLS alert.
     stream.read_to_end(&mut answer).await.ok();

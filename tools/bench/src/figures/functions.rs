@@ -55,17 +55,18 @@ pub(super) async fn run(run: &mut Run<'_>) -> anyhow::Result<()> {
     if run.wants("zip") {
         zip(run)?;
     }
-    if !run.wants("cold") & !run.wants("memory") {
+    let (cold, memory) = (run.wants("cold"), run.wants("memory"));
+    if !cold && !memory {
         return Ok(());
     }
     let mut connection = run.stack.create(DATABASE).await?;
     fill(&mut connection, Jobs { number: 200, unfinished: 0, status: 1, workflow: 0 }).await?;
     let job = some_jobs(&mut connection, 1).await?.pop().context("a job")?;
-    if run.wants("cold") {
+    if cold {
         cold_starts(run, &job).await?;
     }
-    if run.wants("memory") {
-        memory(run, &job).await?;
+    if memory {
+        memory_of_requests(run, &job).await?;
         sweep_memory(run).await?;
     }
     Ok(())
@@ -122,7 +123,7 @@ async fn cold_starts(run: &mut Run<'_>, job: &(String, String)) -> anyhow::Resul
 }
 
 /// The memory of a function after many requests, and of the empty one after as many.
-async fn memory(run: &mut Run<'_>, job: &(String, String)) -> anyhow::Result<()> {
+async fn memory_of_requests(run: &mut Run<'_>, job: &(String, String)) -> anyhow::Result<()> {
     let variables = run.stack.tls_variables(DATABASE);
     let signer = run.stack.signers.first().context("a signer")?;
     for function in ["compute", "environments", "docs"] {
