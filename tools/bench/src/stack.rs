@@ -1,8 +1,9 @@
 //! The processes of a run: a private PostgreSQL, the cluster, the service and the bare handlers.
 
+mod tls;
+
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -93,11 +94,11 @@ impl Stack {
         fs::create_dir_all(directory.join("logs"))?;
         postgres::remove(&directory.join("postgres"))?;
         let server = Postgres::start(postgres::Options::throwaway(directory.join("postgres"))).await?;
-        certificate(&directory).await?;
+        tls::certificate(&directory).await?;
         let mut connection = server.connect_options("postgres").connect().await?;
         // What runs beside a measurement is what was started for it.
         connection.execute("ALTER SYSTEM SET autovacuum = off").await?;
-        enable_tls(&server.data, &directory, &mut connection).await?;
+        tls::enable(&server.data, &directory, &mut connection).await?;
         let (address, tls) = (free_address()?, free_address()?);
         let mut program = Program::new(std::env::current_exe()?);
         program.command.arg("cluster").env("LISTEN", address.to_string()).env("LISTEN_TLS", tls.to_string());
@@ -264,45 +265,4 @@ impl Stack {
         self.postgres.stop().await?;
         Ok(postgres::remove(&self.directory.join("postgres"))?)
     }
-}
-
-/// Makes a certificate for `localhost` that is its own authority.
-async fn certificate(directory: &Path) -> anyhow::Result<()> {
-    let mut openssl = Command::new("openssl");
-    openssl.args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "30",
-    ]);
-    openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]);
-    openssl.args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", "server.key", "-out", "server.pem"]);
-    let output = openssl.current_dir(directory).output().await.context("openssl")?;
-    ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
-/// Makes PostgreSQL accept TLS with the certificate.
-async fn enable_tls(data: &Path, directory: &Path, connection: &mut PgConnection) -> anyhow::Result<()> {
-    let owner = fs::metadata(data)?;
-    for name in ["server.pem", "server.key"] {
-        let copy = data.join(name);
-        fs::copy(directory.join(name), &copy)?;
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o600))?;
-        chown(&copy, Some(owner.uid()), Some(owner.gid()))?;
-    }
-    for statement in [
-        "ALTER SYSTEM SET ssl_cert_file = 'server.pem'",
-        "ALTER SYSTEM SET ssl_key_file = 'server.key'",
-        "ALTER SYSTEM SET ssl = on",
-        "SELECT pg_reload_conf()",
-    ] {
-        connection.execute(statement).await?;
-    }
-    Ok(())
 }
