@@ -46,8 +46,9 @@ pub async fn run(settings: &Settings, stack: &Stack) -> (Vec<Row>, anyhow::Resul
 }
 
 async fn run_all(run: &mut Run<'_>) -> anyhow::Result<()> {
-    http::run(run).await?;
+    // First: a sweep lists all WorkFlow objects of the cluster, and the starts below leave many there.
     functions::run(run).await?;
+    http::run(run).await?;
     lists::run(run).await?;
     results::run(run).await?;
     sweeps::run(run).await
