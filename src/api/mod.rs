@@ -10,6 +10,8 @@ pub mod results;
 pub mod error;
 mod input;
 pub mod openapi;
+#[cfg(test)]
+mod properties;
 pub mod routes;
 mod schemas;
 

@@ -3,6 +3,8 @@
 mod address;
 mod nonce;
 mod policy;
+#[cfg(test)]
+mod properties;
 mod signature;
 
 pub use address::Address;

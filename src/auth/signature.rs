@@ -136,7 +136,7 @@ pub fn recover(form: &Form, signature: &str) -> Result<Address, Unrecoverable> {
 }
 
 /// The 32 bytes that secp256k1 signs for a form.
-fn digest(form: &Form) -> [u8; 32] {
+pub(super) fn digest(form: &Form) -> [u8; 32] {
     let hash = Keccak256::digest(form.message.as_bytes());
     let signed: &[u8] = match form.caller {
         Caller::Brizo => form.message.as_bytes(),

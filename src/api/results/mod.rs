@@ -3,6 +3,8 @@
 mod file;
 mod file_name;
 pub(super) mod get_result;
+#[cfg(test)]
+mod properties;
 
 use std::sync::Arc;
 

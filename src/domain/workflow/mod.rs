@@ -3,6 +3,8 @@
 mod ascii_json;
 mod completion;
 mod document;
+#[cfg(test)]
+mod properties;
 mod stored;
 
 pub use ascii_json::to_ascii_json;
