@@ -21,7 +21,7 @@ pub async fn serve() -> anyhow::Result<()> {
     let namespaces = vec![NAMESPACE.to_owned()];
     let cluster = EmbeddedCluster::start(Options { addr, namespaces, ..Options::default() }).await?;
     let definition = tokio::process::Command::new(variable("OPERATOR_SERVICE")?).arg("crd").output().await?;
-    let definition: serde_json::Value = serde_yaml_ng::from_slice(&definition.stdout)?;
+    let definition: serde_json::Value = serde_saphyr::from_slice(&definition.stdout)?;
     let url = format!("{}/apis/apiextensions.k8s.io/v1/customresourcedefinitions", cluster.url());
     let client = reqwest::Client::builder().no_proxy().build()?;
     let answer = client.post(url).body(definition.to_string()).send().await?;
