@@ -110,6 +110,13 @@ pub struct ReaperRules {
 }
 
 impl ReaperRules {
+    /// How long a step other than the algorithm may take, and a job keep its status whose engine announces nothing and
+    /// cannot be seen: 24 times the grace of others. Fetching data and publishing results have no limit of their own, and
+    /// may take longer than the algorithm.
+    pub fn long_grace(&self) -> f64 {
+        24.0 * self.limit_grace
+    }
+
     pub(super) fn read(reader: &mut Reader<'_>, access: &AccessConfig, jobs: &JobsConfig) -> Self {
         let mut seconds = |variable| reader.seconds(variable) as f64;
         Self {

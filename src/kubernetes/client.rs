@@ -18,7 +18,7 @@ use tower::BoxError;
 use tower::util::{BoxService, MapResponseLayer, option_layer};
 
 use super::layers::{ClusterClock, EksAuthLayer, RateLimit};
-use super::{ClusterError, Deletion};
+use super::{ClusterError, Deletion, HeldObject};
 use crate::aws::eks::TokenSource;
 use crate::aws::{self, Account};
 use crate::config::{Config, EksConfig};
@@ -221,15 +221,18 @@ pub(super) fn next_page<K: Clone>(page: &ObjectList<K>) -> Option<String> {
 pub(super) async fn delete<K>(api: &Api<K>, name: &str, params: &DeleteParams) -> Result<Deletion, ClusterError>
 where
     K: Clone + Debug + DeserializeOwned + Resource,
+    K::DynamicType: Default,
 {
     match api.delete(name, params).await {
         Ok(deleted) => {
             let finalizers = deleted.left().map(|object| object.finalizers().to_vec()).unwrap_or_default();
-            let held: Vec<String> = finalizers
+            let finalizers: Vec<String> = finalizers
                 .into_iter()
                 .filter(|finalizer| !KUBERNETES_FINALIZERS.contains(&finalizer.as_str()))
                 .collect();
-            Ok(if held.is_empty() { Deletion::Gone } else { Deletion::Held(held) })
+            let kind = K::kind(&K::DynamicType::default()).into_owned();
+            let held = HeldObject { kind, name: name.to_owned(), finalizers };
+            Ok(if held.finalizers.is_empty() { Deletion::Gone } else { Deletion::Held(held) })
         }
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Deletion::NotFound),
         Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Deletion::Changed),

@@ -64,7 +64,7 @@ impl EngineObject {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldObject {
     /// The object's kind.
-    pub kind: &'static str,
+    pub kind: String,
     /// The object's name.
     pub name: String,
     /// The finalizers.
@@ -160,19 +160,18 @@ impl Cluster {
             let claims: Api<PersistentVolumeClaim> = self.job_api(job_id, namespace).await?;
             let config_maps: Api<ConfigMap> = self.job_api(job_id, namespace).await?;
             let params = DeleteParams::background();
-            let deletion = delete(&config_maps, job_id.as_str(), &params).await;
-            let mut deletions = vec![("ConfigMap", job_id.as_str(), deletion)];
+            let mut deletions = vec![delete(&config_maps, job_id.as_str(), &params).await];
             for EngineObject { kind, name, uid, .. } in objects {
                 let params = params.clone().preconditions(Preconditions { uid: uid.clone(), resource_version: None });
                 deletions.push(match kind {
-                    ObjectKind::Job => ("Job", name, delete(&jobs, name, &params).await),
-                    ObjectKind::Claim => ("PersistentVolumeClaim", name, delete(&claims, name, &params).await),
+                    ObjectKind::Job => delete(&jobs, name, &params).await,
+                    ObjectKind::Claim => delete(&claims, name, &params).await,
                 });
             }
             let mut held = Vec::new();
-            for (kind, name, deletion) in deletions {
-                if let Deletion::Held(finalizers) = deletion? {
-                    held.push(HeldObject { kind, name: name.to_owned(), finalizers });
+            for deletion in deletions {
+                if let Deletion::Held(object) = deletion? {
+                    held.push(object);
                 }
             }
             Ok(held)

@@ -92,6 +92,6 @@ pub enum Deletion {
     NotFound,
     /// The object is not the one that was read: it was changed or replaced, and was not deleted.
     Changed,
-    /// The object is marked as deleted and stays until these finalizers are removed.
-    Held(Vec<String>),
+    /// The object is marked as deleted and stays until its finalizers are removed.
+    Held(HeldObject),
 }

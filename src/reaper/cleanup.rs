@@ -3,11 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use futures_util::FutureExt;
-
 use super::budget::{Budget, Stop};
 use super::report::Duty;
-use super::sweep::{ActionResult, Applied, Sweep, held_remark};
+use super::sweep::{ActionResult, Applied, Due, Sweep, held_remark};
 use crate::db::{Database, DatabaseError};
 use crate::domain::{JobId, Namespace};
 use crate::kubernetes::{EngineObject, Steps};
@@ -30,7 +28,7 @@ pub(super) struct KnownJob {
 impl Sweep<'_> {
     /// Deletes what engines left in a namespace: the Kubernetes Jobs of `steps` and claims of settled jobs.
     pub(super) async fn clean_up(&self, namespace: &Namespace, steps: &Steps, budget: Budget) -> Result<(), Stop> {
-        let claims = self.read(namespace, budget, self.cluster().list_claims(namespace)).await;
+        let claims = self.read(namespace, budget, self.cluster.list_claims(namespace)).await;
         let jobs = steps.values().flatten().filter_map(EngineObject::of_step);
         let mut objects: BTreeMap<JobId, Vec<EngineObject>> = BTreeMap::new();
         for object in jobs.chain(claims.into_iter().flatten()) {
@@ -39,25 +37,18 @@ impl Sweep<'_> {
         let names: Vec<JobId> = objects.keys().cloned().collect();
         for names in names.chunks(LOOKUP_JOBS) {
             budget.check()?;
-            let known = self.db().known_jobs(names).await?;
-            let settled = known.into_values().filter(|job| job.settled);
-            let due: Vec<(JobId, Vec<EngineObject>)> =
-                settled.filter_map(|job| objects.remove_entry(&job.job_id)).collect();
-            self.report.found(Duty::Cleanups, due.len() as u64);
-            let delete = |(job_id, objects): (JobId, Vec<EngineObject>)| {
-                async move {
-                    let action = self.delete_objects(&job_id, namespace, &objects).boxed();
-                    self.apply(Duty::Cleanups, &job_id, None, action).await;
-                }
-                .boxed()
-            };
-            budget.for_each(self.concurrency(), due, delete).await?;
+            let known = self.db.known_jobs(names).await?;
+            let due = known.into_values().filter(|job| job.settled).filter_map(|job| {
+                let (job_id, objects) = objects.remove_entry(&job.job_id)?;
+                Some(Due::new(Duty::Cleanups, job_id.clone(), self.delete_objects(job_id, namespace, objects)))
+            });
+            self.apply_all(due.collect(), budget).await?;
         }
         Ok(())
     }
 
-    async fn delete_objects(&self, job_id: &JobId, namespace: &Namespace, objects: &[EngineObject]) -> ActionResult {
-        let deletion = self.cluster().delete_engine_objects(job_id, namespace, objects);
+    async fn delete_objects(&self, job_id: JobId, namespace: &Namespace, objects: Vec<EngineObject>) -> ActionResult {
+        let deletion = self.cluster.delete_engine_objects(&job_id, namespace, &objects);
         let held = self.request(namespace, Duty::Cleanups, deletion).await?;
         Ok(Applied::Done(held_remark(&held)))
     }

@@ -6,7 +6,6 @@ use serde_json::Value;
 use super::budget::{Budget, Stop};
 use super::job::Environment;
 use super::sweep::Sweep;
-use super::unfinished::Observed;
 use crate::db::{Database, DatabaseError};
 use crate::domain::{Namespace, environment};
 
@@ -27,10 +26,9 @@ impl Sweep<'_> {
             budget.check()?;
             let namespace = &environment.namespace;
             // Before it is read: one that kills the sweep is not the first again.
-            self.change(self.db().record_turn(namespace)).await.transpose()?;
-            let steps = self.read(namespace, budget, self.cluster().list_steps(namespace)).await;
-            let observed = steps.as_ref().map_or(Observed::Nothing, Observed::Steps);
-            self.sweep_unfinished_jobs(environment, observed, budget).await?;
+            self.change(self.db.record_turn(namespace)).await.transpose()?;
+            let steps = self.read(namespace, budget, self.cluster.list_steps(namespace)).await;
+            self.sweep_unfinished_jobs(environment, steps.as_ref(), budget).await?;
             match steps {
                 Some(steps) => self.clean_up(namespace, &steps, budget).await?,
                 None => result = self.breaker.check(),

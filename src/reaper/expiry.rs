@@ -1,11 +1,11 @@
 //! Expiry: outputs that have expired, or whose job was deleted, are deleted. The cluster is not asked: a namespace may be
 //! gone for long.
 
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::budget::{Budget, Stop};
 use super::report::Duty;
-use super::sweep::{ActionResult, Applied, CONCURRENCY, Sweep};
+use super::sweep::{ActionResult, Applied, CONCURRENCY, Due, Sweep};
 use crate::db::{Cursor, Database, DatabaseError, PAGE_ROWS, end_of_page};
 use crate::domain::{JobId, output, workflow};
 
@@ -27,21 +27,18 @@ struct ExpiredJob {
 impl Sweep<'_> {
     /// Deletes the outputs of jobs that have expired or were deleted.
     pub(super) async fn expire_outputs(&self, budget: Budget) -> Result<(), Stop> {
-        let configured = self.rules().storage_expiry.unwrap_or(0).min(MAX_EXPIRY) as i64;
+        let configured = self.rules.storage_expiry.unwrap_or(0).min(MAX_EXPIRY) as i64;
         // For half of the time, so that some expire even if very many are to be scheduled.
         let scheduled = self.change(self.schedule_expiries(configured, budget.half())).await;
         let mut after = Some(Cursor::default());
         while let Some(from) = after {
             budget.check()?;
             let (jobs, next) = match self.dry_run {
-                true => self.db().jobs_to_expire(configured, &from).await?,
-                false => self.db().expired_jobs(&from).await?,
+                true => self.db.jobs_to_expire(configured, &from).await?,
+                false => self.db.expired_jobs(&from).await?,
             };
-            self.report.found(Duty::Expiries, jobs.len() as u64);
-            let expire = |job: ExpiredJob| {
-                async move { self.apply(Duty::Expiries, &job.job_id, None, self.expire(&job).boxed()).await }.boxed()
-            };
-            budget.for_each(self.concurrency(), jobs, expire).await?;
+            let due = jobs.into_iter().map(|job| Due::new(Duty::Expiries, job.job_id.clone(), self.expire(job)));
+            self.apply_all(due.collect(), budget).await?;
             after = next;
         }
         scheduled.unwrap_or(Ok(()))
@@ -50,21 +47,21 @@ impl Sweep<'_> {
     /// Computes when the jobs expire that have no expiry of their own, where that was not done yet or STORAGE_EXPIRY was
     /// another.
     async fn schedule_expiries(&self, configured: i64, budget: Budget) -> Result<(), Stop> {
-        while self.db().schedule_expiries(configured).await? > 0 {
+        while self.db.schedule_expiries(configured).await? > 0 {
             budget.check()?;
         }
         Ok(())
     }
 
     /// Deletes a job's files first, then the URLs in the database: if it is killed in between, the job is still due.
-    async fn expire(&self, job: &ExpiredJob) -> ActionResult {
+    async fn expire(&self, job: ExpiredJob) -> ActionResult {
         let outputs = job.outputs.as_deref().and_then(output::parse);
         let urls = outputs.iter().flatten().filter_map(output::url_of);
-        let deletions: Vec<_> = urls.map(|url| self.reaper.storage.delete(url)).collect();
+        let deletions: Vec<_> = urls.map(|url| self.storage.delete(url)).collect();
         stream::iter(deletions).buffer_unordered(CONCURRENCY as usize).try_collect::<Vec<bool>>().await?;
         let is_damaged = outputs.is_none() && job.outputs.as_deref().is_some_and(|text| !matches!(text, "" | "[]"));
         let without_urls = outputs.map(|outputs| workflow::to_ascii_json(&output::without_urls(outputs).into()));
-        if !self.db().record_expired(job, without_urls.as_deref()).await? {
+        if !self.db.record_expired(&job, without_urls.as_deref()).await? {
             return Ok(Applied::Skipped("the job has published something meanwhile"));
         }
         let remark = is_damaged.then(|| "the list of its outputs is damaged: files may be left".to_owned());

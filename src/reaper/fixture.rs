@@ -48,7 +48,6 @@ pub(super) fn document(compute: Value) -> Option<String> {
 pub(super) fn job(status: i32) -> UnfinishedJob {
     UnfinishedJob {
         job_id: JobId::stored("job"),
-        namespace: Some(Namespace::stored("environment")),
         status: Status::from_code(status),
         stop_requested: StopRequest::NONE,
         removed: false,

@@ -24,8 +24,6 @@ pub(super) struct Environment {
 #[derive(Debug, Clone)]
 pub(super) struct UnfinishedJob {
     pub(super) job_id: JobId,
-    /// The namespace that its row names.
-    pub(super) namespace: Option<Namespace>,
     pub(super) status: Status,
     pub(super) stop_requested: StopRequest,
     /// Whether it was deleted.

@@ -1,11 +1,9 @@
 //! Jobs that were never started: those that wait and may not be dispatched any more are finished.
 
-use futures_util::FutureExt;
-
 use super::budget::{Budget, Stop};
 use super::job::Finish;
 use super::report::Duty;
-use super::sweep::Sweep;
+use super::sweep::{Due, Sweep};
 use crate::db::{Database, DatabaseError, PAGE_ROWS, end_of_page};
 use crate::domain::{JobId, Status};
 
@@ -23,17 +21,14 @@ impl Sweep<'_> {
         let mut after = Some(JobId::stored(""));
         while let Some(from) = after {
             budget.check()?;
-            let (jobs, next) = self.db().jobs_never_started(&from).await?;
-            self.report.found(Duty::NeverStarted, jobs.len() as u64);
-            let end = |(job_id, called_off): (JobId, bool)| {
-                async move {
-                    let finish = finish(called_off);
-                    let action = self.finish(&job_id, Status::WarmingUp, &finish);
-                    self.apply(Duty::NeverStarted, &job_id, Some(finish.reason.clone()), action).await;
-                }
-                .boxed()
-            };
-            budget.for_each(self.concurrency(), jobs, end).await?;
+            let (jobs, next) = self.db.jobs_never_started(&from).await?;
+            let due = jobs.into_iter().map(|(job_id, called_off)| {
+                let finish = finish(called_off);
+                let reason = Some(finish.reason.clone());
+                let action = self.finish(job_id.clone(), Status::WarmingUp, finish);
+                Due::new(Duty::NeverStarted, job_id, action).because(reason)
+            });
+            self.apply_all(due.collect(), budget).await?;
             after = next;
         }
         Ok(())

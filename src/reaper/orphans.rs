@@ -2,23 +2,24 @@
 
 use super::job::{Action, CONTINUED, Environment, Finish, Seen, UnfinishedJob};
 use super::report::Duty;
-use super::sweep::{ActionError, ActionResult, Applied, Sweep};
+use super::sweep::{ActionResult, Applied, Sweep};
 use crate::config::ReaperRules;
 use crate::db::{Database, DatabaseError};
-use crate::domain::{JobId, Status, StopRequest};
+use crate::domain::{JobId, Namespace, Status, StopRequest};
 
-/// The factor of the limit grace for what no engine announces and no sweep sees.
-const UNSEEN_FACTOR: f64 = 24.0;
-
-/// Finishes an orphan, with the status that its row allows.
+/// Finishes an orphan, with the status that its row allows: an earlier failure stays; a job that has published outputs is
+/// completed, and so is one that was asked to stop.
 fn finish(job: &UnfinishedJob, what: &str, seen: Option<&Seen>) -> Action {
-    let status = last_status(job);
-    let reason = match status {
-        Status::Completed if job.has_outputs => format!("{what} Its results had been published."),
-        Status::Completed if job.status != Status::Completed => format!("{what} It had been asked to stop."),
-        _ => what.to_owned(),
+    let (status, addition) = match job.status {
+        Status::DataProvisioningFailed | Status::AlgorithmProvisioningFailed => (job.status, ""),
+        _ if job.has_outputs => (Status::Completed, " Its results had been published."),
+        Status::Completed => (Status::Completed, ""),
+        _ if job.stop_requested == StopRequest::BY_OWNER || job.removed => {
+            (Status::Completed, " It had been asked to stop.")
+        }
+        _ => (Status::AlgorithmFailed, ""),
     };
-    Action::Finish(Duty::Orphans, Finish { status, reason, seen: seen.cloned() })
+    Action::Finish(Duty::Orphans, Finish { status, reason: format!("{what}{addition}"), seen: seen.cloned() })
 }
 
 /// Decides on a begun job no step of which is in progress. The state that sweeps see has lasted since `seen_for`.
@@ -34,41 +35,35 @@ pub(super) fn decide(job: &UnfinishedJob, seen: &Seen, rules: &ReaperRules) -> O
 /// Decides on a begun job of an environment that cannot be read. That proves nothing about a job; that its engine has not
 /// announced itself for long does: an engine does so every five seconds.
 pub(super) fn decide_unseen(job: &UnfinishedJob, environment: &Environment, rules: &ReaperRules) -> Option<Action> {
-    let silent_for = match environment.announced_age {
-        Some(seconds) => seconds.min(job.seen_for),
+    let is_silent = match environment.announced_age {
+        Some(seconds) => seconds.min(job.seen_for) > rules.limit_grace,
         // The engines of 2019 and 2020 announce nothing.
-        None => job.seen_for / UNSEEN_FACTOR,
+        None => job.seen_for > rules.long_grace(),
     };
-    let what = "The environment did not continue the job.";
-    (silent_for > rules.limit_grace).then(|| finish(job, what, None))
-}
-
-/// The status that an orphaned job ends with. An earlier failure stays; a job that has published outputs is completed,
-/// and so is one that was asked to stop.
-fn last_status(job: &UnfinishedJob) -> Status {
-    match job.status {
-        Status::DataProvisioningFailed | Status::AlgorithmProvisioningFailed | Status::Completed => job.status,
-        _ if job.has_outputs || job.stop_requested == StopRequest::BY_OWNER || job.removed => Status::Completed,
-        _ => Status::AlgorithmFailed,
-    }
+    is_silent.then(|| finish(job, "The environment did not continue the job.", None))
 }
 
 impl Sweep<'_> {
-    pub(super) async fn finish_orphan(&self, job: &UnfinishedJob, finish: &Finish) -> ActionResult {
+    pub(super) async fn finish_orphan(
+        &self,
+        job: UnfinishedJob,
+        namespace: &Namespace,
+        finish: Finish,
+    ) -> ActionResult {
         // A slow engine may have created a step since all were listed.
         if finish.seen == Some(Seen::Absent)
-            && let Some(namespace) = self.namespace_of(&job.job_id, job.namespace.as_ref())
-            && self.request(namespace, Duty::Orphans, self.cluster().has_steps(&job.job_id, namespace)).await?
+            && job.job_id.can_name_objects()
+            && self.request(namespace, Duty::Orphans, self.cluster.has_steps(&job.job_id, namespace)).await?
         {
             return Ok(CONTINUED);
         }
-        self.finish(&job.job_id, job.status, finish).await
+        self.finish(job.job_id, job.status, finish).await
     }
 
     /// Finishes a job that still has this status.
-    pub(super) async fn finish(&self, job_id: &JobId, status: Status, finish: &Finish) -> Result<Applied, ActionError> {
-        let finished = self.db().finish(job_id, status, finish).await?;
-        Ok(if finished { Applied::Done(Some(finish.reason.clone())) } else { CONTINUED })
+    pub(super) async fn finish(&self, job_id: JobId, status: Status, finish: Finish) -> ActionResult {
+        let finished = self.db.finish(&job_id, status, &finish).await?;
+        Ok(if finished { Applied::Done(Some(finish.reason)) } else { CONTINUED })
     }
 }
 
@@ -109,7 +104,7 @@ impl Database {
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{environment, job, rules, summary};
-    use super::super::unfinished::{Observed, decide};
+    use super::super::unfinished::decide;
     use super::*;
     use crate::kubernetes::Steps;
 
@@ -136,7 +131,7 @@ mod tests {
                 format!("70 {lost} Its results had been published."),
             ),
         ] {
-            let decided = decide(&job, Observed::Steps(&Steps::new()), &environment(), &rules());
+            let decided = decide(&job, Some(&Steps::new()), &environment(), &rules());
             assert_eq!(summary(decided), expected, "{job:?}");
         }
     }
@@ -157,7 +152,7 @@ mod tests {
             let environment = Environment { announced_age, ..environment() };
             for seen in [None, Some(Seen::Absent), Some(Seen::Idle), Some(Seen::Trouble("uid".to_owned()))] {
                 let job = UnfinishedJob { seen, seen_for, workflow: None, ..job(40) };
-                let decided = decide(&job, Observed::Nothing, &environment, &rules());
+                let decided = decide(&job, None, &environment, &rules());
                 assert_eq!(summary(decided), expected, "{announced_age:?} {seen_for}");
             }
         }

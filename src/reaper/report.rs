@@ -146,23 +146,30 @@ impl ReportBuilder {
         }
     }
 
-    /// Adds actions that ended, without their jobs.
-    pub(super) fn ended(&self, duty: Duty, number: u64, outcome: Outcome) {
-        if number == 0 {
-            return;
+    /// Adds actions that are done as they are found, unless this is a dry run, and concern no single job.
+    pub(super) fn found_and_done(&self, duty: Duty, number: u64) {
+        self.found(duty, number);
+        let mut report = self.lock();
+        if !report.dry_run
+            && let Some(count) = report.kinds.get_mut(&duty)
+        {
+            count.done += number;
         }
+    }
+
+    fn ended(&self, duty: Duty, outcome: Outcome) {
         let mut report = self.lock();
         let count = report.kinds.entry(duty).or_default();
         match outcome {
-            Outcome::Done => count.done += number,
-            Outcome::Failed => count.failed += number,
+            Outcome::Done => count.done += 1,
+            Outcome::Failed => count.failed += 1,
             Outcome::Planned | Outcome::Skipped | Outcome::Left => {}
         }
     }
 
     /// Adds an action on a job that ended, and logs it.
     pub(super) fn job(&self, job: &JobId, duty: Duty, outcome: Outcome, reason: Option<String>) {
-        self.ended(duty, 1, outcome);
+        self.ended(duty, outcome);
         // Too many to be listed.
         if duty == Duty::StatusSync && outcome != Outcome::Failed {
             return;

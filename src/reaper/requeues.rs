@@ -40,8 +40,8 @@ pub(super) fn decide(job: &UnfinishedJob, environment: &Environment, rules: &Rea
 }
 
 impl Sweep<'_> {
-    pub(super) async fn requeue(&self, job: &UnfinishedJob) -> ActionResult {
-        let requeued = self.db().requeue(job, self.rules().dispatch_grace).await?;
+    pub(super) async fn requeue(&self, job: UnfinishedJob) -> ActionResult {
+        let requeued = self.db.requeue(&job, self.rules.dispatch_grace).await?;
         Ok(if requeued { Applied::Done(None) } else { CONTINUED })
     }
 }
@@ -70,7 +70,7 @@ impl Database {
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{environment, job, rules, step, steps, summary};
-    use super::super::unfinished::{self, Observed};
+    use super::super::unfinished;
     use super::*;
     use crate::domain::Component;
     use crate::kubernetes::StepState;
@@ -80,7 +80,7 @@ mod tests {
         let idle = Environment { idle_at: Some(1.0), ..environment() };
         let busy = Environment { idle_at: Some(0.0), ..environment() };
         let decided = |job: &UnfinishedJob, environment: &Environment| {
-            summary(unfinished::decide(job, Observed::Nothing, environment, &rules()))
+            summary(unfinished::decide(job, None, environment, &rules()))
         };
         let stopped = "70 NeverStarted The job was stopped before it was started.";
         let late = "41 NeverStarted No environment had room for the job before its validUntil.";
@@ -113,7 +113,7 @@ mod tests {
         }
         // A job with a step is begun, even if its status does not say so yet.
         let steps = steps([step(Component::Configure, 1.0, StepState::Running)]);
-        let decided = unfinished::decide(&old(job(10)), Observed::Steps(&steps), &idle, &rules());
+        let decided = unfinished::decide(&old(job(10)), Some(&steps), &idle, &rules());
         assert_eq!(summary(decided), "nothing");
     }
 }

@@ -8,11 +8,7 @@ use super::sweep::{ActionError, ActionResult, Applied, Sweep, held_remark};
 use crate::config::ReaperRules;
 use crate::db::{Database, DatabaseError};
 use crate::domain::{Component, JobId, Namespace, StopRequest};
-use crate::kubernetes::{Deletion, HeldObject, LogPart, Problem, Recovery, Step, StepState};
-
-/// The factor of the limit grace for a step other than the algorithm: fetching data and publishing results have no limit
-/// of their own, and may take longer than the algorithm.
-const OTHER_STEPS_FACTOR: f64 = 24.0;
+use crate::kubernetes::{Deletion, LogPart, Problem, Recovery, Step, StepState};
 
 /// Decides whether a step that has not ended is stuck for good.
 pub(super) fn decide(job: &UnfinishedJob, step: &Step, rules: &ReaperRules) -> Option<StepEnd> {
@@ -24,7 +20,7 @@ pub(super) fn decide(job: &UnfinishedJob, step: &Step, rules: &ReaperRules) -> O
         }
         _ => None,
     };
-    let longest = OTHER_STEPS_FACTOR * rules.limit_grace;
+    let longest = rules.long_grace();
     let is_endless = step.component != Component::Algorithm && step.running_for > longest;
     let problem = problem.or_else(|| is_endless.then_some(Problem::Endless(longest as u64)))?;
     Some(StepEnd { duty: Duty::StuckSteps, step: step.clone(), reason: Some(reason(step.component, &problem)) })
@@ -78,30 +74,26 @@ fn reason(component: Component, problem: &Problem) -> String {
 impl Sweep<'_> {
     /// Ends a step. The reason is recorded afterwards: what has ended by itself gets none. A sweep that dies in between
     /// leaves the job without a reason.
-    pub(super) async fn end_step(&self, job: &UnfinishedJob, end: &StepEnd) -> ActionResult {
-        let StepEnd { duty, step, reason } = end;
-        // Its Job was found in this namespace, which is valid.
-        let Some(namespace) = self.namespace_of(&job.job_id, job.namespace.as_ref()) else { return Ok(CONTINUED) };
+    pub(super) async fn end_step(&self, end: StepEnd, namespace: &Namespace) -> ActionResult {
+        let StepEnd { duty, step, reason } = &end;
         self.keep_log(step, namespace).await?;
-        let finalizers = match self.request(namespace, *duty, self.cluster().delete_step(step, namespace)).await? {
+        let held = match self.request(namespace, *duty, self.cluster.delete_step(step, namespace)).await? {
             Deletion::Changed | Deletion::NotFound => return Ok(CONTINUED),
-            Deletion::Gone => Vec::new(),
-            Deletion::Held(finalizers) => finalizers,
+            Deletion::Gone => None,
+            Deletion::Held(held) => held_remark(&[held]),
         };
         if let Some(reason) = reason {
-            self.db().record_step_end(&job.job_id, reason, *duty == Duty::TimeLimits).await?;
+            self.db.record_step_end(&step.job_id, reason, *duty == Duty::TimeLimits).await?;
         }
-        let held = HeldObject { kind: "Job", name: step.component.job_name(&job.job_id), finalizers };
-        let held = (!held.finalizers.is_empty()).then_some(held);
-        Ok(Applied::Done(held_remark(held.as_slice()).or_else(|| reason.clone())))
+        Ok(Applied::Done(held.or(end.reason)))
     }
 
     /// Keeps the end of the log of a step whose pod is about to be deleted. A node that does not return it delays
     /// nothing else, and does not count as an outage of the cluster.
     async fn keep_log(&self, step: &Step, namespace: &Namespace) -> Result<(), ActionError> {
-        match self.cluster().read_log(&step.job_id, step.component, namespace, LogPart::End).boxed().await {
+        match self.cluster.read_log(&step.job_id, step.component, namespace, LogPart::End).boxed().await {
             Ok(None) => {}
-            Ok(Some(log)) => self.db().keep_log(&step.job_id, step.component, log).await?,
+            Ok(Some(log)) => self.db.keep_log(&step.job_id, step.component, log).await?,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(job = %step.job_id, error, "the log of a step could not be kept before the step is ended");
@@ -133,7 +125,7 @@ impl Database {
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{environment, job, rules, step, steps, summary};
-    use super::super::unfinished::{Observed, decide};
+    use super::super::unfinished::decide;
     use super::*;
     use crate::kubernetes::Trouble;
 
@@ -212,7 +204,7 @@ mod tests {
             ),
         ] {
             let steps = steps([self::step(Configure, 9e9, Done), step]);
-            let decided = decide(&job, Observed::Steps(&steps), &environment(), &limited);
+            let decided = decide(&job, Some(&steps), &environment(), &limited);
             assert_eq!(summary(decided), expected, "{job:?} {steps:?}");
         }
     }

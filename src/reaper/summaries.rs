@@ -1,7 +1,7 @@
 //! Summaries: what lists show of the workflows of old rows is stored.
 
 use super::budget::{Budget, Stop};
-use super::report::{Duty, Outcome};
+use super::report::Duty;
 use super::sweep::Sweep;
 use crate::db::Cursor;
 
@@ -18,9 +18,8 @@ impl Sweep<'_> {
     async fn summarize(&self, budget: Budget) -> Result<(), Stop> {
         let (mut after, mut total) = (Cursor::default(), 0);
         loop {
-            let (count, next) = self.db().summarize_jobs(&after).await?;
-            self.report.found(Duty::Summaries, count);
-            self.report.ended(Duty::Summaries, count, Outcome::Done);
+            let (count, next) = self.db.summarize_jobs(&after).await?;
+            self.report.found_and_done(Duty::Summaries, count);
             total += count;
             match next {
                 Some(_) if total >= MAX_JOBS => return Err(Stop::OutOfTime),

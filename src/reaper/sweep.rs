@@ -12,9 +12,9 @@ use super::report::{Duty, Outcome, Report, ReportBuilder};
 use super::{Count, Reaper};
 use crate::config::ReaperRules;
 use crate::db::{Database, DatabaseError};
-use crate::domain::{JobId, Namespace, effective_namespace};
+use crate::domain::{JobId, Namespace};
 use crate::kubernetes::{Cluster, ClusterError, HeldObject};
-use crate::storage::StorageError;
+use crate::storage::{Storage, StorageError};
 
 /// How long a sweep may take after its deadline to complete what it has begun.
 const COMPLETION_TIME: Duration = Duration::from_secs(4);
@@ -23,7 +23,10 @@ pub(super) const CONCURRENCY: u32 = 8;
 
 /// One sweep.
 pub(super) struct Sweep<'a> {
-    pub(super) reaper: &'a Reaper,
+    pub(super) db: &'a Database,
+    pub(super) cluster: &'a Cluster,
+    pub(super) storage: &'a Storage,
+    pub(super) rules: &'a ReaperRules,
     pub(super) dry_run: bool,
     budget: Budget,
     pub(super) report: ReportBuilder,
@@ -57,15 +60,35 @@ pub(super) enum Applied {
 
 pub(super) type ActionResult = Result<Applied, ActionError>;
 
+/// An action on a job that is due.
+pub(super) struct Due<'s> {
+    duty: Duty,
+    job_id: JobId,
+    /// Why it is due, for the report of a dry run.
+    reason: Option<String>,
+    action: BoxFuture<'s, ActionResult>,
+}
+
+impl<'s> Due<'s> {
+    pub(super) fn new(duty: Duty, job_id: JobId, action: impl Future<Output = ActionResult> + Send + 's) -> Self {
+        Self { duty, job_id, reason: None, action: action.boxed() }
+    }
+
+    pub(super) fn because(self, reason: Option<String>) -> Self {
+        Self { reason, ..self }
+    }
+}
+
 impl<'a> Sweep<'a> {
     pub(super) fn new(reaper: &'a Reaper, dry_run: bool, deadline: Instant) -> Self {
+        let Reaper { db, cluster, storage, rules } = reaper;
         let (report, breaker) = (ReportBuilder::new(dry_run), Breaker::default());
-        Self { reaper, dry_run, budget: Budget::until(deadline), report, breaker }
+        Self { db, cluster, storage, rules, dry_run, budget: Budget::until(deadline), report, breaker }
     }
 
     /// Runs all duties, and returns the report.
     pub(super) async fn run(&self) -> Result<Report, DatabaseError> {
-        let environments = self.db().environments_to_sweep(&self.rules().default_namespace).await?;
+        let environments = self.db.environments_to_sweep(&self.rules.default_namespace).await?;
         let duties = async {
             // The most urgent first. None takes more than half of the time that is left, so that each sweep reaches all.
             // Boxed, here and in the duties: nested futures take too much stack, and their types exceed the recursion
@@ -95,7 +118,7 @@ impl<'a> Sweep<'a> {
 
     /// Reports how long the oldest jobs have waited.
     async fn measure_waits(&self) -> Result<(), Stop> {
-        self.report.waits(self.db().waits().await?);
+        self.report.waits(self.db.waits().await?);
         Ok(())
     }
 
@@ -108,21 +131,9 @@ impl<'a> Sweep<'a> {
         result.is_ok()
     }
 
-    pub(super) fn db(&self) -> &Database {
-        &self.reaper.db
-    }
-
-    pub(super) fn cluster(&self) -> &Cluster {
-        &self.reaper.cluster
-    }
-
-    pub(super) fn rules(&self) -> &ReaperRules {
-        &self.reaper.rules
-    }
-
     /// How many actions may be performed concurrently.
     pub(super) fn concurrency(&self) -> usize {
-        CONCURRENCY.min(self.rules().requests_per_second.get()) as usize
+        CONCURRENCY.min(self.rules.requests_per_second.get()) as usize
     }
 
     /// Runs what changes something; a dry run does not poll it, and returns `None`.
@@ -130,14 +141,25 @@ impl<'a> Sweep<'a> {
         if self.dry_run { None } else { Some(change.await) }
     }
 
-    /// Performs an action on a job, and records how it ended. A dry run only records that it is planned, with `reason`.
-    pub(super) async fn apply(
-        &self,
-        duty: Duty,
-        job_id: &JobId,
-        reason: Option<String>,
-        action: impl Future<Output = ActionResult>,
-    ) {
+    /// Counts these actions as due, and performs them.
+    pub(super) async fn apply_all(&self, due: Vec<Due<'_>>, budget: Budget) -> Result<(), Stop> {
+        self.count(&due);
+        self.perform(due, budget).await
+    }
+
+    pub(super) fn count(&self, due: &[Due<'_>]) {
+        for due in due {
+            self.report.found(due.duty, 1);
+        }
+    }
+
+    pub(super) async fn perform(&self, due: Vec<Due<'_>>, budget: Budget) -> Result<(), Stop> {
+        budget.for_each(self.concurrency(), due, |due| self.apply(due).boxed()).await
+    }
+
+    /// Performs an action on a job, and records how it ended. A dry run only records that it is planned, and why.
+    async fn apply(&self, Due { duty, job_id, reason, action }: Due<'_>) {
+        let job_id = &job_id;
         let Some(result) = self.change(action).await else {
             return self.report.job(job_id, duty, Outcome::Planned, reason);
         };
@@ -152,7 +174,7 @@ impl<'a> Sweep<'a> {
         let postponed = match &error {
             ActionError::Database(_) => Ok(()),
             ActionError::Cluster(error) if is_outage(error) => Ok(()),
-            _ => self.db().postpone(job_id, duty).await,
+            _ => self.db.postpone(job_id, duty).await,
         };
         if let Err(error) = postponed {
             self.report.problem(error.to_string());
@@ -189,13 +211,6 @@ impl<'a> Sweep<'a> {
         let result = result.unwrap_or(Err(ClusterError::TimedOut));
         self.breaker.observe(namespace, None, &result);
         result.map_err(|error| self.report.problem(format!("{namespace}: {error}"))).ok()
-    }
-
-    /// The namespace of a job's objects; `None` if it cannot have any, because its id or its namespace is not a valid
-    /// name.
-    pub(super) fn namespace_of<'n>(&'n self, job_id: &JobId, row: Option<&'n Namespace>) -> Option<&'n Namespace> {
-        let namespace = effective_namespace(row, &self.rules().default_namespace);
-        (job_id.can_name_objects() && namespace.is_valid()).then_some(namespace)
     }
 }
 

@@ -7,51 +7,37 @@ use crate::config::ReaperRules;
 use crate::domain::{Component, StopRequest, workflow};
 use crate::kubernetes::Step;
 
-/// The time limit of an algorithm.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct TimeLimit {
-    /// Seconds from the start of its Job.
-    seconds: Option<f64>,
-    /// In how many seconds the job's `validUntil` passes.
-    valid_for: Option<f64>,
+/// For how many seconds an algorithm may run, from the start of its Kubernetes Job: the shortest of the limits that are set;
+/// if there is none and no `validUntil`, the stored `maxtime`.
+fn limit(job: &UnfinishedJob, announced: Option<f64>, rules: &ReaperRules) -> Option<f64> {
+    let configured = rules.algorithm_limit.map(|limit| limit as f64);
+    match (configured, announced) {
+        (Some(configured), Some(announced)) => Some(configured.min(announced)),
+        (None, None) if job.valid_for.is_none() => job.workflow.as_deref().and_then(workflow::stored_max_time),
+        (configured, announced) => configured.or(announced),
+    }
 }
 
-impl TimeLimit {
-    /// The shortest of the limits that are set; if none is, the stored `maxtime`.
-    pub(super) fn of(job: &UnfinishedJob, announced: Option<f64>, rules: &ReaperRules) -> Self {
-        let configured = rules.algorithm_limit.map(|limit| limit as f64);
-        let seconds = match (configured, announced) {
-            (Some(configured), Some(announced)) => Some(configured.min(announced)),
-            (configured, announced) => configured.or(announced),
-        };
-        let valid_for = job.valid_for;
-        let seconds = match (seconds, valid_for) {
-            (None, None) => job.workflow.as_deref().and_then(workflow::stored_max_time),
-            (seconds, _) => seconds,
-        };
-        Self { seconds, valid_for }
-    }
-
-    /// Why an algorithm that has run for `running_for` seconds is over its limit, if it is.
-    fn exceeded_by(self, running_for: f64) -> Option<String> {
-        match self {
-            Self { seconds: Some(limit), .. } if running_for > limit => {
-                Some(format!("The algorithm was stopped at its time limit of {limit} seconds."))
-            }
-            Self { valid_for: Some(left), .. } if left < 0.0 => {
-                Some("The algorithm was stopped because the job's validUntil has passed.".to_owned())
-            }
-            _ => None,
+/// Why an algorithm is over its limit, if it is.
+fn exceeded(job: &UnfinishedJob, step: &Step, announced: Option<f64>, rules: &ReaperRules) -> Option<String> {
+    match limit(job, announced, rules) {
+        Some(limit) if step.running_for > limit => {
+            Some(format!("The algorithm was stopped at its time limit of {limit} seconds."))
         }
+        _ if job.valid_for.is_some_and(|left| left < 0.0) => {
+            Some("The algorithm was stopped because the job's validUntil has passed.".to_owned())
+        }
+        _ => None,
     }
 }
 
 /// Decides whether a step that has not ended is to be ended: an algorithm that was to be stopped or is over its limit.
-pub(super) fn decide(job: &UnfinishedJob, step: &Step, limit: TimeLimit) -> Option<StepEnd> {
+/// `announced` is the limit that the engine announced.
+pub(super) fn decide(job: &UnfinishedJob, step: &Step, announced: Option<f64>, rules: &ReaperRules) -> Option<StepEnd> {
     if step.component != Component::Algorithm {
         return None;
     }
-    let exceeded = limit.exceeded_by(step.running_for);
+    let exceeded = exceeded(job, step, announced, rules);
     let (duty, reason) = match job.stop_requested {
         stop if stop == StopRequest::BY_OWNER || job.removed => (Duty::Stops, None),
         // Its engine has found that it is over its limit, but has not ended it.
@@ -72,7 +58,7 @@ mod tests {
     fn the_shortest_limit_applies() {
         let limit = |configured, announced, valid_for, maxtime: Value| {
             let job = UnfinishedJob { valid_for, workflow: document(json!({ "maxtime": maxtime })), ..job(40) };
-            TimeLimit::of(&job, announced, &ReaperRules { algorithm_limit: configured, ..rules() }).seconds
+            super::limit(&job, announced, &ReaperRules { algorithm_limit: configured, ..rules() })
         };
         for (found, expected) in [
             (limit(Some(50), Some(60.0), Some(9.0), json!(1)), Some(50.0)),
@@ -92,7 +78,7 @@ mod tests {
         }
         for damaged in [None, Some(""), Some("null"), Some("{"), Some("[[[["), Some(r#"{"spec": 1e999}"#)] {
             let job = UnfinishedJob { workflow: damaged.map(str::to_owned), ..job(40) };
-            assert_eq!(TimeLimit::of(&job, None, &rules()).seconds, None, "{damaged:?}");
+            assert_eq!(super::limit(&job, None, &rules()), None, "{damaged:?}");
         }
     }
 }

@@ -7,41 +7,28 @@ use futures_util::FutureExt;
 use super::budget::{Budget, Stop};
 use super::job::{Action, Environment, Seen, StepEnd, UnfinishedJob};
 use super::report::{Duty, Outcome};
-use super::sweep::Sweep;
-use super::time_limits::TimeLimit;
+use super::sweep::{Due, Sweep};
 use super::{orphans, requeues, stuck_steps, time_limits};
 use crate::config::ReaperRules;
 use crate::db::{Database, DatabaseError, PAGE_ROWS, end_of_page};
 use crate::domain::{JobId, Namespace, Status, StopRequest};
 use crate::kubernetes::{Step, StepState, Steps};
 
-/// What a sweep has read of an environment.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Observed<'a> {
-    /// Nothing: it could not be read.
-    Nothing,
-    /// The steps of its jobs.
-    Steps(&'a Steps),
-}
-
-/// Decides what is to be done with a job.
+/// Decides what is to be done with a job. `steps` are those of its environment; `None` if it could not be read.
 pub(super) fn decide(
     job: &UnfinishedJob,
-    observed: Observed<'_>,
+    steps: Option<&Steps>,
     environment: &Environment,
     rules: &ReaperRules,
 ) -> Option<Action> {
-    let steps = match observed {
-        Observed::Steps(steps) => Some(steps.get(&job.job_id).map_or(&[][..], Vec::as_slice)),
-        Observed::Nothing => None,
-    };
+    let steps = steps.map(|steps| steps.get(&job.job_id).map_or(&[][..], Vec::as_slice));
     match steps {
         // A job with steps is begun, even if its status does not say so yet.
         None | Some([]) if job.status.is_dispatched() => requeues::decide(job, environment, rules),
         None => orphans::decide_unseen(job, environment, rules),
         Some(steps) => {
-            let limit = TimeLimit::of(job, environment.announced_limit, rules);
-            let end = steps.iter().find_map(|step| decide_step(job, step, limit, rules)).map(Action::EndStep);
+            let announced = environment.announced_limit;
+            let end = steps.iter().find_map(|step| decide_step(job, step, announced, rules)).map(Action::EndStep);
             end.or_else(|| match Seen::of(steps) {
                 seen if seen != job.seen => Some(Action::Record(seen)),
                 Some(seen) => orphans::decide(job, &seen, rules),
@@ -52,10 +39,10 @@ pub(super) fn decide(
 }
 
 /// Decides whether a step is to be ended.
-fn decide_step(job: &UnfinishedJob, step: &Step, limit: TimeLimit, rules: &ReaperRules) -> Option<StepEnd> {
+fn decide_step(job: &UnfinishedJob, step: &Step, announced_limit: Option<f64>, rules: &ReaperRules) -> Option<StepEnd> {
     match step.state {
         StepState::Done | StepState::Terminating => None,
-        _ => stuck_steps::decide(job, step, rules).or_else(|| time_limits::decide(job, step, limit)),
+        _ => stuck_steps::decide(job, step, rules).or_else(|| time_limits::decide(job, step, announced_limit, rules)),
     }
 }
 
@@ -64,62 +51,49 @@ impl Sweep<'_> {
     pub(super) async fn sweep_unfinished_jobs(
         &self,
         environment: &Environment,
-        observed: Observed<'_>,
+        steps: Option<&Steps>,
         budget: Budget,
     ) -> Result<(), Stop> {
         let namespace = &environment.namespace;
-        let is_default = *namespace == self.rules().default_namespace;
-        let reads_limits = self.rules().algorithm_limit.is_none() && environment.announced_limit.is_none();
+        let is_default = *namespace == self.rules.default_namespace;
+        let reads_limits = self.rules.algorithm_limit.is_none() && environment.announced_limit.is_none();
         let mut after = Some(JobId::stored(""));
         while let Some(from) = after {
-            let (jobs, next) = self.db().unfinished_jobs(namespace, is_default, reads_limits, &from).await?;
-            let decide = |job: UnfinishedJob| {
-                let action = decide(&job, observed, environment, self.rules())?;
-                Some((job, action))
-            };
-            let due: Vec<(UnfinishedJob, Action)> = jobs.into_iter().filter_map(decide).collect();
-            for duty in due.iter().filter_map(|(_, action)| action.duty()) {
-                self.report.found(duty, 1);
+            let (jobs, next) = self.db.unfinished_jobs(namespace, is_default, reads_limits, &from).await?;
+            let (mut due, mut seen) = (Vec::new(), Vec::new());
+            for job in jobs {
+                match decide(&job, steps, environment, self.rules) {
+                    None => {}
+                    Some(Action::Record(now)) => seen.push((job.job_id, now)),
+                    Some(Action::ReportUnbegun) => {
+                        self.report.found(Duty::Requeues, 1);
+                        let why = Some(requeues::MAY_HAVE_A_THREAD.to_owned());
+                        self.report.job(&job.job_id, Duty::Requeues, Outcome::Left, why);
+                    }
+                    Some(Action::Requeue) => {
+                        due.push(Due::new(Duty::Requeues, job.job_id.clone(), self.requeue(job)));
+                    }
+                    Some(Action::Finish(duty, finish)) => {
+                        let (job_id, reason) = (job.job_id.clone(), Some(finish.reason.clone()));
+                        let action = self.finish_orphan(job, namespace, finish);
+                        due.push(Due::new(duty, job_id, action).because(reason));
+                    }
+                    Some(Action::EndStep(end)) => {
+                        let (duty, reason) = (end.duty, end.reason.clone());
+                        due.push(Due::new(duty, job.job_id, self.end_step(end, namespace)).because(reason));
+                    }
+                }
             }
-            budget.for_each(self.concurrency(), due, |(job, action)| self.act(job, action).boxed()).await?;
+            budget.for_each(self.concurrency(), seen, |(job_id, now)| self.record(job_id, now).boxed()).await?;
+            self.apply_all(due, budget).await?;
             after = next;
         }
         Ok(())
     }
 
-    async fn act(&self, job: UnfinishedJob, action: Action) {
-        let job_id = &job.job_id;
-        match action {
-            Action::Finish(duty, finish) => {
-                let perform = self.finish_orphan(&job, &finish).boxed();
-                self.apply(duty, job_id, Some(finish.reason.clone()), perform).await;
-            }
-            Action::Requeue => self.apply(Duty::Requeues, job_id, None, self.requeue(&job)).await,
-            Action::ReportUnbegun => {
-                let why = Some(requeues::MAY_HAVE_A_THREAD.to_owned());
-                self.report.job(job_id, Duty::Requeues, Outcome::Left, why);
-            }
-            Action::EndStep(end) => {
-                let perform = self.end_step(&job, &end).boxed();
-                self.apply(end.duty, job_id, end.reason.clone(), perform).await;
-            }
-            Action::Record(seen) => {
-                if let Some(Err(error)) = self.change(self.db().record_seen(job_id, seen.as_ref())).await {
-                    self.report.problem(error.to_string());
-                }
-            }
-        }
-    }
-}
-
-impl Action {
-    /// The duty that it is reported under; `None` if it is not reported.
-    fn duty(&self) -> Option<Duty> {
-        match self {
-            Self::Finish(duty, _) => Some(*duty),
-            Self::Requeue | Self::ReportUnbegun => Some(Duty::Requeues),
-            Self::EndStep(end) => Some(end.duty),
-            Self::Record(_) => None,
+    async fn record(&self, job_id: JobId, seen: Option<Seen>) {
+        if let Some(Err(error)) = self.change(self.db.record_seen(&job_id, seen.as_ref())).await {
+            self.report.problem(error.to_string());
         }
     }
 }
@@ -138,7 +112,7 @@ impl Database {
             let jobs = sqlx::query_as!(
                 UnfinishedJob,
                 r#"
-                SELECT workflowid AS "job_id!: JobId", namespace AS "namespace: Namespace", status AS "status!: Status",
+                SELECT workflowid AS "job_id!: JobId", status AS "status!: Status",
                        coalesce(stopreq, 0::smallint) AS "stop_requested!: StopRequest",
                        coalesce(removed, 0) <> 0 AS "removed!",
                        coalesce(outputsurl, '') NOT IN ('', '[]') AS "has_outputs!",

@@ -1,17 +1,15 @@
 //! WorkFlow objects: each unfinished job has one with the status that the database has; those of removed and of old jobs,
 //! and unknown ones, are deleted.
 
-use futures_util::FutureExt;
-
 use super::budget::{Budget, Stop};
 use super::cleanup::KnownJob;
 use super::job::Environment;
 use super::report::Duty;
-use super::sweep::{ActionError, ActionResult, Applied, Sweep, held_remark};
+use super::sweep::{ActionError, ActionResult, Applied, Due, Sweep, held_remark};
 use crate::config::ReaperRules;
 use crate::db::{Cursor, Database, DatabaseError, end_of_page};
 use crate::domain::{AgreementId, JobId, Namespace, Owner, Status, effective_namespace, workflow};
-use crate::kubernetes::{Deletion, HeldObject, WorkFlowSpec, WorkFlowStatus, WorkflowListing};
+use crate::kubernetes::{Deletion, WorkFlowSpec, WorkFlowStatus, WorkflowListing};
 
 /// The longest time between two full scans of an environment, in seconds.
 const FULL_SCAN_INTERVAL: f64 = 3600.0;
@@ -72,30 +70,27 @@ impl Sweep<'_> {
     pub(super) async fn update_workflow_objects(&self, budget: Budget) -> Result<(), Stop> {
         let mut after = Some(Cursor::default());
         while let Some(from) = after {
-            let (jobs, next) = self.db().outdated_objects(&from).await?;
-            for job in &jobs {
-                self.report.found(job.duty(), 1);
-            }
+            let (jobs, next) = self.db.outdated_objects(&from).await?;
+            let due = jobs.into_iter().map(|job| Due::new(job.duty(), job.job_id.clone(), self.update(job)));
+            let due: Vec<Due<'_>> = due.collect();
+            self.count(&due);
             self.breaker.check()?;
-            let update = |job: OutdatedObject| {
-                async move { self.apply(job.duty(), &job.job_id, None, self.update(&job).boxed()).await }.boxed()
-            };
-            budget.for_each(self.concurrency(), jobs, update).await?;
+            self.perform(due, budget).await?;
             after = next;
         }
         Ok(())
     }
 
-    async fn update(&self, job: &OutdatedObject) -> ActionResult {
-        let namespace = effective_namespace(job.namespace.as_ref(), &self.rules().default_namespace);
+    async fn update(&self, job: OutdatedObject) -> ActionResult {
+        let namespace = effective_namespace(job.namespace.as_ref(), &self.rules.default_namespace);
         if job.missing {
             let metadata = job.workflow.as_deref().and_then(workflow::stored);
             let metadata = metadata.ok_or(ActionError::Job("its workflow cannot be read"))?;
             let owner = job.owner.as_ref().map(ToString::to_string);
             let spec = WorkFlowSpec { owner, agreement_id: Some(job.agreement_id.to_string()), metadata };
-            let create = self.cluster().create_workflow(&job.job_id, namespace, spec);
+            let create = self.cluster.create_workflow(&job.job_id, namespace, spec);
             self.request(namespace, Duty::Registrations, create).await?;
-            self.db().record_registration(&job.job_id).await?;
+            self.db.record_registration(&job.job_id).await?;
         }
         let status = WorkFlowStatus {
             status: job.status.map(Status::code),
@@ -103,32 +98,29 @@ impl Sweep<'_> {
             reason: job.reason.clone(),
             date_finished: job.date_finished.clone(),
         };
-        // Without an object, nothing is left to delete or to write.
-        match self.namespace_of(&job.job_id, Some(namespace)) {
-            Some(namespace) if job.removed => {
-                let delete = self.cluster().delete_workflow(&job.job_id, namespace, None);
-                self.request(namespace, Duty::OldObjects, delete).await?;
-            }
-            Some(namespace) => {
-                let write = self.cluster().update_workflow_status(&job.job_id, namespace, &status);
-                self.request(namespace, Duty::StatusSync, write).await?;
-            }
-            None => {}
+        // A job whose id or namespace is not a valid name has no object.
+        let may_exist = job.job_id.can_name_objects() && namespace.is_valid();
+        if may_exist && job.removed {
+            let delete = self.cluster.delete_workflow(&job.job_id, namespace, None);
+            self.request(namespace, Duty::OldObjects, delete).await?;
+        } else if may_exist {
+            let write = self.cluster.update_workflow_status(&job.job_id, namespace, &status);
+            self.request(namespace, Duty::StatusSync, write).await?;
         }
-        self.db().record_object_updated(job).await?;
+        self.db.record_object_updated(&job).await?;
         Ok(Applied::Done(None))
     }
 
     /// Scans the WorkFlow objects of the environments whose last scan is too long ago.
     pub(super) async fn scan_workflow_objects(&self, environments: &[Environment], budget: Budget) -> Result<(), Stop> {
-        let rules = self.rules();
+        let rules = self.rules;
         let ttl = rules.workflow_ttl.unwrap_or(FULL_SCAN_INTERVAL);
         let interval = ttl.min(rules.unknown_grace).min(FULL_SCAN_INTERVAL);
         for environment in environments.iter().filter(|it| it.scan_age >= interval) {
             budget.check()?;
             self.breaker.check()?;
             if self.scan_namespace(&environment.namespace, budget).await? {
-                self.change(self.db().record_scan(&environment.namespace)).await.transpose()?;
+                self.change(self.db.record_scan(&environment.namespace)).await.transpose()?;
             }
         }
         Ok(())
@@ -138,26 +130,15 @@ impl Sweep<'_> {
     async fn scan_namespace(&self, namespace: &Namespace, budget: Budget) -> Result<bool, Stop> {
         let mut from = None;
         loop {
-            let page = self.read(namespace, budget, self.cluster().list_workflows(namespace, from)).await;
+            let page = self.read(namespace, budget, self.cluster.list_workflows(namespace, from)).await;
             let Some(page) = page else { return Ok(false) };
             let names: Vec<JobId> = page.items.iter().map(|item| item.job_id.clone()).collect();
-            let known = self.db().known_jobs(&names).await?;
-            let decide = |item: WorkflowListing| {
-                let duty = decide(&item, known.get(&item.job_id), self.rules())?;
-                Some((item, duty))
-            };
-            let due: Vec<(WorkflowListing, Duty)> = page.items.into_iter().filter_map(decide).collect();
-            for (_, duty) in &due {
-                self.report.found(*duty, 1);
-            }
-            let delete = |(item, duty): (WorkflowListing, Duty)| {
-                async move {
-                    let action = self.delete_workflow_object(&item, duty, namespace).boxed();
-                    self.apply(duty, &item.job_id, None, action).await;
-                }
-                .boxed()
-            };
-            budget.for_each(self.concurrency(), due, delete).await?;
+            let known = self.db.known_jobs(&names).await?;
+            let due = page.items.into_iter().filter_map(|item| {
+                let duty = decide(&item, known.get(&item.job_id), self.rules)?;
+                Some(Due::new(duty, item.job_id.clone(), self.delete_workflow_object(item, duty, namespace)))
+            });
+            self.apply_all(due.collect(), budget).await?;
             from = page.next;
             if from.is_none() {
                 return Ok(true);
@@ -165,15 +146,12 @@ impl Sweep<'_> {
         }
     }
 
-    async fn delete_workflow_object(&self, item: &WorkflowListing, duty: Duty, namespace: &Namespace) -> ActionResult {
-        let deletion = self.cluster().delete_workflow(&item.job_id, namespace, Some(item));
+    async fn delete_workflow_object(&self, item: WorkflowListing, duty: Duty, namespace: &Namespace) -> ActionResult {
+        let deletion = self.cluster.delete_workflow(&item.job_id, namespace, Some(&item));
         Ok(match self.request(namespace, duty, deletion).await? {
             Deletion::Gone | Deletion::NotFound => Applied::Done(None),
             Deletion::Changed => Applied::Skipped("the object changed meanwhile"),
-            Deletion::Held(finalizers) => {
-                let held = HeldObject { kind: "WorkFlow", name: item.job_id.to_string(), finalizers };
-                Applied::Done(held_remark(&[held]))
-            }
+            Deletion::Held(held) => Applied::Done(held_remark(&[held])),
         })
     }
 }
