@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use fake_kubernetes::{Faults, Match};
+use futures_util::{StreamExt, stream};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use operator_service::reaper::Duty;
 use serde_json::{Value, json};
 
@@ -347,4 +349,21 @@ async fn a_database_of_the_python_service_loses_nothing_that_has_not_expired() {
     let expired = fixture.app.database.count("jobs WHERE removed = 1").await;
     assert!(expired > 0);
     assert_eq!(report.kinds[&Duty::Expiries].done, expired as u64);
+}
+
+#[tokio::test]
+async fn what_is_left_of_more_jobs_than_a_page_of_a_list_has_is_deleted() {
+    let fixture = Fixture::builder().var("REAP_RATE", 10_000).start().await;
+    let namespace = &fixture.app.namespace;
+    let jobs = stream::iter(0..130).map(async |_| {
+        let job = Stored { finished: Some(now() - 100.0), ..Stored::finished() };
+        let job = fixture.job(job).await;
+        fixture.app.cluster.engine_volumes(namespace, &job.job_id).await;
+    });
+    jobs.buffer_unordered(8).collect::<()>().await;
+    let claims = Api::<PersistentVolumeClaim>::namespaced(fixture.app.cluster.client.clone(), namespace);
+    assert_eq!(claims.list(&ListParams::default()).await.unwrap().items.len(), 260);
+    let report = fixture.sweep().await;
+    assert_eq!(count(&report, "cleanups"), [130, 130, 0, 0], "{report:#}");
+    assert_eq!(claims.list(&ListParams::default()).await.unwrap().items.len(), 0);
 }
