@@ -301,6 +301,8 @@ impl Endpoint {
     /// Ends the process, and starts the next one.
     pub async fn replace(&self, signal: Signal) {
         self.signal(signal).await;
+        // A process that is stopped receives no other signal.
+        self.signal(Signal::SIGCONT).await;
         self.start_next().await;
     }
 
