@@ -109,7 +109,9 @@ fn accepted_once(told: &[Told], jobs: &BTreeMap<String, Job>) {
             let of_request = told.iter().filter(|told| told.request == request && told.caller != Caller::Brizo);
             let ids: BTreeSet<&str> = of_request.clone().filter_map(|told| told.started()).collect();
             assert!(ids.len() <= 1, "one request has made {ids:?} {told:#?}");
-            let in_time = of_request.clone().all(|told| told.times == of_request.clone().next().unwrap().times);
+            // If the clock was set forward meanwhile, a repetition came too late.
+            let first = of_request.clone().next().map(|told| told.times.0);
+            let in_time = of_request.clone().all(|told| Some(told.times.0) == first && Some(told.times.1) == first);
             let refused = of_request.clone().find(|told| told.status != 200 && !told.reuses_nonce);
             assert!(ids.is_empty() || refused.is_none() || !in_time, "done, and refused: {refused:?} {told:#?}");
         }

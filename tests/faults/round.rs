@@ -109,11 +109,12 @@ impl Round {
             Event::Finish(index) => self.engine.finish(callers, index).await,
             Event::Time => {
                 // Otherwise a job would be without its Job for that long.
-                if self.engine.catch_up(callers).await
-                    && self.engine.announce(callers, 0, 2 * STORAGE_EXPIRY).await.is_ok()
-                {
+                if self.engine.catch_up(callers).await {
+                    // Counted before and after: a request in between may be on either side of it.
                     *callers.time.lock().unwrap() += 1;
-                    callers.world.count("time");
+                    let set = self.engine.announce(callers, 0, 2 * STORAGE_EXPIRY).await.is_ok();
+                    *callers.time.lock().unwrap() += 1;
+                    callers.world.count(if set { "time" } else { "time, failed" });
                 }
             }
             Event::Sweep { killed_after } => {
