@@ -65,7 +65,7 @@ fn raises_the_version_everywhere() {
         }
         let changed = repository.run("git", &["diff", "--numstat"]);
         let changed = String::from_utf8(changed.stdout).unwrap();
-        assert_eq!(changed, "2\t0\tCHANGELOG.md\n4\t4\tCargo.lock\n1\t1\tCargo.toml\n", "{part}");
+        assert_eq!(changed, "2\t0\tCHANGELOG.md\n5\t5\tCargo.lock\n1\t1\tCargo.toml\n", "{part}");
     }
 }
 
