@@ -336,11 +336,20 @@ def configure(arguments):
         print(f"note: {problem}")
     text = tomlkit.dumps(document)
     print(text)
-    if not arguments.yes and input(f"write this to environments/{arguments.env}.toml? [y/N] ").strip().lower() != "y":
+    if not arguments.yes and not confirmed(f"write this to environments/{arguments.env}.toml?"):
         raise Problem("nothing was written")
     installation.file.parent.mkdir(exist_ok=True)
     installation.file.write_text(text)
     print(f"written; replace 0x… by the addresses of your callers and administrators, then: make deploy ENV={arguments.env}")
+
+
+def confirmed(question):
+    """Whether the user answers y. No input, as in a pipeline, is a no."""
+    try:
+        return input(f"{question} [y/N] ").strip().lower() == "y"
+    except EOFError:
+        print()
+        return False
 
 
 def private_subnets(ec2, vpc, candidates):
