@@ -36,6 +36,7 @@ GRANT INSERT (agreementid, workflowid, owner, status, statustext, datecreated, l
       UPDATE (stopreq, removed, registered)
     ON jobs TO operator_compute;
 GRANT SELECT (namespace, status) ON envs TO operator_compute;
+GRANT SELECT (workflowid, objectdue), UPDATE (objectdue) ON reaperjobs TO operator_compute;
 
 -- results: reads where a job's outputs are.
 GRANT SELECT (workflowid, owner, outputsurl, removed, provider, signerverified) ON jobs TO operator_results;

@@ -14,7 +14,7 @@ use sqlx::Executor;
 
 use crate::fixture::{Fixture, LIMIT, count, of_job};
 use crate::jobs::{OUTPUTS, RULES, absent, expired, finished, kept_for, now};
-use crate::support::{Stored, eventually};
+use crate::support::{Key, Stored, agreement_id, caller, eventually, owner, workflow};
 
 // Concurrent changes
 
@@ -124,6 +124,26 @@ async fn a_status_that_an_engine_is_about_to_commit_is_written_by_the_next_sweep
     fixture.sweep().await;
     let object = fixture.app.cluster.workflow(&fixture.app.namespace, &job.job_id).await.unwrap();
     assert_eq!(object["status"], json!({ "status": 20, "statusText": "Configuring volumes" }));
+}
+
+#[tokio::test]
+async fn an_object_that_is_created_after_its_job_has_finished_gets_its_status() {
+    let fixture = Fixture::with_faults(&RULES).await;
+    let (key, agreement) = (Key::new(), agreement_id());
+    let start = caller::provider(&key).start(&fixture.app.namespace, &agreement, &owner(), workflow::sample());
+    fixture.faults().delay(Match::any().verb("create").resource("workflows").times(1), Duration::from_secs(1));
+    let engine = async {
+        fixture.wait_for_request("create", "workflows").await;
+        let finish = "UPDATE jobs SET status = 70, statusText = 'Job finished', dateFinished = NOW() \
+                      WHERE agreementId = $1";
+        sqlx::query(finish).bind(&agreement).execute(&fixture.app.database.pool).await.unwrap();
+        fixture.sweep().await;
+    };
+    let (started, ()) = tokio::join!(fixture.app.send(start), engine);
+    let job_id = started.ok()[0]["jobId"].as_str().unwrap().to_owned();
+    fixture.sweep().await;
+    let object = fixture.app.cluster.workflow(&fixture.app.namespace, &job_id).await.unwrap();
+    assert_eq!(object["status"]["status"], 70, "{object:#}");
 }
 
 #[tokio::test]

@@ -194,9 +194,14 @@ impl Database {
     /// Records that a job's object is in the cluster.
     pub async fn record_registration(&self, job_id: &JobId) -> Result<(), DatabaseError> {
         self.run(async |connection| {
-            sqlx::query!("UPDATE jobs SET registered = true WHERE workflowid = $1", job_id.as_str())
-                .execute(connection)
-                .await?;
+            // A sweep that looked for the object before it was there left it alone: now its status is to be written.
+            sqlx::query!(
+                "WITH registered AS (UPDATE jobs SET registered = true WHERE workflowid = $1)
+                 UPDATE reaperjobs SET objectdue = clock_timestamp() WHERE workflowid = $1 AND objectdue = 'infinity'",
+                job_id.as_str()
+            )
+            .execute(connection)
+            .await?;
             Ok(())
         })
         .await
