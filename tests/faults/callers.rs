@@ -64,7 +64,7 @@ pub struct Told {
 }
 
 impl Told {
-    /// The job that a start was told of.
+    /// The job that the answer to a start names.
     pub fn started(&self) -> Option<&str> {
         let start = matches!(self.what, What::Start(_) | What::Stranger | What::Nowhere);
         self.body[0]["jobId"].as_str().filter(|_| start && self.status == 200)

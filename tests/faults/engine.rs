@@ -5,7 +5,7 @@ use kube::Api;
 use kube::api::DeleteParams;
 use proptest::sample::Index;
 use serde_json::json;
-use sqlx::Row;
+use sqlx::{PgConnection, Row};
 
 use crate::callers::Callers;
 
@@ -97,31 +97,34 @@ impl Thread {
 
     /// Whether somebody has deleted its Job.
     fn is_deleted(&self, callers: &Callers) -> bool {
-        let name = format!("{}-algorithm-job", self.id);
-        callers.processes.cluster.stand_in().object("jobs.batch", &callers.environment, &name).is_none()
+        callers.processes.cluster.stand_in().object("jobs.batch", &callers.environment, &self.job_name()).is_none()
+    }
+
+    /// The name of its algorithm's Job.
+    fn job_name(&self) -> String {
+        format!("{}-algorithm-job", self.id)
+    }
+
+    async fn set_status(&self, connection: &mut PgConnection, status: i32, text: &str) -> sqlx::Result<()> {
+        let update = sqlx::query("UPDATE jobs SET status = $2, statusText = $3 WHERE workflowId = $1");
+        update.bind(&self.id).bind(status).bind(text).execute(connection).await.map(drop)
     }
 
     async fn step(&self, callers: &Callers) -> Result<Stage, Box<dyn std::error::Error + Send + Sync>> {
         let cluster = &callers.processes.cluster;
         let jobs = Api::<Job>::namespaced(cluster.client.clone(), &callers.environment);
-        let name = format!("{}-algorithm-job", self.id);
+        let name = self.job_name();
         let mut connection = callers.world.connect().await?;
         Ok(match self.stage {
             Stage::Dispatched => {
-                sqlx::query("UPDATE jobs SET status = 20, statusText = 'Configuring volumes' WHERE workflowId = $1")
-                    .bind(&self.id)
-                    .execute(&mut connection)
-                    .await?;
+                self.set_status(&mut connection, 20, "Configuring volumes").await?;
                 Stage::Begun
             }
             Stage::Begun => {
                 if jobs.get_opt(&name).await?.is_none() {
                     cluster.try_engine_job(&callers.environment, &self.id, "algorithm").await?;
                 }
-                sqlx::query("UPDATE jobs SET status = 40, statusText = 'Running algorithm' WHERE workflowId = $1")
-                    .bind(&self.id)
-                    .execute(&mut connection)
-                    .await?;
+                self.set_status(&mut connection, 40, "Running algorithm").await?;
                 Stage::Running
             }
             Stage::Running => {

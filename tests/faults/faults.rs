@@ -93,10 +93,7 @@ impl Active {
 
 /// Ends whatever may still fail.
 pub async fn end_all(world: &World, processes: &Processes) {
-    world.up().await;
-    world.sql("ALTER ROLE service CONNECTION LIMIT -1").await;
-    world.sql("ALTER SYSTEM RESET default_transaction_read_only").await;
-    world.sql("SELECT pg_reload_conf()").await;
+    end_of_database(world).await;
     processes.cluster.stand_in().faults().clear();
     processes.aws.throttle(false);
     for endpoint in &processes.endpoints {
@@ -104,4 +101,12 @@ pub async fn end_all(world: &World, processes: &Processes) {
         endpoint.proxy.open();
         endpoint.signal(Signal::SIGCONT).await;
     }
+}
+
+/// Ends whatever may still fail at PostgreSQL itself.
+pub async fn end_of_database(world: &World) {
+    world.up().await;
+    world.sql("ALTER ROLE service CONNECTION LIMIT -1").await;
+    world.sql("ALTER SYSTEM RESET default_transaction_read_only").await;
+    world.sql("SELECT pg_reload_conf()").await;
 }

@@ -104,7 +104,7 @@ fn accepted_once(told: &[Told], jobs: &BTreeMap<String, Job>) {
         let late = |told: &Told| told.times.0 != told.times.1 && told.text.contains("nonce");
         let explained = told.iter().filter(|told| own(told) || late(told)).count();
         let unknown: Vec<_> = stored.difference(&accepted).collect();
-        assert!(unknown.len() <= explained, "nobody was told of {unknown:?} {told:#?}");
+        assert!(unknown.len() <= explained, "no caller received {unknown:?} {told:#?}");
         // One request makes one job, however often it is sent.
         let requests: BTreeSet<usize> = told.iter().map(|told| told.request).collect();
         for request in requests {

@@ -39,8 +39,7 @@ struct Round {
 /// Carries out a plan, and checks what has to be true then.
 pub async fn run(world: &Arc<World>, plan: &[Event]) {
     // What an earlier round that failed has left.
-    world.up().await;
-    world.sql("ALTER ROLE service CONNECTION LIMIT -1; SELECT pg_reload_conf()").await;
+    faults::end_of_database(world).await;
     world.empty().await;
     let processes = Processes::start(world).await;
     let callers = Arc::new(Callers::new(world.clone(), processes));
