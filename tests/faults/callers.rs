@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use proptest::sample::Index;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -17,8 +18,9 @@ use crate::world::{Processes, World};
 
 /// The pause before a request is repeated.
 const PAUSE: Duration = Duration::from_millis(50);
-/// By how many seconds a nonce of Ocean Node is too old for another content.
+/// By how many seconds a nonce of Ocean Node is too old for another content, and surely not.
 const TOO_OLD_TO_SHARE: i64 = 6;
+const MAY_BE_SHARED: Duration = Duration::from_secs(4);
 
 /// The keys of the callers, and one that is not allowed.
 pub struct Keys {
@@ -50,6 +52,8 @@ pub struct Told {
     pub request: usize,
     /// The second one under a nonce.
     pub reuses_nonce: bool,
+    /// One of several starts of Ocean Node under a nonce.
+    pub shares_nonce: bool,
     pub agreement_id: String,
     pub owner: String,
     /// The job that it is about.
@@ -61,6 +65,9 @@ pub struct Told {
     pub body: Value,
     /// How often the clock had been set forward, when it was sent first and when it was answered.
     pub times: (usize, usize),
+    signed: Instant,
+    /// Whether it was answered while its nonce could be shared.
+    pub soon: bool,
 }
 
 impl Told {
@@ -113,6 +120,10 @@ impl Callers {
     /// Signs a request. `None` if there is no job that it could be about.
     pub fn build(&self, event: &Request) -> Option<Built> {
         let mut event = event.clone();
+        if matches!(event.delivery, Delivery::Burst(_)) {
+            let what = What::Start(Agreement::Fresh);
+            event = Request { caller: Caller::OceanNode, what, ahead: 0, ..event };
+        }
         let job = match &event.what {
             What::Stop(index) | What::Delete(index) | What::Status(index) | What::Result(index) => {
                 Some(self.pick(index)?)
@@ -141,13 +152,12 @@ impl Callers {
             Caller::OceanNode => nonce_ms().saturating_add_signed(event.ahead * 1_000),
             _ => nonce().saturating_add_signed(event.ahead * 1_000_000_000),
         };
-        let mut next = self.requests.lock().unwrap();
-        *next += 1;
         let told = Told {
             caller: event.caller,
             what: event.what.clone(),
-            request: *next,
+            request: self.next_request(),
             reuses_nonce: false,
+            shares_nonce: matches!(event.delivery, Delivery::Burst(_)),
             agreement_id,
             owner,
             job_id,
@@ -155,9 +165,25 @@ impl Callers {
             text: String::new(),
             body: Value::Null,
             times: Default::default(),
+            signed: Instant::now(),
+            soon: false,
         };
         let call = self.call(&told, nonce);
         Some(Built { event, call, told })
+    }
+
+    fn next_request(&self) -> usize {
+        let mut requests = self.requests.lock().unwrap();
+        *requests += 1;
+        *requests
+    }
+
+    /// Another start by the caller of a request, under its nonce.
+    fn another_start(&self, call: &Call, told: &Told) -> (Call, Told) {
+        let what = What::Start(Agreement::Fresh);
+        let (request, agreement_id) = (self.next_request(), agreement_id());
+        let told = Told { what, request, agreement_id, job_id: None, ..told.clone() };
+        (self.call(&told, call.text("nonce").parse().unwrap()), told)
     }
 
     fn call(&self, told: &Told, nonce: u64) -> Call {
@@ -179,6 +205,7 @@ impl Callers {
                     _ => provider(key).result_at(owner, job.unwrap(), 0, nonce),
                 };
             }
+            What::Environments => return Call::get("environments"),
             What::Migrate => {
                 return Call::new(Method::POST, "pgsqlinit").header("admin", self.processes.admin.as_str());
             }
@@ -223,20 +250,23 @@ impl Callers {
                 let first = self.send(&call, told.clone(), event.endpoint);
                 tokio::join!(first, self.send(&call, told, event.endpoint + 1));
             }
+            Delivery::Burst(others) => {
+                let others = (0..others).map(|_| self.another_start(&call, &told)).collect::<Vec<_>>();
+                let all = std::iter::once((call, told)).chain(others).enumerate();
+                join_all(all.map(async |(number, (call, told))| self.send(&call, told, event.endpoint + number).await))
+                    .await;
+            }
             Delivery::Repeated => {
                 self.send(&call, told.clone(), event.endpoint).await;
                 self.send(&call, told, event.endpoint + 1).await;
             }
             Delivery::Reused => {
                 let status = self.send(&call, told.clone(), event.endpoint).await;
-                let uses_nonce =
-                    !matches!(event.what, What::Status(_) | What::Migrate) && event.caller != Caller::Brizo;
+                let uses_nonce = !matches!(event.what, What::Status(_) | What::Environments | What::Migrate)
+                    && event.caller != Caller::Brizo;
                 if status == 200 && uses_nonce {
-                    let nonce = call.text("nonce").parse().unwrap();
-                    let what = What::Start(Agreement::Fresh);
-                    let agreement_id = agreement_id();
-                    let told = Told { what, agreement_id, reuses_nonce: true, job_id: None, ..told };
-                    self.send(&self.call(&told, nonce), told, event.endpoint).await;
+                    let (call, told) = self.another_start(&call, &told);
+                    self.send(&call, Told { reuses_nonce: true, ..told }, event.endpoint).await;
                 }
             }
         }
@@ -244,17 +274,18 @@ impl Callers {
 
     /// Sends a request until the response is no 5xx. Returns its status.
     async fn send(&self, call: &Call, mut told: Told, endpoint: usize) -> u16 {
-        // A function has the routes of its group only.
-        let servers =
-            self.processes.endpoints.len() - usize::from(matches!(told.what, What::Result(_) | What::Migrate));
+        let endpoints: Vec<_> =
+            self.processes.endpoints.iter().filter(|endpoint| endpoint.serves(told.what.group())).collect();
         told.times.0 = *self.time.lock().unwrap();
         let started = Instant::now();
         for attempt in 0.. {
-            assert!(started.elapsed() < 4 * LIMIT, "never answered: {told:?}");
-            let endpoint = &self.processes.endpoints[(endpoint + attempt) % servers];
+            let endpoint = endpoints[(endpoint + attempt) % endpoints.len()];
+            let in_time = started.elapsed() < 4 * LIMIT;
+            assert!(in_time, "never answered: {told:?} {:#?}", endpoint.errors().await);
             match endpoint.send(call).await {
                 Some(answer) if answer.status < 500 => {
                     told.times.1 = *self.time.lock().unwrap();
+                    told.soon = told.times == (0, 0) && told.signed.elapsed() < MAY_BE_SHARED;
                     return self.record(told, &answer);
                 }
                 Some(answer) => {

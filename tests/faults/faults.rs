@@ -6,7 +6,7 @@ use fake_kubernetes::Match;
 use nix::sys::signal::Signal;
 use sqlx::{Executor, PgConnection};
 
-use crate::plan::{ENDPOINTS, Fault};
+use crate::plan::Fault;
 use crate::world::{Processes, World};
 
 /// A fault that has begun.
@@ -20,7 +20,7 @@ pub struct Active {
 
 /// Begins a fault. `None` if it is over at once.
 pub async fn begin(fault: Fault, until: usize, world: &World, processes: &Processes) -> Option<Active> {
-    let endpoint = |number: usize| &processes.endpoints[number % ENDPOINTS];
+    let endpoint = |number: usize| &processes.endpoints[number];
     let cluster = processes.cluster.stand_in().faults();
     let mut lock = None;
     match fault {
@@ -55,6 +55,7 @@ pub async fn begin(fault: Fault, until: usize, world: &World, processes: &Proces
             return None;
         }
         Fault::Stopped { endpoint: number } => endpoint(number).signal(Signal::SIGSTOP).await,
+        Fault::Clock { endpoint: number, ahead } => endpoint(number).set_clock(ahead),
     }
     Some(Active { fault, until, lock })
 }
@@ -62,7 +63,7 @@ pub async fn begin(fault: Fault, until: usize, world: &World, processes: &Proces
 impl Active {
     /// Ends it. Another fault of the same kind ends with it.
     pub async fn end(self, world: &World, processes: &Processes) {
-        let endpoint = |number: usize| &processes.endpoints[number % ENDPOINTS];
+        let endpoint = |number: usize| &processes.endpoints[number];
         match self.fault {
             Fault::Cut { endpoint: number, .. }
             | Fault::CutAll { endpoint: number, .. }
@@ -86,6 +87,7 @@ impl Active {
             | Fault::Unreachable => processes.cluster.stand_in().faults().clear(),
             Fault::AwsThrottles => processes.aws.throttle(false),
             Fault::Stopped { endpoint: number } => endpoint(number).signal(Signal::SIGCONT).await,
+            Fault::Clock { endpoint: number, .. } => endpoint(number).set_clock(0),
             Fault::Crash | Fault::Kill { .. } | Fault::Terminate { .. } => {}
         }
     }
@@ -99,6 +101,7 @@ pub async fn end_all(world: &World, processes: &Processes) {
     for endpoint in &processes.endpoints {
         endpoint.proxy.clear();
         endpoint.proxy.open();
+        endpoint.set_clock(0);
         endpoint.signal(Signal::SIGCONT).await;
     }
 }

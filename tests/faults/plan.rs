@@ -7,10 +7,31 @@ use proptest::sample::Index;
 use crate::support::At;
 use crate::support::operation::Caller;
 
-/// The processes that answer requests: two servers, and the function `compute`.
-pub const ENDPOINTS: usize = 3;
+/// The processes that answer requests: servers, and a function for each group of routes.
+pub const ENDPOINTS: [Endpoint; 6] = [
+    Endpoint::Server,
+    Endpoint::Server,
+    Endpoint::Function(Group::Compute),
+    Endpoint::Function(Group::Results),
+    Endpoint::Function(Group::Environments),
+    Endpoint::Function(Group::Admin),
+];
 /// The agreements that several starts of a round use.
 const SHARED: usize = 4;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    Server,
+    Function(Group),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    Compute,
+    Results,
+    Environments,
+    Admin,
+}
 
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -53,8 +74,22 @@ pub enum What {
     Stranger,
     /// A start in an environment that no engine has announced.
     Nowhere,
+    /// GET /environments.
+    Environments,
     /// POST /pgsqlinit.
     Migrate,
+}
+
+impl What {
+    /// The group of its route.
+    pub fn group(&self) -> Group {
+        match self {
+            Self::Result(_) => Group::Results,
+            Self::Environments => Group::Environments,
+            Self::Migrate => Group::Admin,
+            _ => Group::Compute,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +111,8 @@ pub enum Delivery {
     Late(usize),
     /// And then another start under its nonce.
     Reused,
+    /// With this number of other starts under its nonce at the same time, at all endpoints: only Ocean Node does this.
+    Burst(usize),
 }
 
 /// What fails, until a number of events later.
@@ -117,6 +154,8 @@ pub enum Fault {
     Terminate { endpoint: usize },
     /// A process does not run, as a function between invocations.
     Stopped { endpoint: usize },
+    /// The clock of a server is wrong by this number of seconds.
+    Clock { endpoint: usize, ahead: i64 },
 }
 
 impl Fault {
@@ -159,6 +198,7 @@ fn request() -> impl Strategy<Value = Request> {
         2 => any::<Index>().prop_map(What::Result),
         1 => Just(What::Stranger),
         1 => Just(What::Nowhere),
+        1 => Just(What::Environments),
         1 => Just(What::Migrate),
     ];
     let delivery = prop_oneof![
@@ -167,10 +207,11 @@ fn request() -> impl Strategy<Value = Request> {
         2 => Just(Delivery::Repeated),
         1 => (1..20_usize).prop_map(Delivery::Late),
         1 => Just(Delivery::Reused),
+        1 => (1..4_usize).prop_map(Delivery::Burst),
     ];
     // Within NONCE_WINDOW, beyond it, and decades ahead.
     let ahead = prop_oneof![20 => Just(0_i64), 2 => -200..0_i64, 1 => Just(-4000_i64), 1 => Just(1_000_000_000_i64)];
-    (caller, what, delivery, 0..ENDPOINTS, ahead).prop_map(|(caller, what, delivery, endpoint, ahead)| Request {
+    (caller, what, delivery, 0..ENDPOINTS.len(), ahead).prop_map(|(caller, what, delivery, endpoint, ahead)| Request {
         caller,
         what,
         delivery,
@@ -181,8 +222,10 @@ fn request() -> impl Strategy<Value = Request> {
 
 fn fault() -> impl Strategy<Value = Fault> {
     let at = prop_oneof![Just(At::Before), Just(At::During), Just(At::After)];
-    let step = (0..ENDPOINTS, 1..6_usize, at);
-    let endpoint = 0..ENDPOINTS;
+    // Most requests go to the first three.
+    let endpoint = prop_oneof![3 => 0..3_usize, 1 => 3..ENDPOINTS.len()];
+    let step = (endpoint.clone(), 1..6_usize, at);
+    let ahead = prop_oneof![Just(-86_400_i64), -400..400_i64, Just(86_400_i64)];
     let status = prop_oneof![Just(409_u16), Just(410), Just(429), Just(500), Just(503)];
     let times = 1..4_usize;
     prop_oneof![
@@ -203,6 +246,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => Just(Fault::AwsThrottles),
         4 => endpoint.clone().prop_map(|endpoint| Fault::Kill { endpoint }),
         1 => endpoint.clone().prop_map(|endpoint| Fault::Terminate { endpoint }),
-        2 => endpoint.prop_map(|endpoint| Fault::Stopped { endpoint }),
+        2 => endpoint.clone().prop_map(|endpoint| Fault::Stopped { endpoint }),
+        2 => (endpoint, ahead).prop_map(|(endpoint, ahead)| Fault::Clock { endpoint, ahead }),
     ]
 }

@@ -71,7 +71,7 @@ pub async fn check(callers: &Callers) {
     let jobs = jobs(callers).await;
     let told = std::mem::take(&mut *callers.told.lock().unwrap());
     accepted_once(&told, &jobs);
-    refusals(&told);
+    refusals(&told, &callers.environment);
     nonces(&told);
     cluster(callers, &jobs);
     expiry(&told, &jobs);
@@ -120,13 +120,20 @@ fn accepted_once(told: &[Told], jobs: &BTreeMap<String, Job>) {
 }
 
 /// What may not be accepted is refused.
-fn refusals(told: &[Told]) {
+fn refusals(told: &[Told], environment: &str) {
     for told in told {
         match &told.what {
             // A fresh nonce is checked after the signature, an environment after the nonce.
             What::Stranger => assert_eq!(told.status, 401, "{told:?}"),
             What::Nowhere => assert_eq!(told.status, 400, "{told:?}"),
             What::Migrate => assert_eq!(told.status, 200, "{told:?}"),
+            What::Environments => {
+                let listed = told.body.as_array().unwrap().iter().any(|env| env["id"] == *environment);
+                assert!(told.status == 200 && listed, "{told:?}");
+            }
+            _ if told.shares_nonce && told.status != 200 => {
+                assert!(!told.soon && told.text.contains("nonce"), "{told:?}");
+            }
             _ if told.reuses_nonce => assert!(told.status == 400 && told.text.contains("nonce"), "{told:?}"),
             _ => {}
         }

@@ -89,6 +89,11 @@ impl Round {
         }
     }
 
+    async fn end_all_faults(&mut self) {
+        self.faults.clear();
+        faults::end_all(&self.callers.world, &self.callers.processes).await;
+    }
+
     async fn event(&mut self, number: usize, event: &Event) {
         let callers = &self.callers.clone();
         match event {
@@ -131,10 +136,8 @@ impl Round {
         while self.requests.len() >= IN_FLIGHT {
             match timeout(PATIENCE, self.requests.join_next()).await {
                 Ok(answered) => answered.into_iter().for_each(passed),
-                Err(_) => {
-                    let faults = std::mem::take(&mut self.faults);
-                    self.end_faults(faults).await;
-                }
+                // The end of one fault may have failed because of another.
+                Err(_) => self.end_all_faults().await,
             }
         }
         let callers = self.callers.clone();
@@ -143,8 +146,7 @@ impl Round {
 
     /// Lets everything come to its end without faults, and checks it.
     async fn end(&mut self) {
-        self.faults.clear();
-        faults::end_all(&self.callers.world, &self.callers.processes).await;
+        self.end_all_faults().await;
         while let Some((_, built)) = self.late.pop_front() {
             self.send(built).await;
         }

@@ -1,6 +1,7 @@
 //! PostgreSQL, which all rounds share, and the processes of a round with what stands between them and their surroundings.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::time::timeout;
 use crate::aws::Aws;
 use crate::child::{Directory, Env, OPERATOR_SERVICE, Process, Service, run, stderr};
 use crate::origin::{self, Origin};
-use crate::plan::ENDPOINTS;
+use crate::plan::{self, ENDPOINTS, Group};
 use crate::runtime_api::{Event, Function, Outcome};
 use crate::support::{Answer, Call, Cluster, Proxy, client, eventually, left_out, unique};
 use crate::{LIMIT, callers};
@@ -42,6 +43,9 @@ pub struct World {
 impl World {
     /// Starts PostgreSQL. `None` if it cannot be started here: then the test is left out.
     pub async fn new() -> Option<Self> {
+        if faketime().is_none() {
+            left_out("of its faults, clocks of servers that are wrong need libfaketime");
+        }
         let directory = Directory::new();
         // Its commits have to survive, so it cannot be the tests' own.
         let server = match Postgres::start(postgres::Options::durable(directory.file("postgres"))).await {
@@ -196,13 +200,16 @@ impl Processes {
         let target = ([127, 0, 0, 1], world.port).into();
         let mut endpoints = Vec::new();
         let mut reaper = None;
-        for number in 0..ENDPOINTS {
+        for kind in ENDPOINTS {
             let proxy = Proxy::to(target).await;
             let env = common(&proxy);
-            // It shares the proxy of the first, and its faults.
-            reaper.get_or_insert_with(|| env.clone());
-            let env = if number == 0 { env } else { aws.env(env, &directory) };
-            endpoints.push(Endpoint::start(proxy, env, number == ENDPOINTS - 1).await);
+            let clock = directory.file(&unique("clock"));
+            let env = match (kind, &reaper) {
+                (plan::Endpoint::Server, None) => reaper.insert(with_clock(env, &clock)).clone(),
+                (plan::Endpoint::Server, Some(_)) => with_clock(aws.env(env, &directory), &clock),
+                _ => aws.env(env, &directory),
+            };
+            endpoints.push(Endpoint::start(kind, proxy, env, clock).await);
         }
         let secrets = vec![world.password.clone(), admin.clone(), key, output.clone()];
         Self {
@@ -239,6 +246,33 @@ impl Processes {
     }
 }
 
+/// Has a process read how wrong its clock is from a file, at each time that it looks at it.
+fn with_clock(env: Env, file: &Path) -> Env {
+    let Some(library) = faketime() else { return env };
+    env.and(&[
+        ("LD_PRELOAD", library.to_str().unwrap()),
+        ("FAKETIME_TIMESTAMP_FILE", file.to_str().unwrap()),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ])
+}
+
+/// The library of Debian's package `faketime`, if it is installed.
+fn faketime() -> Option<PathBuf> {
+    let directories = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    directories.map(|directory| directory.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())
+}
+
+/// The function that has the routes of a group.
+fn program(group: Group) -> &'static str {
+    match group {
+        Group::Compute => env!("CARGO_BIN_EXE_compute"),
+        Group::Results => env!("CARGO_BIN_EXE_results"),
+        Group::Environments => env!("CARGO_BIN_EXE_environments"),
+        Group::Admin => env!("CARGO_BIN_EXE_admin"),
+    }
+}
+
 /// Where an endpoint is reached now.
 #[derive(Clone)]
 enum Address {
@@ -248,9 +282,11 @@ enum Address {
 
 /// A server or a function, and its successors.
 pub struct Endpoint {
+    kind: plan::Endpoint,
     pub proxy: Proxy,
     env: Env,
-    is_function: bool,
+    /// The file that says how wrong a server's clock is.
+    clock: PathBuf,
     address: watch::Sender<Address>,
     client: reqwest::Client,
     /// The process that answers, and those that did before. Functions are in `address`.
@@ -259,33 +295,49 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    async fn start(proxy: Proxy, env: Env, is_function: bool) -> Self {
+    async fn start(kind: plan::Endpoint, proxy: Proxy, env: Env, clock: PathBuf) -> Self {
         let (address, _) = watch::channel(Address::Url(String::new()));
         let endpoint = Self {
+            kind,
             proxy,
             env,
-            is_function,
+            clock,
             address,
             client: client(),
             servers: tokio::sync::Mutex::default(),
             functions: Mutex::default(),
         };
+        endpoint.set_clock(0);
         endpoint.start_next().await;
         endpoint
     }
 
     async fn start_next(&self) {
-        let address = if self.is_function {
-            let function = Arc::new(Function::start(env!("CARGO_BIN_EXE_compute"), &self.env).await);
-            self.functions.lock().unwrap().push(function.clone());
-            Address::Function(function)
-        } else {
-            let service = Service::start(&self.env).await;
-            let url = service.url("");
-            self.servers.lock().await.push(service);
-            Address::Url(url)
+        let address = match self.kind {
+            plan::Endpoint::Function(group) => {
+                let function = Arc::new(Function::start(program(group), &self.env).await);
+                self.functions.lock().unwrap().push(function.clone());
+                Address::Function(function)
+            }
+            plan::Endpoint::Server => {
+                let service = Service::start(&self.env).await;
+                let url = service.url("");
+                self.servers.lock().await.push(service);
+                Address::Url(url)
+            }
         };
         self.address.send_replace(address);
+    }
+
+    /// Whether it has the routes of a group: a function has those of its own only.
+    pub fn serves(&self, group: Group) -> bool {
+        [plan::Endpoint::Server, plan::Endpoint::Function(group)].contains(&self.kind)
+    }
+
+    /// Sets a server's clock wrong by this number of seconds. (The time limit of an invocation is a time of the same clock
+    /// as the function's: it is never wrong.)
+    pub fn set_clock(&self, ahead: i64) {
+        std::fs::write(&self.clock, format!("{ahead:+}")).unwrap();
     }
 
     /// Sends a signal to the process that answers now.
