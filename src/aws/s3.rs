@@ -67,6 +67,10 @@ impl Object {
             return None;
         }
         let key = percent_decode_str(key).decode_utf8().ok()?.into_owned();
+        // No URL of S3 names such a key: an HTTP client resolves the dots, and sends another path than was signed.
+        if key.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return None;
+        }
         Some(Self { bucket, region, key })
     }
 
@@ -186,6 +190,9 @@ mod tests {
             ("https://s3.eu-west-1.amazonaws.com/outputs.s3.example.org/a", some("outputs.s3.example.org", west, "a")),
             ("s3://outputs/a/b", some("outputs", None, "a/b")),
             ("http://127.0.0.1:5000/outputs/a/b", some("outputs", None, "a/b")),
+            ("https://s3.eu-west-1.amazonaws.com/outputs/a/%2e%2e%2fb..", None),
+            ("https://outputs.s3.amazonaws.com/a%2f.", None),
+            ("https://outputs.s3.amazonaws.com/a%2f..b", some("outputs", None, "a/..b")),
             ("https://others.s3.amazonaws.com/a", None),
             ("https://outputs.s3.amazonaws.com/", None),
             ("https://outputs.s3.amazonaws.com.evil.net/a", None),
