@@ -70,3 +70,16 @@ fn stored_compute(document: &str) -> Option<Value> {
     let mut document: Value = serde_json::from_str(document).ok()?;
     Some(document.pointer_mut("/spec/metadata/stages/0/compute")?.take())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_the_same_each_time_it_is_read() {
+        let sent: Value = serde_json::from_str(r#"{"a":18446723073901234567890}"#).unwrap();
+        let Value::Object(workflow) = sent else { panic!() };
+        let document = document(&workflow, &JobId::random(), &Namespace::stored("n"));
+        assert_eq!(stored(&document), Some(workflow));
+    }
+}
