@@ -1,6 +1,6 @@
-TARGET := $(or $(CARGO_TARGET_DIR),target)
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-faults bench lint audit fmt sqlx crd docs validate build configure deploy status destroy logs bump clean
+.PHONY: help demo run test test-faults fuzz bench lint audit fmt sqlx crd docs validate build configure deploy status destroy logs bump clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -8,12 +8,12 @@ help: ## List the targets
 demo: ## Start everything, run an example job, show its result, stop everything
 	@scripts/install-tools run
 	cargo build --workspace --bin devstack --bin operator-service
-	@$(TARGET)/debug/devstack demo
+	@$(TARGET_DIR)/debug/devstack demo
 
 run: ## Start everything and keep it running until Ctrl-C
 	@scripts/install-tools run
 	cargo build --workspace --bin devstack --bin operator-service
-	@$(TARGET)/debug/devstack run
+	@$(TARGET_DIR)/debug/devstack run
 
 test: ## Install what the tests need and run them all; ARGS are handed to cargo test
 	@scripts/install-tools test
@@ -23,10 +23,14 @@ test-faults: ## Test more rounds of requests and faults than `make test` does: R
 	@scripts/install-tools test
 	@FAULT_ROUNDS=$(or $(ROUNDS),500) FAULT_SEED=$(SEED) scripts/test --test faults -- --nocapture
 
+fuzz: ## Look for inputs that a fuzz target fails on, in libFuzzer: [SECONDS=60, for each target] [TARGET=]
+	@scripts/install-tools fuzz
+	@scripts/fuzz $(or $(SECONDS),60) $(TARGET)
+
 bench: ## Measure the service against bare handlers: [ROUNDS= SECONDS= JOBS= ONLY=figure BESIDE=what else runs]
 	cargo build --release --bins
 	cargo build --release --package bench
-	@$(TARGET)/release/bench
+	@$(TARGET_DIR)/release/bench
 
 lint: ## Check formatting and lints
 	cargo fmt --all --check
@@ -41,18 +45,18 @@ fmt: ## Format the code
 sqlx: ## Write .sqlx/, after a change to a query or a migration
 	@scripts/install-tools test
 	cargo build --package devstack
-	$(TARGET)/debug/devstack with-postgres -- scripts/sqlx-prepare
+	$(TARGET_DIR)/debug/devstack with-postgres -- scripts/sqlx-prepare
 
 crd: ## Write infra/kubernetes/crd.yaml, after a change to the WorkFlow type
 	cargo build --workspace --bin operator-service
-	@$(TARGET)/debug/operator-service crd > infra/kubernetes/crd.yaml
+	@$(TARGET_DIR)/debug/operator-service crd > infra/kubernetes/crd.yaml
 
 docs: ## Write the tables of docs/configuration.md and docs/metrics.md, after a change to a variable or a metric
 	cargo build --workspace --bin operator-service
 	@sed -i '/^| CloudWatch/,$$d' docs/metrics.md
-	@$(TARGET)/debug/operator-service metrics >> docs/metrics.md
+	@$(TARGET_DIR)/debug/operator-service metrics >> docs/metrics.md
 	@sed -i '/^## /,$$d' docs/configuration.md
-	@$(TARGET)/debug/operator-service variables >> docs/configuration.md
+	@$(TARGET_DIR)/debug/operator-service variables >> docs/configuration.md
 
 validate: ## Check template.yaml and infra/ without an AWS account
 	@scripts/validate-infra

@@ -73,8 +73,12 @@ fn function(
     database_use: DatabaseUse,
     router: impl FnOnce(Arc<Config>) -> Result<Router, BoxError>,
 ) -> Result<Router, BoxError> {
-    let router = router(configure(database_use)?)?;
-    Ok(Router::new().fallback_service(api::finish([router]).map_request(without_stage)))
+    Ok(behind_gateway(router(configure(database_use)?)?))
+}
+
+/// The routes of a function, as the gateway's events name them.
+pub fn behind_gateway(router: Router) -> Router {
+    Router::new().fallback_service(api::finish([router]).map_request(without_stage))
 }
 
 fn configure(database_use: DatabaseUse) -> Result<Arc<Config>, BoxError> {

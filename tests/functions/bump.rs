@@ -59,13 +59,13 @@ fn raises_the_version_everywhere() {
         assert!(bumped.status.success(), "{bumped:?}");
         assert!(repository.text("Cargo.toml").contains(&format!("\nversion = \"{version}\"\n")), "{part}");
         assert!(repository.text("CHANGELOG.md").contains(&format!("\n## Unreleased\n\n## {version} (")), "{part}");
-        for member in ["operator-service", "devstack", "fake-engine", "fake-kubernetes"] {
+        for member in ["operator-service", "fuzz", "devstack", "fake-engine", "fake-kubernetes"] {
             let entry = format!("name = \"{member}\"\nversion = \"{version}\"\n");
             assert!(repository.text("Cargo.lock").contains(&entry), "{part} {member}");
         }
         let changed = repository.run("git", &["diff", "--numstat"]);
         let changed = String::from_utf8(changed.stdout).unwrap();
-        assert_eq!(changed, "2\t0\tCHANGELOG.md\n5\t5\tCargo.lock\n1\t1\tCargo.toml\n", "{part}");
+        assert_eq!(changed, "2\t0\tCHANGELOG.md\n6\t6\tCargo.lock\n1\t1\tCargo.toml\n", "{part}");
     }
 }
 

@@ -15,6 +15,8 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+pub use file_name::FileName;
+
 use super::{catch_panics, method_not_allowed, with_cors};
 use crate::config::Config;
 use crate::db::Database;
