@@ -66,6 +66,7 @@ mod libfuzzer {
             "fuzz".to_owned(),
             format!("-max_total_time={}", variable("FUZZ_SECONDS")),
             format!("-artifact_prefix={}-", found.display()),
+            concat!("-dict=", env!("CARGO_MANIFEST_DIR"), "/words.dict").to_owned(),
             "-max_len=4096".to_owned(),
             "-timeout=20".to_owned(),
             "-print_final_stats=1".to_owned(),
