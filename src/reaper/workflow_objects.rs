@@ -187,13 +187,16 @@ impl Database {
         .await
     }
 
-    /// Records that a job's object is up to date, unless the row has changed meanwhile.
+    /// Records that a job's object is up to date. If the row has changed meanwhile, the object is due: what was written is
+    /// old, and may have replaced what a later sweep wrote, if this one was suspended for longer than its lease.
     async fn record_object_updated(&self, written: &OutdatedObject) -> Result<(), DatabaseError> {
         self.execute(sqlx::query!(
             // What changes the job makes its object due from then on. The job's own columns would be those of this
             // statement's snapshot, also if it has waited for a transaction that changes them.
-            "UPDATE reaperjobs SET objectdue = 'infinity', failures = 0
-             WHERE workflowid = $1 AND objectdue = to_timestamp($2)",
+            "UPDATE reaperjobs SET failures = 0,
+                 objectdue = CASE WHEN objectdue = to_timestamp($2) THEN 'infinity'
+                                  ELSE least(objectdue, clock_timestamp()) END
+             WHERE workflowid = $1",
             written.job_id.as_str(),
             written.due
         ))

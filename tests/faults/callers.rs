@@ -65,6 +65,8 @@ pub struct Told {
     pub body: Value,
     /// How often the clock had been set forward, when it was sent first and when it was answered.
     pub times: (usize, usize),
+    /// How many deliveries were not answered, or with a 5xx.
+    pub unanswered: usize,
     signed: Instant,
     /// Whether it was answered while its nonce could be shared.
     pub soon: bool,
@@ -165,6 +167,7 @@ impl Callers {
             text: String::new(),
             body: Value::Null,
             times: Default::default(),
+            unanswered: 0,
             signed: Instant::now(),
             soon: false,
         };
@@ -285,6 +288,7 @@ impl Callers {
             match endpoint.send(call).await {
                 Some(answer) if answer.status < 500 => {
                     told.times.1 = *self.time.lock().unwrap();
+                    told.unanswered = attempt;
                     told.soon = told.times == (0, 0) && told.signed.elapsed() < MAY_BE_SHARED;
                     return self.record(told, &answer);
                 }

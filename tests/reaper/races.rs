@@ -184,6 +184,24 @@ async fn a_status_that_changes_while_it_is_written_is_written_again() {
     assert_eq!(text().await, "Another text");
 }
 
+/// A sweep may be suspended for longer than its lease, and write then what it read before.
+#[tokio::test]
+async fn a_status_that_replaces_a_later_one_is_written_again() {
+    let fixture = Fixture::with_faults(&[]).await;
+    let job = fixture.running(10).await;
+    fixture.faults().delay(Match::any().verb("patch").times(1), Duration::from_secs(1));
+    let meanwhile = async {
+        fixture.wait_for_request("patch", "workflows").await;
+        fixture.execute("UPDATE jobs SET statusText = 'Another text' WHERE workflowId = $1", &job).await;
+        // As if another sweep had written it.
+        fixture.execute("UPDATE reaperjobs SET objectdue = 'infinity' WHERE workflowId = $1", &job).await;
+    };
+    tokio::join!(fixture.sweep(), meanwhile);
+    fixture.sweep().await;
+    let object = fixture.app.cluster.workflow(&fixture.app.namespace, &job.job_id).await.unwrap();
+    assert_eq!(object["status"]["statusText"], "Another text");
+}
+
 // Clocks and extreme numbers
 
 #[tokio::test]

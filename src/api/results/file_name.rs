@@ -136,10 +136,17 @@ fn last_segment(url: &str) -> String {
     percent_decode_str(segment.unwrap_or_default()).decode_utf8_lossy().into_owned()
 }
 
+/// Characters that change the direction of the text around them (Unicode's property Bidi_Control): `gpj.exe` can be shown
+/// as `exe.jpg` with one.
+const BIDI_CONTROLS: [char; 12] = [
+    '\u{61c}', '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}',
+    '\u{2067}', '\u{2068}', '\u{2069}',
+];
+
 /// A name that is safe to save under: no path, no control characters, not too long; `None` if nothing is left.
 fn clean(name: &str) -> Option<String> {
     let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
-    let name: String = name.chars().filter(|c| !c.is_control()).take(200).collect();
+    let name: String = name.chars().filter(|c| !c.is_control() && !BIDI_CONTROLS.contains(c)).take(200).collect();
     let name = name.trim();
     (!name.is_empty() && name != "." && name != "..").then(|| name.to_owned())
 }
@@ -208,6 +215,13 @@ mod tests {
                 "http://o/x",
                 "attachment;filename=\"a;\\\"b.txt\"",
                 "text/plain",
+            ),
+            (
+                Some("attachment; filename*=UTF-8''photo%E2%80%AEgpj.exe"),
+                None,
+                "http://o/x",
+                "attachment;filename=photogpj.exe",
+                "application/octet-stream",
             ),
             (
                 Some("attachment; filename=x.txt; filename*=UTF-8''k%C3%A4se.txt"),
