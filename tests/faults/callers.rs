@@ -18,8 +18,9 @@ use crate::world::{Processes, World};
 
 /// The pause before a request is repeated.
 const PAUSE: Duration = Duration::from_millis(50);
-/// By how many seconds a nonce of Ocean Node is too old for another content, and surely not.
+/// By how many seconds a nonce of Ocean Node is too old for another content.
 const TOO_OLD_TO_SHARE: i64 = 6;
+/// For how long several of its starts may surely share one.
 const MAY_BE_SHARED: Duration = Duration::from_secs(4);
 
 /// The keys of the callers, and one that is not allowed.
@@ -67,6 +68,7 @@ pub struct Told {
     pub times: (usize, usize),
     /// How many deliveries were not answered, or with a 5xx.
     pub unanswered: usize,
+    /// When its nonce was taken.
     signed: Instant,
     /// Whether it was answered while its nonce could be shared.
     pub soon: bool,

@@ -55,7 +55,7 @@ pub async fn begin(fault: Fault, until: usize, world: &World, processes: &Proces
             return None;
         }
         Fault::Stopped { endpoint: number } => endpoint(number).signal(Signal::SIGSTOP).await,
-        Fault::Clock { endpoint: number, ahead } => endpoint(number).set_clock(ahead),
+        Fault::Clock { server: number, ahead } => endpoint(number).set_clock(ahead),
     }
     Some(Active { fault, until, lock })
 }
@@ -87,7 +87,7 @@ impl Active {
             | Fault::Unreachable => processes.cluster.stand_in().faults().clear(),
             Fault::AwsThrottles => processes.aws.throttle(false),
             Fault::Stopped { endpoint: number } => endpoint(number).signal(Signal::SIGCONT).await,
-            Fault::Clock { endpoint: number, .. } => endpoint(number).set_clock(0),
+            Fault::Clock { server: number, .. } => endpoint(number).set_clock(0),
             Fault::Crash | Fault::Kill { .. } | Fault::Terminate { .. } => {}
         }
     }

@@ -8,19 +8,19 @@ use crate::support::At;
 use crate::support::operation::Caller;
 
 /// The processes that answer requests: servers, and a function for each group of routes.
-pub const ENDPOINTS: [Endpoint; 6] = [
-    Endpoint::Server,
-    Endpoint::Server,
-    Endpoint::Function(Group::Compute),
-    Endpoint::Function(Group::Results),
-    Endpoint::Function(Group::Environments),
-    Endpoint::Function(Group::Admin),
+pub const ENDPOINTS: [EndpointKind; 6] = [
+    EndpointKind::Server,
+    EndpointKind::Server,
+    EndpointKind::Function(Group::Compute),
+    EndpointKind::Function(Group::Results),
+    EndpointKind::Function(Group::Environments),
+    EndpointKind::Function(Group::Admin),
 ];
 /// The agreements that several starts of a round use.
 const SHARED: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum EndpointKind {
     Server,
     Function(Group),
 }
@@ -154,8 +154,9 @@ pub enum Fault {
     Terminate { endpoint: usize },
     /// A process does not run, as a function between invocations.
     Stopped { endpoint: usize },
-    /// The clock of a server is wrong by this number of seconds.
-    Clock { endpoint: usize, ahead: i64 },
+    /// The clock of a server is wrong by this number of seconds. (The time limit of an invocation is a time of the same
+    /// clock as the function's: it is never wrong.)
+    Clock { server: usize, ahead: i64 },
 }
 
 impl Fault {
@@ -246,7 +247,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => Just(Fault::AwsThrottles),
         4 => endpoint.clone().prop_map(|endpoint| Fault::Kill { endpoint }),
         1 => endpoint.clone().prop_map(|endpoint| Fault::Terminate { endpoint }),
-        2 => endpoint.clone().prop_map(|endpoint| Fault::Stopped { endpoint }),
-        2 => (endpoint, ahead).prop_map(|(endpoint, ahead)| Fault::Clock { endpoint, ahead }),
+        2 => endpoint.prop_map(|endpoint| Fault::Stopped { endpoint }),
+        2 => (0..2_usize, ahead).prop_map(|(server, ahead)| Fault::Clock { server, ahead }),
     ]
 }

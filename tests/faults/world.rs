@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::aws::Aws;
 use crate::child::{Directory, Env, OPERATOR_SERVICE, Process, Service, run, stderr};
 use crate::origin::{self, Origin};
-use crate::plan::{self, ENDPOINTS, Group};
+use crate::plan::{ENDPOINTS, EndpointKind, Group};
 use crate::runtime_api::{Event, Function, Outcome};
 use crate::support::{Answer, Call, Cluster, Proxy, client, eventually, left_out, unique};
 use crate::{LIMIT, callers};
@@ -205,8 +205,9 @@ impl Processes {
             let env = common(&proxy);
             let clock = directory.file(&unique("clock"));
             let env = match (kind, &reaper) {
-                (plan::Endpoint::Server, None) => reaper.insert(with_clock(env, &clock)).clone(),
-                (plan::Endpoint::Server, Some(_)) => with_clock(aws.env(env, &directory), &clock),
+                // The reaper shares the proxy and the clock of the first, and their faults.
+                (EndpointKind::Server, None) => reaper.insert(with_clock(env, &clock)).clone(),
+                (EndpointKind::Server, Some(_)) => with_clock(aws.env(env, &directory), &clock),
                 _ => aws.env(env, &directory),
             };
             endpoints.push(Endpoint::start(kind, proxy, env, clock).await);
@@ -282,7 +283,7 @@ enum Address {
 
 /// A server or a function, and its successors.
 pub struct Endpoint {
-    kind: plan::Endpoint,
+    kind: EndpointKind,
     pub proxy: Proxy,
     env: Env,
     /// The file that says how wrong a server's clock is.
@@ -295,7 +296,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    async fn start(kind: plan::Endpoint, proxy: Proxy, env: Env, clock: PathBuf) -> Self {
+    async fn start(kind: EndpointKind, proxy: Proxy, env: Env, clock: PathBuf) -> Self {
         let (address, _) = watch::channel(Address::Url(String::new()));
         let endpoint = Self {
             kind,
@@ -314,12 +315,12 @@ impl Endpoint {
 
     async fn start_next(&self) {
         let address = match self.kind {
-            plan::Endpoint::Function(group) => {
+            EndpointKind::Function(group) => {
                 let function = Arc::new(Function::start(program(group), &self.env).await);
                 self.functions.lock().unwrap().push(function.clone());
                 Address::Function(function)
             }
-            plan::Endpoint::Server => {
+            EndpointKind::Server => {
                 let service = Service::start(&self.env).await;
                 let url = service.url("");
                 self.servers.lock().await.push(service);
@@ -331,11 +332,10 @@ impl Endpoint {
 
     /// Whether it has the routes of a group: a function has those of its own only.
     pub fn serves(&self, group: Group) -> bool {
-        [plan::Endpoint::Server, plan::Endpoint::Function(group)].contains(&self.kind)
+        [EndpointKind::Server, EndpointKind::Function(group)].contains(&self.kind)
     }
 
-    /// Sets a server's clock wrong by this number of seconds. (The time limit of an invocation is a time of the same clock
-    /// as the function's: it is never wrong.)
+    /// Sets a server's clock wrong by this number of seconds.
     pub fn set_clock(&self, ahead: i64) {
         std::fs::write(&self.clock, format!("{ahead:+}")).unwrap();
     }

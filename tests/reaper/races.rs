@@ -165,41 +165,47 @@ async fn outputs_published_while_a_job_expires_are_deleted_too() {
     assert!(!row.to_string().contains("example.org/late.txt"), "{row:#}");
 }
 
-#[tokio::test]
-async fn a_status_that_changes_while_it_is_written_is_written_again() {
-    let fixture = Fixture::with_faults(&[]).await;
+/// A sweep writes the status of a running job while these statements change it, `$1`. Returns the job.
+async fn changed_while_its_status_is_written(fixture: &Fixture, statements: &[&'static str]) -> Stored {
     let job = fixture.running(10).await;
     fixture.faults().delay(Match::any().verb("patch").times(1), Duration::from_secs(1));
     let meanwhile = async {
         fixture.wait_for_request("patch", "workflows").await;
-        fixture.execute("UPDATE jobs SET statusText = 'Another text' WHERE workflowId = $1", &job).await;
+        for statement in statements {
+            fixture.execute(statement, &job).await;
+        }
     };
     tokio::join!(fixture.sweep(), meanwhile);
-    let text = async || {
-        let object = fixture.app.cluster.workflow(&fixture.app.namespace, &job.job_id).await.unwrap();
-        object["status"]["statusText"].clone()
-    };
-    assert_eq!(text().await, "Running algorithm");
+    job
+}
+
+/// The text of the status that a job's object shows.
+async fn status_text(fixture: &Fixture, job: &Stored) -> Value {
+    let object = fixture.app.cluster.workflow(&fixture.app.namespace, &job.job_id).await.unwrap();
+    object["status"]["statusText"].clone()
+}
+
+#[tokio::test]
+async fn a_status_that_changes_while_it_is_written_is_written_again() {
+    let fixture = Fixture::with_faults(&[]).await;
+    let another_text = "UPDATE jobs SET statusText = 'Another text' WHERE workflowId = $1";
+    let job = changed_while_its_status_is_written(&fixture, &[another_text]).await;
+    assert_eq!(status_text(&fixture, &job).await, "Running algorithm");
     fixture.sweep().await;
-    assert_eq!(text().await, "Another text");
+    assert_eq!(status_text(&fixture, &job).await, "Another text");
 }
 
 /// A sweep may be suspended for longer than its lease, and write then what it read before.
 #[tokio::test]
 async fn a_status_that_replaces_a_later_one_is_written_again() {
     let fixture = Fixture::with_faults(&[]).await;
-    let job = fixture.running(10).await;
-    fixture.faults().delay(Match::any().verb("patch").times(1), Duration::from_secs(1));
-    let meanwhile = async {
-        fixture.wait_for_request("patch", "workflows").await;
-        fixture.execute("UPDATE jobs SET statusText = 'Another text' WHERE workflowId = $1", &job).await;
-        // As if another sweep had written it.
-        fixture.execute("UPDATE reaperjobs SET objectdue = 'infinity' WHERE workflowId = $1", &job).await;
-    };
-    tokio::join!(fixture.sweep(), meanwhile);
+    let another_text = "UPDATE jobs SET statusText = 'Another text' WHERE workflowId = $1";
+    // As if another sweep had written that.
+    let written = "UPDATE reaperjobs SET objectdue = 'infinity' WHERE workflowId = $1";
+    let job = changed_while_its_status_is_written(&fixture, &[another_text, written]).await;
+    assert_eq!(status_text(&fixture, &job).await, "Running algorithm");
     fixture.sweep().await;
-    let object = fixture.app.cluster.workflow(&fixture.app.namespace, &job.job_id).await.unwrap();
-    assert_eq!(object["status"]["statusText"], "Another text");
+    assert_eq!(status_text(&fixture, &job).await, "Another text");
 }
 
 // Clocks and extreme numbers
