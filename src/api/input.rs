@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use sha3::{Digest, Sha3_256};
 
 use crate::api::error::ApiError;
-use crate::auth::Nonce;
+use crate::auth::{Nonce, ProviderSignature};
 use crate::domain::{ChainId, InvalidId};
 
 /// The maximum size of a request's body, in bytes: the engine keeps the workflow twice in a ConfigMap, which holds 1
@@ -192,6 +192,11 @@ impl Params {
             Some(Param::Json(json)) if is_number(json) => Ok(Some(json.get())),
             Some(Param::Json(_)) => Err(ApiError::bad_request(format!("\"{name}\" must be a number or text"))),
         }
+    }
+
+    /// A signature.
+    pub fn signature(&self, name: &str) -> Result<Option<ProviderSignature>, ApiError> {
+        Ok(self.text(name)?.map(ProviderSignature::sent))
     }
 
     /// A nonce.

@@ -4,8 +4,9 @@ use axum::Json;
 use utoipa::OpenApi;
 
 use super::results::get_result::Index;
+use super::schemas::Count;
 use super::{about, admin, compute, environments, results};
-use crate::auth::Nonce;
+use crate::auth::{Nonce, ProviderSignature};
 use crate::domain::{AgreementId, ChainId, Component, JobId, Namespace, Owner, ProviderAddress};
 
 /// Made from the types that the handlers read and write. The URL of the server is relative to that of the document, so
@@ -36,7 +37,19 @@ use crate::domain::{AgreementId, ChainId, Component, JobId, Namespace, Owner, Pr
         admin::logs::logs,
     ),
     // utoipa collects the schemas of bodies, but not those of parameters.
-    components(schemas(AgreementId, ChainId, Component, Index, JobId, Namespace, Nonce, Owner, ProviderAddress)),
+    components(schemas(
+        AgreementId,
+        ChainId,
+        Component,
+        Count,
+        Index,
+        JobId,
+        Namespace,
+        Nonce,
+        Owner,
+        ProviderAddress,
+        ProviderSignature,
+    )),
     tags(
         (name = "compute", description = "Jobs"),
         (name = "results", description = "What jobs have published"),

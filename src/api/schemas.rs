@@ -2,15 +2,21 @@
 
 use serde_json::json;
 use utoipa::openapi::Schema;
-use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::schema::{Object, ObjectBuilder, OneOfBuilder, Type};
 
-use crate::auth::Nonce;
+use crate::auth::{Nonce, ProviderSignature};
 use crate::domain::workflow::Seconds;
 use crate::domain::{AgreementId, ChainId, Component, JobId, Namespace, Owner, ProviderAddress, Status};
 
 /// Provider's signature of the owner and the nonce below, by the address below.
 pub(super) const SIGNATURE_EXAMPLE: &str = "0x2e8b9ae9fd13b6830cb7db77635ca7ab0dac033abefb0d351058e0ccba9cdfcf\
                                             101e1a03edf8dc2e1b731c775bf2e5193ba653ca9767b7a5aee6d7e1dd6a53591b";
+
+/// The most characters of a number that is sent as text.
+const MAX_DIGITS: usize = 78;
+
+/// A number of jobs: `limit` or `offset`.
+pub(super) struct Count;
 
 /// Gives types a schema, under their own name.
 macro_rules! schema {
@@ -37,13 +43,22 @@ schema! {
     JobId => id("A job's id: 32 hex digits without dashes.", "9f9178dcffd34130a3158ce9ca3d15ff");
     Owner => id("The account that a job belongs to.", "0xC41808BBef371AD5CFc76466dDF9dEe228d2BdAA");
     Namespace => id("A Kubernetes namespace, which is also an environment's id.", "ocean-compute");
-    ProviderAddress => id("The address that a caller claims to sign with.", "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A");
+    ProviderAddress => text("The address that a caller claims to sign with.", "0x19E7E376E7C213B7E7e7e46cc70A5dD086DAff2A").build();
     Nonce => number_or_text(
+        Type::Number,
         "A decimal number of nanoseconds, microseconds, milliseconds or seconds since the epoch.",
+        r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?$",
         "1695300414039237000",
     );
-    ChainId => number_or_text("A chain's number, at most 78 digits.", "1");
-    Seconds => number_or_text("A number of seconds.", "3600");
+    ChainId => number_or_text(Type::Integer, "A chain's number.", "^[0-9]{1,78}$", "1");
+    Seconds => number_or_text(Type::Number, "A number of seconds.", r"^[0-9]+(\.[0-9]+)?$", "3600");
+    ProviderSignature => ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^(0[Xx])?[0-9A-Fa-f]{128}(00|01|1[BCbc])$"))
+        .description(Some("65 bytes in hex."))
+        .examples([json!(SIGNATURE_EXAMPLE)])
+        .build();
+    Count => number_or_text(Type::Integer, "A whole number.", "^[0-9]{1,18}$", "0");
     Status => ObjectBuilder::new()
         .schema_type(Type::Integer)
         .description(Some("The code of a job's state: 1, 10, 20, 30, 31, 32, 40, 41, 50, 60 or 70."))
@@ -58,13 +73,20 @@ schema! {
 }
 
 /// Text that a row can hold.
-fn id(description: &str, example: &str) -> Schema {
-    let schema = ObjectBuilder::new().schema_type(Type::String).max_length(Some(255)).pattern(Some("^[ -~]*$"));
-    schema.description(Some(description)).examples([json!(example)]).build().into()
+fn text(description: &str, example: &str) -> ObjectBuilder {
+    let text = ObjectBuilder::new().schema_type(Type::String).max_length(Some(255)).pattern(Some("^[ -~]*$"));
+    text.description(Some(description)).examples([json!(example)])
 }
 
-/// A number, which may also be sent as text.
-pub(super) fn number_or_text(description: &str, example: &str) -> Schema {
-    let types = SchemaType::from_iter([Type::Number, Type::String]);
-    ObjectBuilder::new().schema_type(types).description(Some(description)).examples([json!(example)]).build().into()
+/// Text that a row can hold, and that does not count as absent.
+fn id(description: &str, example: &str) -> Object {
+    text(description, example).min_length(Some(2)).build()
+}
+
+/// A number that is not negative, which may also be sent as text.
+pub(super) fn number_or_text(number: Type, description: &str, pattern: &str, example: &str) -> Schema {
+    let number = ObjectBuilder::new().schema_type(number).minimum(Some(0));
+    let text = ObjectBuilder::new().schema_type(Type::String).max_length(Some(MAX_DIGITS)).pattern(Some(pattern));
+    // Not one schema with two types: Swagger UI takes a required parameter of two types for absent.
+    OneOfBuilder::new().item(number).item(text).description(Some(description)).examples([json!(example)]).build().into()
 }

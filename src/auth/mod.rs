@@ -10,4 +10,4 @@ mod signature;
 pub use address::Address;
 pub use nonce::{Nonce, NonceRefused, NonceUse};
 pub use policy::{AccessError, Policy, Signer};
-pub use signature::{Caller, Form, Operation, Signed, Unrecoverable, forms, recover};
+pub use signature::{Caller, Form, Operation, ProviderSignature, Signed, Unrecoverable, forms, recover};

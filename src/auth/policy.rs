@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Address, Caller, Form, Nonce, NonceUse, Signed, Unrecoverable, forms, recover};
+use super::{Address, Caller, Form, Nonce, NonceUse, ProviderSignature, Signed, Unrecoverable, forms, recover};
 
 /// The rules by which signatures and nonces are accepted.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ impl Policy {
     ///
     /// # Errors
     /// If no form gives a signer, or none that is allowed.
-    pub fn signer(&self, signed: &Signed<'_>, signature: &str) -> Result<Signer, AccessError> {
+    pub fn signer(&self, signed: &Signed<'_>, signature: &ProviderSignature) -> Result<Signer, AccessError> {
         let claimed: Option<Address> = signed.provider_address.and_then(|address| address.as_str().parse().ok());
         let is_expected = |address: Address| match self.signature_required {
             true => self.allowed_providers.contains(&address),
@@ -65,7 +65,7 @@ impl Policy {
         // A recovery takes most of a request's time: the next form is tried only if this one does not fit.
         let mut first = None;
         for form in forms(signed, self.signature_strict) {
-            let address = recover(&form, signature)?;
+            let address = recover(&form, signature.as_str())?;
             if is_expected(address) {
                 return Ok(Signer { address, caller: form.caller });
             }
@@ -75,7 +75,7 @@ impl Policy {
         let (address, form) = first.ok_or(Unrecoverable::NoKey)?;
         if self.signature_required {
             let Form { message, .. } = form;
-            return Err(AccessError::NotAllowed { signature: signature.to_owned(), message, signer: address });
+            return Err(AccessError::NotAllowed { signature: signature.as_str().to_owned(), message, signer: address });
         }
         Ok(Signer { address, caller: form.caller })
     }

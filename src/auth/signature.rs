@@ -1,6 +1,8 @@
 //! Signatures. Each caller signs a different message in a different way (docs/contract/callers.md, "What is signed"):
 //! [`forms`] lists what the caller of a request may have signed, [`recover`] returns whose key signed it.
 
+use std::fmt;
+
 use k256::ecdsa::{RecoveryId, Signature as EcdsaSignature, VerifyingKey};
 use sha3::{Digest, Keccak256};
 
@@ -109,6 +111,27 @@ pub fn forms(signed: &Signed<'_>, strict: bool) -> Vec<Form> {
         forms.push(Form { caller: Caller::OceanNode, message: ocean_node });
     }
     forms
+}
+
+/// A signature as a caller sent it. Not shown: whoever has it before its nonce is used can use it.
+#[derive(Clone)]
+pub struct ProviderSignature(String);
+
+impl ProviderSignature {
+    /// Takes what a caller sent, which may be any text.
+    pub fn sent(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ProviderSignature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProviderSignature")
+    }
 }
 
 /// Recovers the address whose key signed the form's message.

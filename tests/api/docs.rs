@@ -239,8 +239,9 @@ async fn every_example_of_the_spec_is_accepted() {
     }
 }
 
+/// Brizo alone may leave out nonce and environment (docs/contract/callers.md, "How Brizo is recognized").
 #[tokio::test]
-async fn required_and_optional_parameters_are_documented_as_they_are_read() {
+async fn what_every_caller_but_brizo_must_send_is_documented_as_required() {
     let app = App::start().await;
     let spec = app.send(get("/spec")).await.ok();
     let operation = |method: &str| &spec["paths"]["/api/v1/operator/compute"][method];
@@ -248,13 +249,16 @@ async fn required_and_optional_parameters_are_documented_as_they_are_read() {
         let parameters = operation(method)["parameters"].as_array().unwrap();
         let required = parameters.iter().filter(|parameter| parameter["required"] == true);
         let required: Vec<&str> = required.map(|parameter| parameter["name"].as_str().unwrap()).collect();
-        assert_eq!(required, ["owner", "providerSignature"], "{method}");
+        assert_eq!(required, ["owner", "providerSignature", "nonce"], "{method}");
         let body = resolved(&spec, &operation(method)["requestBody"]["content"]["application/json"]["schema"]);
-        assert_eq!(body["required"], json!(["owner", "providerSignature"]), "{method}");
+        assert_eq!(body["required"], json!(["owner", "providerSignature", "nonce"]), "{method}");
         assert_eq!(operation(method)["requestBody"].get("required").unwrap_or(&json!(false)), false, "{method}");
     }
     let body = resolved(&spec, &operation("post")["requestBody"]["content"]["application/json"]["schema"]);
-    assert_eq!(body["required"], json!(["workflow", "agreementId", "owner", "providerSignature"]));
+    assert_eq!(
+        body["required"],
+        json!(["workflow", "agreementId", "owner", "providerSignature", "environment", "nonce"])
+    );
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 //! - [`process`]: `operator-service` and its subcommands
 //! - [`reaper`]: `operator-service reap`, and the reaper's Lambda function
 //! - [`kills`]: `operator-service serve` killed at every step of every operation
+//! - [`schemathesis`]: the service against its OpenAPI document
 //! - [`secrets`]: what logs must not contain
 //! - [`bump`]: `make bump`
 //! - [`browser`]: /api/v1/docs/ in Chromium
@@ -40,6 +41,7 @@ mod process;
 mod prometheus;
 mod reaper;
 mod results;
+mod schemathesis;
 mod secrets;
 
 /// How long a test waits for what has to happen before it fails.

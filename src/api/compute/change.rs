@@ -6,8 +6,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::{CLUSTER_TIMEOUT, Compute, JobStatus, Listing, limit, offset};
 use crate::api::error::ApiError;
 use crate::api::input::Params;
-use crate::api::schemas::SIGNATURE_EXAMPLE;
-use crate::auth::{Nonce, Operation, Signed};
+use crate::api::schemas::Count;
+use crate::auth::{Nonce, Operation, ProviderSignature, Signed};
 use crate::db::{Change, ChangedJobs, JobSelector, ListRange, RequestedBy, TouchedJob};
 use crate::domain::{AgreementId, JobId, Namespace, Owner, ProviderAddress, effective_namespace};
 use crate::kubernetes::{Cluster, ClusterError, EngineObject};
@@ -24,10 +24,10 @@ pub(in crate::api) struct ChangeRequest {
     /// The account that the jobs belong to.
     owner: Owner,
     /// 65 bytes in hex over owner, jobId (if there is one) and nonce (Provider's message; other callers sign others).
-    #[param(example = json!(SIGNATURE_EXAMPLE))]
-    #[schema(example = json!(SIGNATURE_EXAMPLE))]
-    provider_signature: String,
-    /// A clock reading that the signer has not used before. Only Brizo sends none.
+    provider_signature: ProviderSignature,
+    /// A clock reading that the signer has not used before. Only Brizo may leave it out.
+    #[param(value_type = Nonce)]
+    #[schema(value_type = Nonce)]
     nonce: Option<Nonce>,
     /// Only the job with this id.
     job_id: Option<JobId>,
@@ -35,13 +35,13 @@ pub(in crate::api) struct ChangeRequest {
     agreement_id: Option<AgreementId>,
     /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
-    /// The maximum number of jobs in the response; values above 5,000 count as 5,000.
-    #[param(required = false, minimum = 0, default = 5000)]
-    #[schema(required = false, minimum = 0, default = 5000)]
+    /// The maximum number of jobs in the response: 5,000, also if it is absent or larger.
+    #[param(value_type = Option<Count>)]
+    #[schema(value_type = Option<Count>)]
     limit: i64,
-    /// The number of jobs that the response skips.
-    #[param(required = false, minimum = 0, default = 0)]
-    #[schema(required = false, minimum = 0, default = 0)]
+    /// The number of jobs that the response skips; 0 if it is absent.
+    #[param(value_type = Option<Count>)]
+    #[schema(value_type = Option<Count>)]
     offset: i64,
     #[param(ignore)]
     #[schema(ignore)]
@@ -54,7 +54,7 @@ impl ChangeRequest {
         let agreement_id = params.id("agreementId")?;
         let job_id = params.id("jobId")?;
         let owner = params.required("owner", Params::id)?;
-        let provider_signature = params.required("providerSignature", Params::text)?.to_owned();
+        let provider_signature = params.required("providerSignature", Params::signature)?;
         let nonce = params.nonce("nonce")?;
         let provider_address = params.id_of_any_length("providerAddress")?;
         if nonce.is_none() {

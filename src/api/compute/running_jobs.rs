@@ -8,6 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Compute, Listing, limit, offset, status_text};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
+use crate::api::schemas::Count;
 use crate::db::ListRange;
 use crate::domain::{AgreementId, ChainId, Job, JobId, Namespace, Owner, Status};
 
@@ -15,11 +16,11 @@ use crate::domain::{AgreementId, ChainId, Job, JobId, Namespace, Owner, Status};
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(in crate::api) struct RunningJobsRequest {
-    /// The maximum number of jobs in the response; values above 5,000 count as 5,000.
-    #[param(required = false, minimum = 0, default = 5000)]
+    /// The maximum number of jobs in the response: 5,000, also if it is absent or larger.
+    #[param(value_type = Option<Count>)]
     limit: i64,
-    /// The number of jobs that the response skips.
-    #[param(required = false, minimum = 0, default = 0)]
+    /// The number of jobs that the response skips; 0 if it is absent.
+    #[param(value_type = Option<Count>)]
     offset: i64,
 }
 

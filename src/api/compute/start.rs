@@ -10,7 +10,7 @@ use super::{CLUSTER_TIMEOUT, Compute, JobStatus};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{BODY_LIMIT, FromParams, Input, Params};
 use crate::api::schemas::SIGNATURE_EXAMPLE;
-use crate::auth::{Nonce, Operation, Signed};
+use crate::auth::{Nonce, Operation, ProviderSignature, Signed};
 use crate::db::{NewJob, StartOutcome};
 use crate::domain::workflow::{Workflow, document};
 use crate::domain::{AgreementId, ChainId, JobId, Namespace, Owner, ProviderAddress};
@@ -45,10 +45,12 @@ pub(in crate::api) struct StartRequest {
     /// The account that the job belongs to.
     owner: Owner,
     /// 65 bytes in hex over owner and nonce (Provider's message; other callers sign others).
-    provider_signature: String,
-    /// The namespace to run in, as an engine announced it. Only Brizo sends none.
+    provider_signature: ProviderSignature,
+    /// The namespace to run in, as an engine announced it. Only Brizo may leave it out.
+    #[schema(value_type = Namespace)]
     environment: Option<Namespace>,
-    /// A clock reading that the signer has not used before. Only Brizo sends none.
+    /// A clock reading that the signer has not used before. Only Brizo may leave it out.
+    #[schema(value_type = Nonce)]
     nonce: Option<Nonce>,
     /// The chain; also spelled `chain_id`.
     chain_id: Option<ChainId>,
@@ -71,7 +73,7 @@ impl FromParams<Compute> for StartRequest {
         let workflow = params.required("workflow", Params::value)?;
         let agreement_id = params.required("agreementId", Params::id)?;
         let owner = params.required("owner", Params::id)?;
-        let provider_signature = params.required("providerSignature", Params::text)?.to_owned();
+        let provider_signature = params.required("providerSignature", Params::signature)?;
         let environment = params.id_of_any_length("environment")?;
         let nonce = params.nonce("nonce")?;
         let provider_address = params.id_of_any_length("providerAddress")?;

@@ -6,8 +6,8 @@ use utoipa::IntoParams;
 use super::{Compute, JobStatus, Listing, limit, offset};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
-use crate::api::schemas::SIGNATURE_EXAMPLE;
-use crate::auth::{Nonce, Operation, Signed};
+use crate::api::schemas::Count;
+use crate::auth::{Nonce, Operation, ProviderSignature, Signed};
 use crate::db::{JobFilter, ListRange};
 use crate::domain::{AgreementId, JobId, Owner, ProviderAddress};
 
@@ -24,19 +24,17 @@ pub(in crate::api) struct StatusRequest {
     owner: Option<Owner>,
     /// 65 bytes in hex over owner, jobId (if there is one) and nonce (Provider's message; other callers sign others).
     /// Required with SIGNATURE_REQUIRED=1.
-    #[param(example = json!(SIGNATURE_EXAMPLE))]
-    provider_signature: Option<String>,
+    provider_signature: Option<ProviderSignature>,
     /// A clock reading, required with a signature. It may be used again, but with SIGNATURE_STRICT=1. Only Brizo sends
     /// none.
-    #[param(example = "1695300414039237000")]
     nonce: Option<Nonce>,
     /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
-    /// The maximum number of jobs in the response; values above 5,000 count as 5,000.
-    #[param(required = false, minimum = 0, default = 5000)]
+    /// The maximum number of jobs in the response: 5,000, also if it is absent or larger.
+    #[param(value_type = Option<Count>)]
     limit: i64,
-    /// The number of jobs that the response skips.
-    #[param(required = false, minimum = 0, default = 0)]
+    /// The number of jobs that the response skips; 0 if it is absent.
+    #[param(value_type = Option<Count>)]
     offset: i64,
     #[param(ignore)]
     digest: [u8; 32],
@@ -53,7 +51,7 @@ impl FromParams<Compute> for StatusRequest {
         if agreement_id.is_none() && job_id.is_none() && owner.is_none() {
             return Err(ApiError::bad_request("You have to specify one of agreementId, jobId or owner"));
         }
-        let provider_signature = params.text("providerSignature")?.map(str::to_owned);
+        let provider_signature = params.signature("providerSignature")?;
         let nonce = params.nonce("nonce")?;
         let provider_address = params.id_of_any_length("providerAddress")?;
         if provider_signature.is_none() && policy.signature_required {

@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use utoipa::openapi::Type;
+
 use crate::api::error::ApiError;
 use crate::api::input::Params;
 use crate::api::schemas::{number_or_text, schema};
@@ -32,5 +34,10 @@ impl ValidUntil {
 }
 
 schema! {
-    ValidUntil => number_or_text("A time in the future, in seconds since the epoch.", "4102444800");
+    ValidUntil => number_or_text(
+        Type::Number,
+        "A time in the future, in seconds since the epoch.",
+        r"^[0-9]+(\.[0-9]+)?$",
+        "4102444800",
+    );
 }

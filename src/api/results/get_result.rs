@@ -5,13 +5,14 @@ use axum::http::HeaderMap;
 use axum::http::header::RANGE;
 use axum::response::Response;
 use utoipa::IntoParams;
+use utoipa::openapi::Type;
 
 use super::Results;
 use super::file::File;
 use crate::api::error::{ApiError, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
-use crate::api::schemas::{SIGNATURE_EXAMPLE, number_or_text, schema};
-use crate::auth::{Address, Nonce, Operation, Signed};
+use crate::api::schemas::{number_or_text, schema};
+use crate::auth::{Address, Nonce, Operation, ProviderSignature, Signed};
 use crate::db::ResultRow;
 use crate::domain::{JobId, Owner, ProviderAddress, output};
 use crate::telemetry;
@@ -23,8 +24,7 @@ pub(in crate::api) struct ResultRequest {
     /// The account that the job belongs to.
     owner: Owner,
     /// 65 bytes in hex over owner, jobId and nonce (Provider's message; other callers sign others).
-    #[param(example = json!(SIGNATURE_EXAMPLE))]
-    provider_signature: String,
+    provider_signature: ProviderSignature,
     /// A clock reading that the signer has not used before.
     nonce: Nonce,
     /// The index of the output, counted from 0 in the order of the status object's `results`.
@@ -42,7 +42,7 @@ pub(in crate::api) struct ResultRequest {
 pub(in crate::api) struct Index(String);
 
 schema! {
-    Index => number_or_text("A whole number.", "0");
+    Index => number_or_text(Type::Integer, "A whole number.", "^[0-9]{1,64}$", "0");
 }
 
 impl<S> FromParams<S> for ResultRequest {
@@ -51,7 +51,7 @@ impl<S> FromParams<S> for ResultRequest {
     fn read(params: &Params, _: &S) -> Result<Self, ApiError> {
         Ok(Self {
             owner: params.required("owner", Params::id)?,
-            provider_signature: params.required("providerSignature", Params::text)?.to_owned(),
+            provider_signature: params.required("providerSignature", Params::signature)?,
             nonce: params.required("nonce", Params::nonce)?,
             index: params.required("index", Params::number_text).and_then(Index::parse)?,
             job_id: params.required("jobId", Params::id)?,
@@ -107,11 +107,11 @@ impl ResultRequest {
     tag = "results",
     params(ResultRequest, ("Range" = Option<String>, Header, description = "Passed to the origin.")),
     responses(
-        (status = 200, description = "The file.", content_type = "application/octet-stream", headers(
+        (status = 200, description = "The file.", content_type = "*/*", headers(
             ("Content-Disposition" = String, description = "`attachment;filename=` and the file's name"),
         )),
         (status = 206, description = "The part of the file that `Range` asks for.",
-            content_type = "application/octet-stream", headers(
+            content_type = "*/*", headers(
             ("Content-Range" = String, description = "Which part of the file this is"),
         )),
         (status = 302, description = "The file is too large for one response; it can be fetched from there for 5 minutes.",
@@ -125,7 +125,7 @@ impl ResultRequest {
         (status = 413, description = "The file is too large for one response: fetch it in parts with `Range`. Or the \
             request's body is larger than 400 KiB.", body = ErrorBody),
         (status = 416, description = "The file has no such range; the origin's own response.",
-            content_type = "application/octet-stream"),
+            content_type = "*/*"),
         (status = 500, description = "An error that has been logged.", body = ErrorBody),
         (status = 502, description = "The origin did not return the file. The nonce is used.", body = ErrorBody),
         (status = 503, description = "The database is not available. The same request may be sent again; if its nonce is \

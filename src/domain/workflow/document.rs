@@ -70,8 +70,10 @@ pub struct Algorithm {
 #[derive(Debug, Clone, ToSchema)]
 pub struct Container {
     /// A shell command; `$ALGO` stands for the algorithm's file.
+    #[schema(min_length = 1)]
     pub entrypoint: String,
     /// The image's name.
+    #[schema(min_length = 1)]
     pub image: String,
     /// The image's tag; not needed with a checksum.
     pub tag: Option<String>,
