@@ -175,3 +175,70 @@ pub(super) fn digest(form: &Form) -> [u8; 32] {
     keccak.update(signed);
     keccak.finalize().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The forms of a vector's request.
+    fn forms_of(vector: &Value, strict: bool) -> Vec<Form> {
+        let parameter = |name: &str| match &vector["params"][name] {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone()),
+            number => Some(number.to_string()),
+        };
+        let operation = match vector["operation"].as_str().unwrap() {
+            "POST /compute" => Operation::Start,
+            "GET /compute" => Operation::Status,
+            "PUT /compute" => Operation::Change,
+            _ => Operation::Result,
+        };
+        let signed = Signed {
+            operation,
+            owner: parameter("owner").map(Owner::stored).as_ref(),
+            job_id: parameter("jobId").map(JobId::stored).as_ref(),
+            agreement_id: parameter("agreementId").map(AgreementId::stored).as_ref(),
+            provider_address: parameter("providerAddress").map(ProviderAddress::stored).as_ref(),
+            nonce: parameter("nonce").and_then(|nonce| Nonce::parse(&nonce)).as_ref(),
+        };
+        forms(&signed, strict)
+    }
+
+    #[test]
+    fn the_vectors_are_what_their_caller_signed() {
+        let vectors: Value = serde_json::from_str(include_str!("../../tests/signatures.json")).unwrap();
+        for vector in vectors["accept"].as_array().unwrap() {
+            let caller = match vector["client"].as_str().unwrap() {
+                "provider" => Caller::Provider,
+                "ocean-node" => Caller::OceanNode,
+                _ => Caller::Brizo,
+            };
+            let form = Form { caller, message: vector["message"].as_str().unwrap().to_owned() };
+            assert!(forms_of(vector, false).contains(&form), "{vector}");
+            assert_eq!(forms_of(vector, true).contains(&form), caller != Caller::OceanNode, "{vector}");
+            assert_eq!(vector["digest"], format!("0x{}", hex::encode(digest(&form))));
+            let signer = recover(&form, vector["providerSignature"].as_str().unwrap()).unwrap();
+            assert_eq!(signer.to_string(), vector["address"]);
+        }
+        let form = Form { caller: Caller::Provider, message: String::new() };
+        let reasons = vectors["reject"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|vector| recover(&form, vector["providerSignature"].as_str().unwrap()).unwrap_err());
+        let (length, no_key) = (Unrecoverable::Length, Unrecoverable::NoKey);
+        let expected = [
+            length(0),
+            Unrecoverable::NotHex,
+            length(128),
+            length(132),
+            Unrecoverable::RecoveryId(0x1d),
+            no_key,
+            no_key,
+            length(129),
+        ];
+        assert_eq!(reasons.collect::<Vec<_>>(), expected);
+    }
+}

@@ -1,5 +1,7 @@
 //! A signer's nonce passes once (docs/contract/http.md, "Nonces").
 
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 
 use crate::given::now;
@@ -289,4 +291,70 @@ async fn used_nonces_are_shared_between_processes() {
     let call = start(&app, &key, nonce());
     app.send(call.clone()).await.ok();
     assert_eq!(other.send(call.with("agreementId", agreement_id())).await.error().0, 400);
+}
+
+/// A nonce as a caller may write it.
+#[derive(Debug, Clone)]
+struct Written {
+    /// Its time, in seconds from now, and the nanoseconds after that.
+    seconds: i64,
+    nanoseconds: i64,
+    /// The number of nanoseconds in its unit.
+    unit: i64,
+    /// Whether it is text with an exponent: `1.6923e12`.
+    exponent: bool,
+}
+
+impl Written {
+    /// The nonce as text, and its time in nanoseconds.
+    fn at(&self, now: i64) -> (String, i64) {
+        let time = (now + self.seconds) * SECOND as i64 + self.nanoseconds;
+        let (whole, rest) = (time / self.unit, time % self.unit);
+        let (whole, digits) = (whole.to_string(), self.unit.ilog10() as usize);
+        let fraction = if digits > 0 { format!("{rest:0digits$}") } else { String::new() };
+        let text = match self.exponent {
+            true => format!("{}.{}{fraction}e{}", &whole[..1], &whole[1..], whole.len() - 1),
+            false if rest == 0 => whole,
+            false => format!("{whole}.{fraction}"),
+        };
+        (text, time)
+    }
+}
+
+fn written() -> impl Strategy<Value = Written> {
+    // Few, so that some are equal. None is near the end of the window, which moves with the clock.
+    let seconds = prop_oneof![-330..=-310_i64, -290..=-288_i64, -2..=2_i64, 320..=330_i64];
+    let nanoseconds = prop_oneof![Just(0), Just(1), Just(1000), Just(500_000_000_i64)];
+    let unit = prop::sample::select(&[1, 1000, 1_000_000, 1_000_000_000_i64][..]);
+    (seconds, nanoseconds, unit, any::<bool>()).prop_map(|(seconds, nanoseconds, unit, exponent)| Written {
+        seconds,
+        nanoseconds,
+        unit,
+        exponent,
+    })
+}
+
+/// However nonces are written, and in whatever order they arrive, the rules compare their times.
+#[test]
+fn any_nonces_pass_as_their_times_do() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let app = runtime.block_on(App::start());
+    let config = Config { failure_persistence: None, ..Config::with_cases(48) };
+    let result = TestRunner::new(config).run(&prop::collection::vec(written(), 1..16), |nonces| {
+        let (key, now, window) = (Key::new(), now() as i64, 300 * SECOND as i64);
+        let mut used = Vec::new();
+        for (text, time) in nonces.iter().map(|nonce| nonce.at(now)) {
+            let highest = used.iter().max().copied().unwrap_or_default();
+            let passes = time < now * SECOND as i64 + window && time >= highest - window && !used.contains(&time);
+            let call = caller::provider(&key).result_at(&owner(), "ab", 0, text.clone());
+            let answer = runtime.block_on(app.send(call));
+            let text = format!("{text}: {} {}", answer.status, answer.text());
+            prop_assert_eq!(answer.status != 400, passes, "{}", text);
+            if passes {
+                used.push(time);
+            }
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
 }

@@ -5,6 +5,7 @@ use reqwest::Response;
 use serde_json::{Value, json};
 
 use crate::child::{Env, Service};
+use crate::origin::Origin;
 use crate::support::caller::provider;
 use crate::support::{Answer, Call, Key, Stored, TestDatabase, client};
 
@@ -50,6 +51,15 @@ impl Fixture {
     pub async fn result_at(&self, url: &str) -> Answer {
         self.send(&self.ask(&self.job(url).await)).await
     }
+}
+
+/// A service and an origin that it may fetch from.
+pub async fn with_origin(variables: &[(&str, &str)]) -> (Fixture, Origin) {
+    let origin = Origin::start().await;
+    let allowed = hosts(&[&origin.address.to_string()]);
+    let mut all = vec![("RESULT_HOSTS_ALLOWED", allowed.as_str()), ("RESULT_TIMEOUT", "10")];
+    all.extend(variables);
+    (Fixture::with(&all).await, origin)
 }
 
 /// A database, a provider, and the variables of a service that uses both.

@@ -1,6 +1,7 @@
 //! The real binaries as processes, with result origins that fail, the Lambda runtime API, and a browser.
 //!
 //! - [`results`]: /getResult and result origins
+//! - [`ranges`]: parts of results
 //! - [`memory`]: the memory that a large result needs
 //! - [`lambda`]: each Lambda binary behind a runtime API
 //! - [`deployment`]: the schema's custom resource, as CloudFormation calls it
@@ -39,6 +40,7 @@ mod metrics;
 mod probes;
 mod process;
 mod prometheus;
+mod ranges;
 mod reaper;
 mod results;
 mod schemathesis;

@@ -8,19 +8,10 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::child::Service;
-use crate::fixture::{Fixture, OWNER, finished, hosts, output, parts};
+use crate::fixture::{Fixture, OWNER, finished, hosts, output, parts, with_origin};
 use crate::origin::{Answer, Origin};
 use crate::support::caller::{ocean_node, provider};
 use crate::support::{Call, ClosedPort, Key, Stored, client, nonce};
-
-/// A service and an origin that it may fetch from.
-async fn with_origin(variables: &[(&str, &str)]) -> (Fixture, Origin) {
-    let origin = Origin::start().await;
-    let allowed = hosts(&[&origin.address.to_string()]);
-    let mut all = vec![("RESULT_HOSTS_ALLOWED", allowed.as_str()), ("RESULT_TIMEOUT", "10")];
-    all.extend(variables);
-    (Fixture::with(&all).await, origin)
-}
 
 // Files
 
@@ -145,48 +136,6 @@ async fn no_other_headers_of_the_origin_are_sent() {
     let answer = fixture.result_at(&origin.url("/out.txt")).await;
     let headers = format!("{:?}", answer.headers);
     assert!(!headers.contains("secret") && !headers.contains(&origin.address.to_string()), "{headers}");
-}
-
-// Ranges
-
-#[tokio::test]
-async fn a_range_is_passed_on_and_returns_its_part() {
-    let (fixture, origin) = with_origin(&[]).await;
-    origin.answer("/out.txt", Answer::file_with_ranges("0123456789"));
-    let job = fixture.job(&origin.url("/out.txt")).await;
-    for (range, part, content_range) in
-        [("bytes=2-4", "234", "bytes 2-4/10"), ("bytes=7-", "789", "bytes 7-9/10"), ("bytes=-1", "9", "bytes 9-9/10")]
-    {
-        let answer = fixture.send(&fixture.ask(&job).header("range", range)).await;
-        assert_eq!((answer.status, answer.text()), (206, part));
-        assert_eq!(answer.header("content-range"), content_range);
-        assert_eq!(answer.header("content-length"), part.len().to_string());
-        assert_eq!(answer.header("content-disposition"), "");
-        assert_eq!(origin.requests().last().unwrap().header("range"), Some(range));
-    }
-}
-
-#[tokio::test]
-async fn an_origin_may_ignore_a_range() {
-    let (fixture, origin) = with_origin(&[]).await;
-    origin.answer("/out.txt", Answer::file("0123456789"));
-    let job = fixture.job(&origin.url("/out.txt")).await;
-    let answer = fixture.send(&fixture.ask(&job).header("range", "bytes=2-4")).await;
-    assert_eq!((answer.status, answer.text()), (200, "0123456789"));
-    assert_eq!(answer.header("content-range"), "");
-}
-
-#[tokio::test]
-async fn a_range_beyond_the_file_is_the_origins_416() {
-    let (fixture, origin) = with_origin(&[]).await;
-    origin.answer("/out.txt", Answer::file_with_ranges("0123456789"));
-    let job = fixture.job(&origin.url("/out.txt")).await;
-    let call = fixture.ask(&job).header("range", "bytes=10-");
-    let answer = fixture.send(&call).await;
-    assert_eq!(answer.status, 416);
-    assert_eq!(answer.header("content-range"), "bytes */10");
-    // The request was answered: the nonce is used.
-    assert_eq!(fixture.send(&call).await.status, 400);
 }
 
 // Access
