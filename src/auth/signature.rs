@@ -195,13 +195,17 @@ mod tests {
             "PUT /compute" => Operation::Change,
             _ => Operation::Result,
         };
+        let (owner, job_id) = (parameter("owner").map(Owner::stored), parameter("jobId").map(JobId::stored));
+        let agreement_id = parameter("agreementId").map(AgreementId::stored);
+        let provider_address = parameter("providerAddress").map(ProviderAddress::stored);
+        let nonce = parameter("nonce").map(|nonce| Nonce::parse(&nonce).unwrap());
         let signed = Signed {
             operation,
-            owner: parameter("owner").map(Owner::stored).as_ref(),
-            job_id: parameter("jobId").map(JobId::stored).as_ref(),
-            agreement_id: parameter("agreementId").map(AgreementId::stored).as_ref(),
-            provider_address: parameter("providerAddress").map(ProviderAddress::stored).as_ref(),
-            nonce: parameter("nonce").and_then(|nonce| Nonce::parse(&nonce)).as_ref(),
+            owner: owner.as_ref(),
+            job_id: job_id.as_ref(),
+            agreement_id: agreement_id.as_ref(),
+            provider_address: provider_address.as_ref(),
+            nonce: nonce.as_ref(),
         };
         forms(&signed, strict)
     }
