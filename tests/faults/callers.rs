@@ -75,6 +75,12 @@ pub struct Told {
 }
 
 impl Told {
+    /// Whether it was refused because the clock was set forward while it was on its way: an earlier delivery may have done
+    /// what it asks for, and its repetition came too late.
+    pub fn was_late(&self) -> bool {
+        self.times.0 != self.times.1 && self.status == 400 && self.text.contains("nonce")
+    }
+
     /// The job that the answer to a start names.
     pub fn started(&self) -> Option<&str> {
         let start = matches!(self.what, What::Start(_) | What::Stranger | What::Nowhere);
