@@ -245,3 +245,120 @@ fn is_number(json: &RawValue) -> bool {
 fn parse_id<T: FromStr<Err = InvalidId>>(name: &str, text: &str) -> Result<T, ApiError> {
     text.parse().map_err(|invalid| ApiError::bad_request(format!("\"{name}\" may have {invalid}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::response::IntoResponse;
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::JobId;
+
+    fn params(body: &Value) -> Params {
+        Params::from_body(body.to_string().as_bytes(), "GET:/call").unwrap()
+    }
+
+    #[test]
+    fn each_kind_of_parameter_is_read_or_refused() {
+        let sent = params(&json!({
+            "long": "ab", "short": "a", "empty": "", "number": 7, "digits": "7", "null": null, "list": [1], "negative": -1,
+        }));
+        let id = |name| sent.id::<JobId>(name).ok().map(|id| id.map(|id| id.to_string()));
+        let any_id = |name| sent.id_of_any_length::<JobId>(name).ok().map(|id| id.map(|id| id.to_string()));
+        let nonce = |name| sent.nonce(name).ok().map(|nonce| nonce.map(|nonce| nonce.to_string()));
+        let some = |text: &str| Some(Some(text.to_owned()));
+        for (name, expected) in [("long", some("ab")), ("short", Some(None)), ("null", Some(None)), ("number", None)] {
+            assert_eq!(id(name), expected, "{name}");
+        }
+        for (name, expected) in
+            [("long", some("ab")), ("short", some("a")), ("empty", some("")), ("absent", Some(None))]
+        {
+            assert_eq!(any_id(name), expected, "{name}");
+        }
+        for (name, expected) in [("number", some("7")), ("digits", some("7")), ("long", None), ("list", None)] {
+            assert_eq!(nonce(name), expected, "{name}");
+        }
+        let counts = [("number", Some(Some(7))), ("digits", Some(Some(7))), ("negative", None), ("absent", Some(None))];
+        for (name, expected) in counts {
+            assert_eq!(sent.count(name).ok(), expected, "{name}");
+        }
+        assert_eq!(params(&json!({ "count": 0 })).count("count").unwrap(), Some(0));
+        assert!(sent.signature("long").unwrap().is_some() && sent.signature("list").is_err());
+        assert_eq!(sent.value("list").unwrap(), Some(json!([1])));
+        assert_eq!(sent.value("digits").unwrap(), Some(json!("7")));
+        assert_eq!(sent.value("null").unwrap(), None);
+        assert_eq!(sent.required("long", Params::text).unwrap(), "ab");
+        assert!(sent.required("null", Params::text).is_err());
+    }
+
+    #[test]
+    fn a_chain_has_two_names_and_empty_text_is_none() {
+        let chain = |sent: Value| params(&sent).chain_id().ok().map(|chain| chain.map(|chain| chain.to_json()));
+        for (sent, expected) in [
+            (json!({ "chainId": 1 }), Some(Some(json!(1)))),
+            (json!({ "chain_id": "1" }), Some(Some(json!("1")))),
+            (json!({ "chain_id": 2, "chainId": 1 }), Some(Some(json!(1)))),
+            (json!({ "chainId": "" }), Some(None)),
+            (json!({}), Some(None)),
+            (json!({ "chainId": "x" }), None),
+        ] {
+            assert_eq!(chain(sent.clone()), expected, "{sent}");
+        }
+    }
+
+    #[test]
+    fn only_what_has_no_parameter_is_empty() {
+        for empty in ["", " ", "{}", "[]", "1"] {
+            assert!(Params::from_body(empty.as_bytes(), "").unwrap().is_empty(), "{empty}");
+        }
+        assert!(!params(&json!({ "a": null })).is_empty());
+        assert!(!Params::from_query("a=b", "").is_empty());
+    }
+
+    #[test]
+    fn a_digest_is_of_all_but_the_signature_and_the_page() {
+        let digest = |sent: Value| params(&sent).digest();
+        let first = digest(json!({ "a": "1", "b": "2" }));
+        for same in [
+            json!({ "b": "2", "a": "1" }),
+            json!({ "a": "1", "b": "2", "providerSignature": "x", "limit": 1, "offset": 1, "c": null }),
+        ] {
+            assert_eq!(digest(same.clone()), first, "{same}");
+        }
+        for other in [json!({ "a": 1, "b": "2" }), json!({ "a": "1" }), json!({ "a": "1b", "": "2" }), json!({})] {
+            assert_ne!(digest(other.clone()), first, "{other}");
+        }
+        assert_ne!(Params::from_query("a=1&b=2", "PUT:/call").digest(), first);
+        assert_eq!(Params::from_query("a=1&b=2", "GET:/call").digest(), first);
+    }
+
+    /// Reads the body of a request, and returns the status if it is refused.
+    async fn refusal(length: Option<usize>, body: Body) -> Option<StatusCode> {
+        let mut request = Request::new(body);
+        if let Some(length) = length {
+            request.headers_mut().insert(CONTENT_LENGTH, length.into());
+        }
+        read_body(request).await.err().map(|error| error.into_response().status())
+    }
+
+    #[tokio::test]
+    async fn a_body_has_a_limit_and_an_end() {
+        assert_eq!(BODY_LIMIT, 409_600);
+        let bytes = |length| Body::from(vec![b' '; length]);
+        assert_eq!(refusal(None, bytes(BODY_LIMIT)).await, None);
+        assert_eq!(refusal(None, bytes(BODY_LIMIT + 1)).await, Some(StatusCode::PAYLOAD_TOO_LARGE));
+        assert_eq!(refusal(Some(BODY_LIMIT), bytes(1)).await, None);
+        assert_eq!(refusal(Some(BODY_LIMIT + 1), bytes(1)).await, Some(StatusCode::PAYLOAD_TOO_LARGE));
+        let interrupted =
+            Body::from_stream(futures_util::stream::iter([Err::<Vec<u8>, _>(std::io::Error::other("lost"))]));
+        assert_eq!(refusal(None, interrupted).await, Some(StatusCode::BAD_REQUEST));
+    }
+
+    #[test]
+    fn a_value_is_not_shown() {
+        let sent = params(&json!({ "a": "secret", "b": ["secret"] }));
+        let shown = format!("{sent:?}");
+        assert!(shown.contains("text") && shown.contains("json") && !shown.contains("secret"), "{shown}");
+    }
+}

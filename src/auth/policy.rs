@@ -91,3 +91,54 @@ impl Policy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::{Operation, forms};
+    use crate::domain::{Owner, ProviderAddress};
+
+    /// Any 65 bytes from which an address can be recovered.
+    const SIGNATURE: &str = "0x2e8b9ae9fd13b6830cb7db77635ca7ab0dac033abefb0d351058e0ccba9cdfcf\
+                             101e1a03edf8dc2e1b731c775bf2e5193ba653ca9767b7a5aee6d7e1dd6a53591b";
+
+    #[test]
+    fn the_signer_is_the_one_that_is_allowed_or_claimed_or_the_first() {
+        let (owner, nonce) = (Owner::stored("0xOwner"), Nonce::parse("1695300414039237000").unwrap());
+        let signed = Signed {
+            operation: Operation::Start,
+            owner: Some(&owner),
+            job_id: None,
+            agreement_id: None,
+            provider_address: None,
+            nonce: Some(&nonce),
+        };
+        let signers: Vec<Signer> = forms(&signed, false)
+            .iter()
+            .map(|form| Signer { address: recover(form, SIGNATURE).unwrap(), caller: form.caller })
+            .collect();
+        let [first, second] = &signers[..] else { panic!("{signers:?}") };
+        let policy = |signature_required, allowed: &[&Signer]| Policy {
+            signature_required,
+            signature_strict: false,
+            allowed_providers: allowed.iter().map(|signer| signer.address).collect(),
+            nonce_window: Duration::from_secs(300),
+        };
+        let signature = ProviderSignature::sent(SIGNATURE);
+
+        for allowed in [first, second] {
+            assert_eq!(policy(true, &[allowed]).signer(&signed, &signature).as_ref(), Ok(allowed));
+            let claimed = ProviderAddress::stored(allowed.address.to_string());
+            let signed = Signed { provider_address: Some(&claimed), ..signed };
+            assert_eq!(policy(false, &[]).signer(&signed, &signature).as_ref(), Ok(allowed));
+            let shared = policy(true, &[]).nonce_use(allowed, &nonce, [1; 32]).shared;
+            assert_eq!(shared, allowed.caller == Caller::OceanNode);
+        }
+        assert_eq!(policy(false, &[]).signer(&signed, &signature).as_ref(), Ok(first));
+        let refused = policy(true, &[]).signer(&signed, &signature);
+        assert!(
+            matches!(refused, Err(AccessError::NotAllowed { signer, .. }) if signer == first.address),
+            "{refused:?}"
+        );
+    }
+}
