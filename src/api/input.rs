@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn each_kind_of_parameter_is_read_or_refused() {
         let sent = params(&json!({
-            "long": "ab", "short": "a", "empty": "", "number": 7, "digits": "7", "null": null, "list": [1], "negative": -1,
+            "long": "ab", "short": "a", "empty": "", "number": 7, "digits": "7", "null": null, "list": [1], "negative": -1, "flag": true,
         }));
         let id = |name| sent.id::<JobId>(name).ok().map(|id| id.map(|id| id.to_string()));
         let any_id = |name| sent.id_of_any_length::<JobId>(name).ok().map(|id| id.map(|id| id.to_string()));
@@ -283,6 +283,8 @@ mod tests {
         for (name, expected) in counts {
             assert_eq!(sent.count(name).ok(), expected, "{name}");
         }
+        assert_eq!(sent.number_text("negative").unwrap(), Some("-1"));
+        assert!(sent.number_text("list").is_err() && sent.number_text("flag").is_err());
         assert_eq!(params(&json!({ "count": 0 })).count("count").unwrap(), Some(0));
         assert!(sent.signature("long").unwrap().is_some() && sent.signature("list").is_err());
         assert_eq!(sent.value("list").unwrap(), Some(json!([1])));

@@ -135,6 +135,7 @@ mod tests {
             assert_eq!(shared, allowed.caller == Caller::OceanNode);
         }
         assert_eq!(policy(false, &[]).signer(&signed, &signature).as_ref(), Ok(first));
+        assert_eq!(format!("{signature:?} {:?}", first.address), format!("ProviderSignature {}", first.address));
         let refused = policy(true, &[]).signer(&signed, &signature);
         assert!(
             matches!(refused, Err(AccessError::NotAllowed { signer, .. }) if signer == first.address),

@@ -39,3 +39,18 @@ impl Component {
         format!("{job_id}-{}-job", self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_steps_and_of_their_jobs() {
+        assert_eq!(Component::ALL.map(Component::as_str), ["configure", "algorithm", "filter", "publish"]);
+        for component in Component::ALL {
+            assert_eq!(Component::parse(component.as_str()), Some(component));
+        }
+        assert_eq!(Component::parse("Algorithm"), None);
+        assert_eq!(Component::Filter.job_name(&JobId::stored("id")), "id-filter-job");
+    }
+}

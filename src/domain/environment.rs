@@ -6,3 +6,16 @@ use serde_json::{Map, Value};
 pub fn parse(announcement: &str) -> Option<Map<String, Value>> {
     serde_json::from_str(announcement).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_announcement_is_an_object() {
+        assert_eq!(Value::from(parse(r#"{"b":1,"a":2}"#).unwrap()).to_string(), r#"{"b":1,"a":2}"#);
+        for damaged in ["", "{", "[]", "null"] {
+            assert_eq!(parse(damaged), None, "{damaged}");
+        }
+    }
+}

@@ -198,7 +198,9 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a,b", "a/b", "ä", &"a".repeat(50)] {
             assert!(!JobId::stored(bad).can_name_objects(), "{bad}");
+            assert_eq!(JobId::of_object(bad), None, "{bad}");
         }
+        assert_eq!(JobId::of_object("old-job-1"), Some(JobId::stored("old-job-1")));
     }
 
     #[test]
@@ -229,6 +231,8 @@ mod tests {
             assert!(!chain.matches(&other), "{other}");
         }
         assert_eq!(chain, ChainId::parse("137", false).unwrap());
+        assert_ne!(chain, ChainId::parse("138", true).unwrap());
+        assert_eq!(ChainId::parse("0137", true).unwrap().as_str(), "0137");
         assert_eq!(chain.to_json(), json!(137));
         assert_eq!(ChainId::parse("137", false).unwrap().to_json(), json!("137"));
         for bad in ["", "hello", "-1", "1.0", "1e3", "0x1", " 1", "١", &"9".repeat(79)] {

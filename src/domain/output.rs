@@ -31,3 +31,22 @@ pub fn url(outputs: &[Value], index: usize) -> Option<&str> {
 pub fn url_of(output: &Value) -> Option<&str> {
     output.get("url")?.as_str()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn outputs_have_urls_which_are_not_shown() {
+        for none in ["", "[]", "{}", "[", "null"] {
+            assert_eq!(parse(none), None, "{none}");
+        }
+        let outputs = parse(r#"[{"filename":"a","url":"https://a"},{"filename":"b"},7,{"url":8}]"#).unwrap();
+        let urls: Vec<_> = (0..5).map(|index| url(&outputs, index)).collect();
+        assert_eq!(urls, [Some("https://a"), None, None, None, None]);
+        let shown = [json!({ "filename": "a" }), json!({ "filename": "b" }), Value::Null, json!({})];
+        assert_eq!(without_urls(outputs), shown);
+    }
+}

@@ -137,6 +137,30 @@ mod tests {
     }
 
     #[test]
+    fn texts_of_states() {
+        let texts = [
+            (1, "Warming up"),
+            (10, "Job started"),
+            (20, "Configuring volumes"),
+            (30, "Provisioning success"),
+            (31, "Data provisioning failed"),
+            (32, "Algorithm provisioning failed"),
+            (40, "Running algorithm"),
+            (41, "Algorithm failed"),
+            (50, "Filtering results"),
+            (60, "Publishing results"),
+            (70, "Job finished"),
+            (0, ""),
+        ];
+        for (code, text) in texts {
+            assert_eq!(Status::from_code(code).text(), text);
+        }
+        for code in [0, 1, 2, 7] {
+            assert_eq!(StopRequest::from_code(code).code(), code);
+        }
+    }
+
+    #[test]
     fn dispatched_jobs() {
         for (code, expected) in [(0, false), (1, false), (9, false), (10, true), (19, true), (20, false)] {
             assert_eq!(Status::from_code(code).is_dispatched(), expected, "{code}");

@@ -241,6 +241,46 @@ mod tests {
     }
 
     #[test]
+    fn only_unfinished_jobs_need_their_pods() {
+        let mut builder = StepsBuilder::default();
+        builder.add_job(job(json!({ "metadata": { "deletionTimestamp": ago(1) } })), now());
+        assert!(!builder.needs_pods());
+        builder.add_job(job(json!({})), now());
+        assert!(builder.needs_pods());
+    }
+
+    #[test]
+    fn the_youngest_pod_counts() {
+        let aged = |seconds, pod: Pod| {
+            let created = json!({ "metadata": { "creationTimestamp": ago(seconds) } });
+            serde_json::from_value::<Pod>(merged(serde_json::to_value(pod).unwrap(), created)).unwrap()
+        };
+        let old = || aged(900, pending(container(waiting("ErrImagePull"), json!({}))));
+        let young = || aged(10, pending(container(waiting("InvalidImageName"), json!({}))));
+        let expected = stuck(Problem::InvalidImageName, Recovery::None, None);
+        assert_eq!(state_of(&job(json!({})), &[old(), young()]), expected);
+        assert_eq!(state_of(&job(json!({})), &[young(), old()]), expected);
+    }
+
+    #[test]
+    fn a_failed_pod_says_why_and_since_when() {
+        let failed = |reason: Value| {
+            pod(json!({ "phase": "Failed", "reason": reason, "conditions": [
+                { "type": "PodScheduled", "status": "True", "lastTransitionTime": ago(900) },
+                { "type": "Initialized", "status": "False", "lastTransitionTime": ago(500) },
+                { "type": "ContainersReady", "status": "False", "lastTransitionTime": ago(100) },
+            ]}))
+        };
+        for (reason, problem) in [
+            (json!("DeadlineExceeded"), Problem::DeadlineExceeded),
+            (json!("Evicted"), Problem::Evicted),
+            (Value::Null, Problem::Failed),
+        ] {
+            assert_eq!(state_of(&job(json!({})), &[failed(reason)]), stuck(problem, Recovery::Retry, 100.0));
+        }
+    }
+
+    #[test]
     fn states_derived_from_pods() {
         let memory = || Problem::OutOfMemory(Some("512Mi".to_owned()));
         let node = |lacks: &str| Problem::Unschedulable(Some(lacks.to_owned()));

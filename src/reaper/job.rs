@@ -133,3 +133,15 @@ pub(super) struct StepEnd {
 
 /// Why an action was skipped: an engine continued the job.
 pub(super) const CONTINUED: Applied = Applied::Skipped("the job was continued meanwhile");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_seen_is_read_back() {
+        for seen in [Seen::Absent, Seen::Idle, Seen::Trouble("uid".to_owned())] {
+            assert_eq!(Seen::stored(seen.as_str().to_owned()), seen);
+        }
+    }
+}

@@ -78,7 +78,8 @@ mod tests {
     #[test]
     fn jobs_that_no_engine_has_begun() {
         let idle = Environment { idle_at: Some(1.0), ..environment() };
-        let busy = Environment { idle_at: Some(0.0), ..environment() };
+        // The time at which it was given the job.
+        let busy = Environment { idle_at: Some(0.5), ..environment() };
         let decided = |job: &UnfinishedJob, environment: &Environment| {
             summary(unfinished::decide(job, None, environment, &rules()))
         };

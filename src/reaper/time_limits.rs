@@ -51,8 +51,9 @@ pub(super) fn decide(job: &UnfinishedJob, step: &Step, announced: Option<f64>, r
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::fixture::{document, job, rules};
+    use super::super::fixture::{document, job, rules, step};
     use super::*;
+    use crate::kubernetes::StepState;
 
     #[test]
     fn the_shortest_limit_applies() {
@@ -80,5 +81,18 @@ mod tests {
             let job = UnfinishedJob { workflow: damaged.map(str::to_owned), ..job(40) };
             assert_eq!(super::limit(&job, None, &rules()), None, "{damaged:?}");
         }
+    }
+
+    #[test]
+    fn an_algorithm_is_stopped_only_after_its_limit() {
+        let exceeded = |running_for, valid_for| {
+            let step = step(Component::Algorithm, running_for, StepState::Running);
+            let job = UnfinishedJob { valid_for, ..job(40) };
+            super::exceeded(&job, &step, Some(50.0), &rules())
+        };
+        assert_eq!(exceeded(50.0, Some(0.0)), None);
+        assert_eq!(exceeded(50.1, None).as_deref(), Some("The algorithm was stopped at its time limit of 50 seconds."));
+        let passed = "The algorithm was stopped because the job's validUntil has passed.";
+        assert_eq!(exceeded(1.0, Some(-0.1)).as_deref(), Some(passed));
     }
 }

@@ -252,4 +252,28 @@ mod tests {
         let for_ever = ReaperRules { workflow_ttl: None, ..rules() };
         assert_eq!(decide(&object(true, 1e12), Some(&known(Some(1e12), true)), &for_ever), None);
     }
+
+    #[test]
+    fn duties_of_objects() {
+        let duty = |missing, removed| {
+            let object = OutdatedObject {
+                job_id: JobId::stored("job"),
+                namespace: None,
+                owner: None,
+                agreement_id: AgreementId::stored("agreement"),
+                status: None,
+                status_text: None,
+                reason: None,
+                date_finished: None,
+                missing,
+                workflow: None,
+                removed,
+                due: 0.0,
+            };
+            object.duty()
+        };
+        assert_eq!(duty(false, false), Duty::StatusSync);
+        assert_eq!(duty(true, false), Duty::Registrations);
+        assert_eq!(duty(false, true), Duty::OldObjects);
+    }
 }

@@ -41,3 +41,40 @@ schema! {
         "4102444800",
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::extract::{FromRequest, Request};
+
+    use super::*;
+    use crate::api::input::{FromParams, Input};
+
+    struct Sent(Option<ValidUntil>);
+
+    impl<S> FromParams<S> for Sent {
+        const CALL: &'static str = "GET:/call";
+
+        fn read(params: &Params, _: &S) -> Result<Self, ApiError> {
+            ValidUntil::read(params).map(Self)
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_a_number_of_seconds_in_the_future() {
+        let sent = [
+            ("4102444800", Some(4_102_444_800)),
+            ("4102444800.9", Some(4_102_444_800)),
+            ("4.1e9", Some(4_100_000_000)),
+            ("1700000000", None),
+            ("0", None),
+            ("inf", None),
+            ("soon", None),
+        ];
+        for (text, expected) in sent {
+            let request = Request::builder().uri(format!("/?validUntil={text}")).body(Body::empty()).unwrap();
+            let read = Input::<Sent>::from_request(request, &()).await.ok();
+            assert_eq!(read.map(|Input(Sent(time))| time.unwrap().seconds()), expected, "{text}");
+        }
+    }
+}

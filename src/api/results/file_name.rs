@@ -111,7 +111,7 @@ fn parameters(value: &str) -> Vec<(String, String)> {
             while let Some((at, character)) = characters.next() {
                 match character {
                     '"' => {
-                        end = at + 1;
+                        end = at;
                         break;
                     }
                     '\\' => value.extend(characters.next().map(|(_, escaped)| escaped)),
@@ -160,6 +160,12 @@ fn extension_of(content_type: &HeaderValue) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quoted_value_may_hold_a_semicolon() {
+        let found = parameters(r#"attachment; filename="a;"; x=y"#);
+        assert_eq!(found, [("filename".to_owned(), "a;".to_owned()), ("x".to_owned(), "y".to_owned())]);
+    }
 
     fn named(disposition: Option<&'static str>, content_type: Option<&'static str>, url: &str) -> (String, String) {
         let mut headers = HeaderMap::new();

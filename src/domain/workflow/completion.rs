@@ -62,3 +62,59 @@ impl Workflow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn completion(max_time: Option<u64>) -> Completion {
+        let [size, cpu, memory] = ["1Gi", "200m", "100Mi"].map(str::to_owned);
+        Completion {
+            max_time,
+            storage_expiry: None,
+            input_volume_size: size.clone(),
+            output_volume_size: size.clone(),
+            adminlogs_volume_size: size,
+            requests_cpu: cpu.clone(),
+            requests_memory: memory.clone(),
+            limits_cpu: cpu,
+            limits_memory: memory,
+        }
+    }
+
+    #[test]
+    fn a_stage_gets_what_the_service_decides() {
+        let sent = json!({ "stages": [{
+            "input": [], "algorithm": { "container": { "entrypoint": "e", "image": "i", "tag": "t" } }, "output": {},
+            "compute": { "maxtime": "60", "namespace": "another", "kept": 1 },
+        }]});
+        let mut workflow = Workflow::check(sent).unwrap();
+        let chain = ChainId::parse("1", true);
+        workflow.complete(&completion(Some(50)), &Namespace::stored("n"), chain.as_ref());
+        let completed = Value::Object(workflow.into_object());
+        let compute = &completed["stages"][0]["compute"];
+        assert_eq!(
+            (&compute["maxtime"], &compute["namespace"], &compute["kept"]),
+            (&json!(50), &json!("n"), &json!(1))
+        );
+        assert_eq!((&compute["resources"]["inputVolumesize"], &compute["storageExpiry"]), (&json!("1Gi"), &json!(0)));
+        assert_eq!(completed["chainId"], 1);
+    }
+
+    #[test]
+    fn the_shorter_time_applies_and_0_is_none() {
+        for (limit, requested, expected) in [
+            (Some(50), Some(60), Some(50)),
+            (Some(50), Some(40), Some(40)),
+            (Some(50), Some(0), Some(50)),
+            (Some(50), None, Some(50)),
+            (None, Some(40), Some(40)),
+            (None, Some(0), None),
+            (None, None, None),
+        ] {
+            assert_eq!(completion(limit).max_time(requested), expected, "{limit:?} {requested:?}");
+        }
+    }
+}

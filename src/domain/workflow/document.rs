@@ -339,4 +339,36 @@ mod tests {
         let workflow = Workflow::check(serde_json::from_str(sent).unwrap()).unwrap();
         assert_eq!(Value::Object(workflow.into_object()).to_string(), stored);
     }
+
+    #[test]
+    fn a_workflow_has_one_stage() {
+        for (sent, error) in [
+            ("{}", "`workflow` is required in the payload and must include workflow stages"),
+            ("[]", "`workflow` is required in the payload and must include workflow stages"),
+            (r#"{"x":1}"#, "Missing stages"),
+            (r#"{"stages":[]}"#, "Missing stages"),
+            (r#"{"stages":[1]}"#, "`stages[0]` must be an object"),
+            (r#"{"stages":[1,1]}"#, "Multiple stages are not supported yet"),
+        ] {
+            let refused = Workflow::check(serde_json::from_str(sent).unwrap()).unwrap_err();
+            assert_eq!(refused.to_string(), error, "{sent}");
+        }
+    }
+
+    #[test]
+    fn a_workflow_has_a_depth() {
+        let nested = |depth: usize, open: &str, close: &str| -> Value {
+            serde_json::from_str(&format!("[1,{}1{}]", open.repeat(depth - 1), close.repeat(depth - 1))).unwrap()
+        };
+        for (open, close) in [("[1,", "]"), (r#"{"a":1,"b":"#, "}")] {
+            assert!(!is_deeper(&nested(5, open, close), 5));
+            assert!(is_deeper(&nested(6, open, close), 5));
+        }
+        assert!(is_deeper(&serde_json::json!([]), 0) && is_deeper(&serde_json::json!({}), 0));
+        let deep = serde_json::json!({ "stages": nested(DEPTH_LIMIT, "[", "]") });
+        assert_eq!(
+            Workflow::check(deep).unwrap_err().to_string(),
+            "`workflow` must not be nested deeper than 100 levels"
+        );
+    }
 }

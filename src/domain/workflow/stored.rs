@@ -82,4 +82,24 @@ mod tests {
         let document = document(&workflow, &JobId::random(), &Namespace::stored("n"));
         assert_eq!(stored(&document), Some(workflow));
     }
+
+    #[test]
+    fn the_time_that_a_stored_workflow_asks_for() {
+        let stored = |compute: Value| {
+            let stages = json!([{ "input": [], "compute": compute }]);
+            json!({ "spec": { "metadata": { "stages": stages } } }).to_string()
+        };
+        for (compute, expected) in [
+            (json!({ "maxtime": 60 }), Some(60.0)),
+            (json!({ "maxtime": " 60.9 " }), Some(60.0)),
+            (json!({ "maxtime": 0 }), None),
+            (json!({ "maxtime": [60] }), None),
+            (json!({}), None),
+        ] {
+            assert_eq!(stored_max_time(&stored(compute.clone())), expected, "{compute}");
+        }
+        assert_eq!(stored_max_time("{"), None);
+        let summary = Summary::new(None, ["did:1", "", "did:ä"].into_iter(), None);
+        assert_eq!(summary.input_dids_json(), r#"["did:1","did:\u00e4"]"#);
+    }
 }
