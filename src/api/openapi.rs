@@ -4,7 +4,7 @@ use axum::Json;
 use utoipa::OpenApi;
 
 use super::results::get_result::Index;
-use super::schemas::Count;
+use super::schemas::JobCount;
 use super::{about, admin, compute, environments, results};
 use crate::auth::{Nonce, ProviderSignature};
 use crate::domain::{AgreementId, ChainId, Component, JobId, Namespace, Owner, ProviderAddress};
@@ -41,8 +41,8 @@ use crate::domain::{AgreementId, ChainId, Component, JobId, Namespace, Owner, Pr
         AgreementId,
         ChainId,
         Component,
-        Count,
         Index,
+        JobCount,
         JobId,
         Namespace,
         Nonce,

@@ -16,7 +16,7 @@ pub(super) const SIGNATURE_EXAMPLE: &str = "0x2e8b9ae9fd13b6830cb7db77635ca7ab0d
 const MAX_DIGITS: usize = 78;
 
 /// A number of jobs: `limit` or `offset`.
-pub(super) struct Count;
+pub(super) struct JobCount;
 
 /// Gives types a schema, under their own name.
 macro_rules! schema {
@@ -58,7 +58,7 @@ schema! {
         .description(Some("65 bytes in hex."))
         .examples([json!(SIGNATURE_EXAMPLE)])
         .build();
-    Count => number_or_text(Type::Integer, "A whole number.", "^[0-9]{1,18}$", "0");
+    JobCount => number_or_text(Type::Integer, "A whole number.", "^[0-9]{1,18}$", "0");
     Status => ObjectBuilder::new()
         .schema_type(Type::Integer)
         .description(Some("The code of a job's state: 1, 10, 20, 30, 31, 32, 40, 41, 50, 60 or 70."))

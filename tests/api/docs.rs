@@ -8,7 +8,7 @@ use operator_service::api::routes::ROUTES;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{App, Call};
+use crate::support::{App, Call, python};
 
 /// The routes in the OpenAPI document, by method in lower case and path: all but the pages of the documentation.
 fn documented_routes() -> BTreeSet<(String, &'static str)> {
@@ -64,13 +64,9 @@ async fn spec_is_openapi_3_1() {
     assert!(spec["openapi"].as_str().unwrap().starts_with("3.1"), "{}", spec["openapi"]);
     assert_eq!(spec["info"]["version"], env!("CARGO_PKG_VERSION"));
 
-    let in_venv = concat!(env!("CARGO_MANIFEST_DIR"), "/.local/venv/bin/python");
-    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| {
-        if std::path::Path::new(in_venv).exists() { in_venv.to_owned() } else { "python3".to_owned() }
-    });
     let validate = "import json, sys; from openapi_spec_validator import OpenAPIV31SpecValidator as V; \
                     V(json.load(sys.stdin)).validate()";
-    let mut python = Command::new(python)
+    let mut python = Command::new(python())
         .args(["-c", validate])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())

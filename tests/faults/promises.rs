@@ -179,13 +179,13 @@ fn cluster(callers: &Callers, jobs: &BTreeMap<String, Job>) {
 
 /// Outputs go when they have expired or their job was deleted, and not before.
 fn expiry(told: &[Told], jobs: &BTreeMap<String, Job>) {
-    let deletes = |told: &&Told| matches!(told.what, What::Delete(_)) && (told.status == 200 || told.was_late());
-    let (late, deleted): (Vec<_>, Vec<_>) = told.iter().filter(deletes).partition(|told| told.was_late());
-    let concerns = |told: &[&Told], id: &str| told.iter().any(|told| told.job_id.as_deref() == Some(id));
     for (id, job) in jobs {
+        let deletes =
+            told.iter().filter(|told| matches!(told.what, What::Delete(_)) && told.job_id.as_ref() == Some(id));
+        let has_to_be = job.expired() || deletes.clone().any(|told| told.status == 200);
+        let may_be = has_to_be || deletes.clone().any(Told::was_late);
         let removed = job.row["removed"] == 1;
-        let has_to_be = job.expired() || concerns(&deleted, id);
-        assert!(removed == has_to_be || removed && concerns(&late, id), "removed or not: {}", job.row);
+        assert!(if removed { may_be } else { !has_to_be }, "removed or not: {}", job.row);
         let outputs = job.row["outputsurl"].as_str().unwrap_or_default();
         // Without a reason it has ended because it has published its outputs.
         let published = job.finished.is_some() && job.row["reason"].is_null();

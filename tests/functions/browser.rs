@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::child::{Env, Service};
 use crate::fixture::{Fixture, OWNER};
-use crate::support::{TestDatabase, client};
+use crate::support::{TestDatabase, client, python};
 
 /// A reserved name, which Chromium resolves to this machine. Swagger UI does some things (asking a validator
 /// on another site, for example) only if its page's host is not localhost.
@@ -52,12 +52,6 @@ impl Tried {
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
-}
-
-/// The Python of the tests, which has what tests/requirements.txt lists.
-pub fn python() -> String {
-    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/.local/venv/bin/python");
-    std::env::var("TEST_PYTHON").unwrap_or_else(|_| if Path::new(own).exists() { own } else { "python3" }.to_owned())
 }
 
 fn chromium() -> String {

@@ -41,6 +41,13 @@ pub use proxy::{At, Proxy};
 pub use role::Guarded;
 pub use signer::{Key, nonce, nonce_ms};
 
+/// The Python of the tests, which has what tests/requirements.txt lists.
+pub fn python() -> String {
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/.local/venv/bin/python");
+    let installed = || if std::path::Path::new(own).exists() { own } else { "python3" }.to_owned();
+    std::env::var("TEST_PYTHON").unwrap_or_else(|_| installed())
+}
+
 /// A name that no other test uses.
 pub fn unique(what: &str) -> String {
     format!("{what}-{}", &uuid::Uuid::new_v4().simple().to_string()[..12])

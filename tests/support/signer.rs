@@ -18,10 +18,7 @@ struct Signer {
 impl Signer {
     fn start() -> Self {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
-        let in_venv = format!("{root}.local/venv/bin/python");
-        let python = std::env::var("TEST_PYTHON")
-            .ok()
-            .unwrap_or_else(|| if std::path::Path::new(&in_venv).exists() { in_venv } else { "python3".to_owned() });
+        let python = super::python();
         let mut child = Command::new(&python)
             .arg(format!("{root}tests/support/signer.py"))
             .stdin(Stdio::piped())

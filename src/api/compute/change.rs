@@ -6,7 +6,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{CLUSTER_TIMEOUT, Compute, JobStatus, Listing, limit, offset};
 use crate::api::error::ApiError;
 use crate::api::input::Params;
-use crate::api::schemas::Count;
+use crate::api::schemas::JobCount;
 use crate::auth::{Nonce, Operation, ProviderSignature, Signed};
 use crate::db::{Change, ChangedJobs, JobSelector, ListRange, RequestedBy, TouchedJob};
 use crate::domain::{AgreementId, JobId, Namespace, Owner, ProviderAddress, effective_namespace};
@@ -36,12 +36,12 @@ pub(in crate::api) struct ChangeRequest {
     /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
     /// The maximum number of jobs in the response: 5,000, also if it is absent or larger.
-    #[param(value_type = Option<Count>)]
-    #[schema(value_type = Option<Count>)]
+    #[param(value_type = Option<JobCount>)]
+    #[schema(value_type = Option<JobCount>)]
     limit: i64,
     /// The number of jobs that the response skips; 0 if it is absent.
-    #[param(value_type = Option<Count>)]
-    #[schema(value_type = Option<Count>)]
+    #[param(value_type = Option<JobCount>)]
+    #[schema(value_type = Option<JobCount>)]
     offset: i64,
     #[param(ignore)]
     #[schema(ignore)]

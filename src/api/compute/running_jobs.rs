@@ -8,7 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Compute, Listing, limit, offset, status_text};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
-use crate::api::schemas::Count;
+use crate::api::schemas::JobCount;
 use crate::db::ListRange;
 use crate::domain::{AgreementId, ChainId, Job, JobId, Namespace, Owner, Status};
 
@@ -17,10 +17,10 @@ use crate::domain::{AgreementId, ChainId, Job, JobId, Namespace, Owner, Status};
 #[into_params(parameter_in = Query)]
 pub(in crate::api) struct RunningJobsRequest {
     /// The maximum number of jobs in the response: 5,000, also if it is absent or larger.
-    #[param(value_type = Option<Count>)]
+    #[param(value_type = Option<JobCount>)]
     limit: i64,
     /// The number of jobs that the response skips; 0 if it is absent.
-    #[param(value_type = Option<Count>)]
+    #[param(value_type = Option<JobCount>)]
     offset: i64,
 }
 

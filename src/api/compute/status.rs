@@ -6,7 +6,7 @@ use utoipa::IntoParams;
 use super::{Compute, JobStatus, Listing, limit, offset};
 use crate::api::error::{ApiError, CommonErrors, ErrorBody};
 use crate::api::input::{FromParams, Input, Params};
-use crate::api::schemas::Count;
+use crate::api::schemas::JobCount;
 use crate::auth::{Nonce, Operation, ProviderSignature, Signed};
 use crate::db::{JobFilter, ListRange};
 use crate::domain::{AgreementId, JobId, Owner, ProviderAddress};
@@ -31,10 +31,10 @@ pub(in crate::api) struct StatusRequest {
     /// The address that the caller claims to sign with.
     provider_address: Option<ProviderAddress>,
     /// The maximum number of jobs in the response: 5,000, also if it is absent or larger.
-    #[param(value_type = Option<Count>)]
+    #[param(value_type = Option<JobCount>)]
     limit: i64,
     /// The number of jobs that the response skips; 0 if it is absent.
-    #[param(value_type = Option<Count>)]
+    #[param(value_type = Option<JobCount>)]
     offset: i64,
     #[param(ignore)]
     digest: [u8; 32],
