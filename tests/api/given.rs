@@ -3,7 +3,19 @@
 use serde_json::{Value, json};
 
 use crate::support::operation::RESULT;
-use crate::support::{App, AppBuilder, Key, Stored, agreement_id, caller, owner, workflow};
+use crate::support::{App, AppBuilder, Call, Key, Stored, agreement_id, caller, owner, workflow};
+
+/// A start by Provider, of a fresh agreement and owner.
+pub fn start(app: &App, key: &Key) -> Call {
+    start_with(app, key, |_| {})
+}
+
+/// A start with a workflow that differs from the sample.
+pub fn start_with(app: &App, key: &Key, change: impl FnOnce(&mut Value)) -> Call {
+    let mut workflow = workflow::sample();
+    change(&mut workflow);
+    caller::provider(key).start(&app.namespace, &agreement_id(), &owner(), workflow)
+}
 
 /// A job that Provider has started.
 pub struct Started {

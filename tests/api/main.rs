@@ -32,3 +32,4 @@ mod runningjobs;
 mod sessions;
 mod signatures;
 mod state_rules;
+mod stored_jobs;

@@ -1,21 +1,16 @@
 //! Each Lambda binary behind a runtime API, with the events of a REST API.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use operator_service::config::DatabaseUse;
 use operator_service::runtime;
 use reqwest::Method;
-use serde_json::{Value, json};
-use sqlx::Executor;
-use tokio::sync::Notify;
+use serde_json::json;
 
 use crate::child::{Directory, Env, run_program, stderr};
 use crate::fixture::{OWNER, finished, hosts, output, parts};
-use crate::origin::{Answer as File, Origin, PatternCheck};
-use crate::runtime_api::{Event, Function, Outcome, Part, lambda};
+use crate::origin::{Answer as File, Origin};
+use crate::runtime_api::{Event, Function, Outcome, lambda};
 use crate::support::caller::{brizo, ocean_node, provider};
-use crate::support::{Call, ClosedPort, Cluster, Key, Proxy, TestDatabase, agreement_id, nonce, workflow};
+use crate::support::{Call, ClosedPort, Cluster, Key, TestDatabase, agreement_id, nonce, workflow};
 
 const COMPUTE: &str = env!("CARGO_BIN_EXE_compute");
 const RESULTS: &str = env!("CARGO_BIN_EXE_results");
@@ -30,14 +25,6 @@ async fn cluster(env: Env) -> (Cluster, Directory, Env) {
     let directory = Directory::new();
     let env = env.with_cluster(&cluster, &directory).with("DEFAULT_NAMESPACE", cluster.namespace.as_str());
     (cluster, directory, env)
-}
-
-async fn results(variables: &[(&str, &str)]) -> (TestDatabase, Key, Origin, Function) {
-    let (database, key, env) = parts().await;
-    let origin = Origin::start().await;
-    let env = env.with("RESULT_HOSTS_ALLOWED", hosts(&[&origin.address.to_string()])).and(variables);
-    let function = Function::start(RESULTS, &env).await;
-    (database, key, origin, function)
 }
 
 // compute
@@ -369,211 +356,6 @@ async fn docs_needs_no_database() {
     let answer = function.call(&Call::to_path(Method::GET, "/api/v1/docs")).await;
     assert_eq!((answer.status, answer.header("location")), (308, "docs/index.html"));
     assert_eq!(function.call(&Call::to_path(Method::GET, "/api/v1/docs/nothing.js")).await.error().0, 404);
-}
-
-// results
-
-#[tokio::test]
-async fn results_are_streamed() {
-    let (database, key, origin, function) = results(&[]).await;
-    origin.answer("/out.txt", File::file("hello"));
-    let job = finished(&key, &output(&origin.url("/out.txt"))).insert(&database).await.job_id;
-    let mut reply = function.invoke(Event::of(&provider(&key).result(OWNER, &job, 0)).0);
-    let Some(Part::Head("response", headers)) = reply.part().await else { panic!("no response") };
-    assert_eq!(headers["lambda-runtime-function-response-mode"], "streaming");
-    assert_eq!(headers["content-type"], "application/vnd.awslambda.http-integration-response");
-    assert_eq!(headers["transfer-encoding"], "chunked");
-
-    let answer = function.call(&provider(&key).result(OWNER, &job, 0)).await;
-    assert_eq!((answer.status, answer.text()), (200, "hello"));
-    assert_eq!(answer.header("content-type"), "text/plain");
-    assert_eq!(answer.header("content-disposition"), "attachment;filename=out.txt");
-    assert_eq!(answer.header("content-length"), "5");
-    assert_eq!(answer.header("access-control-allow-origin"), "*");
-}
-
-/// What the origin has sent is passed on before the rest arrives.
-#[tokio::test]
-async fn results_do_not_wait_for_the_end_of_the_file() {
-    let (database, key, origin, function) = results(&[]).await;
-    let gate = Arc::new(Notify::new());
-    origin.answer("/out.txt", File::gated("first ", &gate, "then"));
-    let job = finished(&key, &output(&origin.url("/out.txt"))).insert(&database).await.job_id;
-    let mut reply = function.invoke(Event::of(&provider(&key).result(OWNER, &job, 0)).0);
-    let mut sent = Vec::new();
-    while !sent.ends_with(b"first ") {
-        match reply.part().await {
-            Some(Part::Head(..)) => {}
-            Some(Part::Data(data)) => sent.extend_from_slice(&data),
-            other => panic!("{other:?}"),
-        }
-    }
-    gate.notify_one();
-    while let Some(part) = reply.part().await {
-        let Part::Data(data) = part else { panic!("{part:?}") };
-        sent.extend_from_slice(&data);
-    }
-    assert!(sent.ends_with(b"\0\0\0\0\0\0\0\0first then"));
-}
-
-#[tokio::test]
-async fn results_larger_than_a_buffered_response() {
-    let (database, key, origin, function) = results(&[]).await;
-    origin.answer("/large.bin", File::pattern(50_000_000));
-    let job = finished(&key, &output(&origin.url("/large.bin"))).insert(&database).await.job_id;
-    let answer = function.call(&provider(&key).result(OWNER, &job, 0)).await;
-    assert_eq!((answer.status, answer.header("content-length")), (200, "50000000"));
-    let mut check = PatternCheck::default();
-    check.take(&answer.body);
-    assert_eq!(check.length(), 50_000_000);
-}
-
-#[tokio::test]
-async fn results_pass_ranges_on_and_errors_are_json() {
-    let (database, key, origin, mut function) = results(&[("RESULT_TIMEOUT", "1")]).await;
-    origin.answer("/out.txt", File::file_with_ranges("0123456789")).answer("/slow", File::silent());
-    let job = finished(&key, &output(&origin.url("/out.txt"))).insert(&database).await.job_id;
-    let call = provider(&key).result(OWNER, &job, 0).header("Range", "bytes=2-4");
-    let answer = function.call(&call).await;
-    assert_eq!((answer.status, answer.text(), answer.header("content-range")), (206, "234", "bytes 2-4/10"));
-    let answer = function.call(&provider(&key).result(OWNER, &job, 0).header("Range", "bytes=10-")).await;
-    assert_eq!((answer.status, answer.header("content-range")), (416, "bytes */10"));
-
-    let call = provider(&key).result(OWNER, &job, 7);
-    let missing = function.call(&call).await;
-    missing.is_error(404, "No such index 7 in this compute job");
-    assert_eq!(missing.header("content-disposition"), "attachment;filename=error.json");
-    assert_eq!(function.call(&call).await.error().0, 400);
-    let head = function.call(&provider(&key).result(OWNER, &job, 0).method(Method::HEAD)).await;
-    assert_eq!((head.status, head.header("allow")), (405, "GET"));
-    assert_eq!(function.call(&provider(&Key::new()).result(OWNER, &job, 0)).await.error().0, 401);
-    let gone = finished(&key, &output(&origin.url("/gone"))).insert(&database).await.job_id;
-    assert_eq!(function.call(&provider(&key).result(OWNER, &gone, 0)).await.error().0, 502);
-    let slow = finished(&key, &output(&origin.url("/slow"))).insert(&database).await.job_id;
-    assert_eq!(function.call(&provider(&key).result(OWNER, &slow, 0)).await.error().0, 504);
-    // Ocean Node's body on a GET, if API Gateway passes it on.
-    let call = ocean_node(&key).result(OWNER, &job, 0);
-    assert_eq!(function.call(&call).await.text(), "0123456789");
-    let call = ocean_node(&key).result(OWNER, &job, 0);
-    assert_eq!(function.send(Event::of(&call).in_base64()).await.text(), "0123456789");
-    assert!(function.process.is_running());
-}
-
-/// Callers must be able to tell an incomplete file from a whole one, and error texts from content.
-#[tokio::test]
-async fn incomplete_results_differ_from_whole_ones() {
-    let (database, key, origin, mut function) = results(&[("RESULT_IDLE_TIMEOUT", "1")]).await;
-    let content = vec![b'x'; 10_000];
-    for (name, broken) in [
-        // So few bytes are missing that an error's text in their place would reach the announced length.
-        ("closes early", File::closes_early(content.clone(), 10_010)),
-        ("closes early, in chunks", File::chunked_closes_early(content.clone())),
-        ("falls silent", File::falls_silent(content.clone(), 10_010)),
-    ] {
-        origin.answer("/out.bin", broken);
-        let job = finished(&key, &output(&origin.url("/out.bin"))).insert(&database).await.job_id;
-        match function.invoke(Event::of(&provider(&key).result(OWNER, &job, 0)).0).whole().await {
-            Outcome::Incomplete(answer) => {
-                assert!(content.starts_with(&answer.body), "{name}: content that the origin did not send");
-            }
-            Outcome::Answer(answer) => {
-                let end = answer.body.len().min(content.len());
-                panic!(
-                    "{name}: looks like a whole response of {} bytes, announced as {:?}, with {:?} after the content",
-                    answer.body.len(),
-                    answer.header("content-length"),
-                    String::from_utf8_lossy(&answer.body[end..]),
-                );
-            }
-            other => panic!("{name}: {other:?}"),
-        }
-    }
-    origin.answer("/out.bin", File::file("hello"));
-    let job = finished(&key, &output(&origin.url("/out.bin"))).insert(&database).await.job_id;
-    assert_eq!(function.call(&provider(&key).result(OWNER, &job, 0)).await.text(), "hello");
-    assert!(function.process.is_running());
-}
-
-// migrate
-
-/// The event of a deployment.
-fn deployment() -> Value {
-    json!({ "source": "operator-service.deployment" })
-}
-
-/// What it returns.
-fn up_to_date(summarized: u64) -> Value {
-    json!({ "schema": "up to date", "oldJobs": { "summarizedJobs": summarized, "complete": true } })
-}
-
-#[tokio::test]
-async fn migrate_brings_the_schema_up_to_date_and_is_idempotent() {
-    let database = TestDatabase::empty().await;
-    let function = Function::start(MIGRATE, &Env::of(database.variables())).await;
-    for event in [deployment(), deployment(), json!({})] {
-        assert_eq!(function.invoke(event).json().await, Ok(up_to_date(0)));
-        assert_eq!(database.count("jobs").await, 0);
-    }
-    let output = function.process.output();
-    let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let done: Vec<&Value> = lines.iter().filter(|line| line["message"] == "done").collect();
-    assert_eq!(done.iter().map(|line| &line["ColdStarts"]).collect::<Vec<_>>(), [1.0, 0.0, 0.0], "{output}");
-    assert!(done.iter().all(|line| line["request_id"].is_string() && line["FunctionName"] == "function"), "{output}");
-}
-
-#[tokio::test]
-async fn migrate_reports_how_far_it_came_and_goes_on_the_next_time() {
-    let database = TestDatabase::of_the_python_service(10).await;
-    let mut other = database.connect().await;
-    other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM jobs").await.unwrap();
-    let env = Env::of(database.variables());
-    let function = Function::start_with(MIGRATE, &[], &env, Duration::from_secs(12)).await;
-    let failed = function.invoke(deployment()).json().await.unwrap_err();
-    let message = failed["errorMessage"].as_str().unwrap();
-    assert!(message.contains("(building index 1 of ") && message.contains("deploy again"), "{message}");
-    other.execute("COMMIT").await.unwrap();
-    let function = Function::start(MIGRATE, &env).await;
-    assert_eq!(function.invoke(deployment()).json().await, Ok(up_to_date(5009)));
-}
-
-#[tokio::test]
-async fn migrate_reports_why_a_deployment_fails() {
-    let database = TestDatabase::empty().await;
-    let closed = ClosedPort::new();
-    let unreachable = Env::of(database.variables())
-        .with("POSTGRES_PORT", closed.to_string())
-        .with("POSTGRES_PASSWORD", "the-password");
-    let refused =
-        Env::of(database.variables()).with("POSTGRES_USER", "nobody").with("POSTGRES_PASSWORD", "the-password");
-    // There is no time for a second attempt.
-    for (env, why) in [(unreachable, "Connection refused"), (refused, "\"nobody\"")] {
-        let mut function = Function::start(MIGRATE, &env).await;
-        for _ in 0..2 {
-            let failed = function.invoke(deployment()).json().await.unwrap_err();
-            let message = failed["errorMessage"].as_str().unwrap();
-            assert!(message.starts_with("The database is not available") && message.contains(why), "{message}");
-            assert_eq!(message.matches(why).count(), 1, "{message}");
-            assert!(failed["errorType"].is_string(), "{failed}");
-        }
-        assert!(function.process.is_running());
-        let output = function.process.output();
-        assert!(output.contains(r#""message":"failed""#) && !output.contains("the-password"), "{output}");
-    }
-}
-
-/// Resources that the same deployment has just created may not be reachable at once.
-#[tokio::test]
-async fn migrate_retries_until_the_database_is_reachable() {
-    let database = TestDatabase::empty().await;
-    let proxy = Proxy::to(database.address().await).await;
-    proxy.cut();
-    let env =
-        Env::of(database.variables()).with("POSTGRES_HOST", "127.0.0.1").with("POSTGRES_PORT", proxy.port.to_string());
-    let mut function = Function::start_with(MIGRATE, &[], &env, Duration::from_secs(300)).await;
-    let reply = function.invoke(deployment());
-    function.process.line("is retried").await;
-    proxy.open();
-    assert_eq!(reply.json().await, Ok(up_to_date(0)));
 }
 
 // All

@@ -1,9 +1,9 @@
 //! The real binaries as processes, with result origins that fail, the Lambda runtime API, and a browser.
 //!
-//! - [`results`]: /getResult and result origins
+//! - [`results`]: /getResult; [`result_errors`]: origins that fail; [`result_origins`]: which ones are asked
 //! - [`ranges`]: parts of results
 //! - [`memory`]: the memory that a large result needs
-//! - [`lambda`]: each Lambda binary behind a runtime API
+//! - [`lambda`], [`lambda_results`], [`lambda_migrate`]: each Lambda binary behind a runtime API
 //! - [`deployment`]: the schema's custom resource, as CloudFormation calls it
 //! - [`metrics`]: the line with the metrics of each Lambda binary
 //! - [`probes`]: /healthz, /readyz, and a rolling update
@@ -34,6 +34,8 @@ mod bump;
 mod deployment;
 mod kills;
 mod lambda;
+mod lambda_migrate;
+mod lambda_results;
 mod logs;
 mod memory;
 mod metrics;
@@ -42,6 +44,8 @@ mod process;
 mod prometheus;
 mod ranges;
 mod reaper;
+mod result_errors;
+mod result_origins;
 mod results;
 mod schemathesis;
 mod secrets;
