@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -74,10 +73,11 @@ async fn ready(State(health): State<Health>) -> Response {
 }
 
 /// Has each connection closed after its response while the server is shutting down.
-pub async fn close_connections(State(health): State<Health>, request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
-    if health.is_draining() {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+pub fn close_connections(health: Health) -> impl Fn(Response) -> Response + Clone {
+    move |mut response| {
+        if health.is_draining() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
-    response
 }

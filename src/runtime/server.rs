@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{Extension, Router, middleware};
+use axum::{Extension, Router};
+use tower::util::MapResponseLayer;
 
 use super::health::{self, Health};
 use super::{BoxError, cluster, db, metrics, storage};
@@ -51,9 +52,9 @@ pub async fn serve() -> Result<(), BoxError> {
     }
     let db = db(&config)?;
     let (health, prometheus) = (Health::new(db.clone()), Prometheus::default());
-    let mut routes = health::routes(health.clone())
-        .fallback_service(all_routes(config.clone(), db.clone(), cluster(&config), admins)?)
-        .layer(middleware::from_fn_with_state(health.clone(), health::close_connections));
+    let mut routes = all_routes(config.clone(), db.clone(), cluster(&config), admins)?
+        .merge(health::routes(health.clone()))
+        .layer(MapResponseLayer::new(health::close_connections(health.clone())));
     if let Some(port) = server.metrics_port {
         routes = routes.layer(Extension(prometheus.clone()));
         let listener = listen(server.host, port, "METRICS_PORT")?;

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,9 +41,11 @@ pub fn init(config: &LogConfig, format: Format) -> io::Result<()> {
         })?),
         None => None,
     };
+    // Not by `io::stderr`, whose lock the threads would wait for: a line is one write.
+    let stderr = Arc::new(File::from(io::stderr().as_fd().try_clone_to_owned()?));
     let writer = match file {
-        Some(file) => BoxMakeWriter::new(io::stderr.and(Arc::new(file))),
-        None => BoxMakeWriter::new(io::stderr),
+        Some(file) => BoxMakeWriter::new(stderr.and(Arc::new(file))),
+        None => BoxMakeWriter::new(stderr),
     };
     let lines = match format {
         Format::Text => fmt::layer().with_ansi(false).with_writer(writer).boxed(),
