@@ -46,10 +46,10 @@ pub async fn run(settings: &Settings, stack: &Stack) -> (Vec<Row>, anyhow::Resul
 }
 
 async fn run_all(run: &mut Run<'_>) -> anyhow::Result<()> {
-    // First: a sweep lists all WorkFlow objects of the cluster, and the starts below leave many there.
+    // First: a sweep lists all WorkFlow objects of the cluster, and the others leave many there.
+    sweeps::run(run).await?;
     functions::run(run).await?;
     http::run(run).await?;
     lists::run(run).await?;
-    results::run(run).await?;
-    sweeps::run(run).await
+    results::run(run).await
 }

@@ -98,6 +98,8 @@ impl Stack {
         let mut connection = server.connect_options("postgres").connect().await?;
         // What runs beside a measurement is what was started for it.
         connection.execute("ALTER SYSTEM SET autovacuum = off").await?;
+        // A connection keeps the plans that it made when the tables were nearly empty, and nothing analyzes them.
+        connection.execute("ALTER SYSTEM SET enable_seqscan = off").await?;
         tls::enable(&server.data, &directory, &mut connection).await?;
         let (address, tls) = (free_address()?, free_address()?);
         let mut program = Program::new(std::env::current_exe()?);
@@ -223,7 +225,9 @@ impl Stack {
         let address = free_address()?;
         let mut program = Program::new(std::env::current_exe()?);
         program.command.arg("floor").env("LISTEN", address.to_string());
-        program.command.env("DATABASE_URL", self.url(database)).env("CLUSTER_URL", self.cluster_url());
+        // Without TLS, as the service.
+        let url = format!("{}?sslmode=disable", self.url(database));
+        program.command.env("DATABASE_URL", url).env("CLUSTER_URL", self.cluster_url());
         Server::start(program, &self.log("floor"), address).await
     }
 

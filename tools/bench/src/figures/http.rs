@@ -164,8 +164,13 @@ async fn pgbench(run: &Run<'_>, database: &str, parts: &[&str]) -> anyhow::Resul
     let (clients, seconds) = (CONNECTIONS.to_string(), run.settings.time.as_secs().max(1).to_string());
     let mut pgbench = tokio::process::Command::new("pgbench");
     pgbench.args(["--no-vacuum", "--protocol=prepared", "--jobs=1", "--client", &clients, "--time", &seconds]);
-    let output =
-        pgbench.arg("--file").arg(&script).env("PGAPPNAME", "pgbench").arg(run.stack.url(database)).output().await;
+    let output = pgbench
+        .arg("--file")
+        .arg(&script)
+        .envs([("PGAPPNAME", "pgbench"), ("PGSSLMODE", "disable")])
+        .arg(run.stack.url(database))
+        .output()
+        .await;
     let output = output.context("pgbench")?;
     ensure!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout);

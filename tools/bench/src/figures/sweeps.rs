@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use anyhow::ensure;
-use serde_json::json;
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::Run;
@@ -24,8 +24,10 @@ async fn sweep(run: &Run<'_>, database: &str) -> anyhow::Result<f64> {
     let begun = Instant::now();
     let output = reap.output().await?;
     let time = begun.elapsed().as_secs_f64();
-    let report = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success() && report.contains("\"complete\": true"), "{database}: {report}");
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("{database}: {}", String::from_utf8_lossy(&output.stderr)))?;
+    let (kinds, problems) = (&report["kinds"], &report["problems"]);
+    ensure!(output.status.success() && report["complete"] == true, "{database}: {kinds} {problems}");
     Ok(time)
 }
 
