@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::given::{now, started};
-use crate::support::{App, Call, Key, Stored, TestDatabase, agreement_id, caller, owner, workflow};
+use crate::given::{now, start, started};
+use crate::support::{App, Call, Key, Stored, TestDatabase, caller};
 
 #[tokio::test]
 async fn the_call_records_the_announcement() {
@@ -94,9 +94,7 @@ async fn a_job_that_is_stopped_deleted_or_no_longer_valid_is_not_dispatched() {
     app.send(caller::provider(&deleted.key).delete(&deleted.owner, Some(&deleted.job_id))).await.ok();
     let key = Key::new();
     let soon = now() as i64 + 2;
-    let expiring = caller::provider(&key)
-        .start(&app.namespace, &agreement_id(), &owner(), workflow::sample())
-        .with("validUntil", soon);
+    let expiring = start(&app, &key).with("validUntil", soon);
     app.send(expiring).await.ok();
     crate::support::eventually("the end of its validity", Duration::from_secs(10), async || {
         (now() > soon as f64 + 0.5).then_some(())

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::json;
 
+use crate::given::start;
 use crate::support::{Answer, App, Call, Key, agreement_id, caller, nonce, owner, workflow};
 
 const MANY: usize = 200;
@@ -129,7 +130,7 @@ async fn one_of_200_concurrent_stops_with_one_nonce_passes() {
 async fn of_200_concurrent_requests_that_are_the_same_one_is_done_and_all_are_answered() {
     let app = App::start().await;
     let key = Key::new();
-    let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    let start = start(&app, &key);
     let answers = all_at_once(&[&app], vec![start; MANY]).await;
     let jobs: std::collections::HashSet<_> = answers.iter().map(|answer| answer.ok()[0]["jobId"].to_string()).collect();
     assert_eq!((jobs.len(), app.database.count("jobs").await), (1, 1));

@@ -34,8 +34,8 @@ pub async fn started(app: &App) -> Started {
 
 /// Starts a job as Provider, with a certain key.
 pub async fn started_by(app: &App, key: Key) -> Started {
-    let (owner, agreement_id) = (owner(), agreement_id());
-    let call = caller::provider(&key).start(&app.namespace, &agreement_id, &owner, workflow::sample());
+    let call = start(app, &key);
+    let (owner, agreement_id) = (call.text("owner"), call.text("agreementId"));
     let status = app.send(call).await.ok()[0].clone();
     let job_id = status["jobId"].as_str().unwrap().to_owned();
     Started { key, owner, agreement_id, job_id, status }

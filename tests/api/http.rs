@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::given::status_of;
+use crate::given::{start, status_of};
 use crate::support::{Answer, App, Call, Key, Stored, agreement_id, caller, owner, workflow};
 
 const LIMIT: usize = 400 * 1024;
@@ -32,7 +32,7 @@ async fn a_stage_prefix_makes_no_difference() {
     let key = Key::new();
     let app = App::builder().var("SIGNATURE_REQUIRED", "1").var("ALLOWED_PROVIDERS", key.allowed()).start().await;
     for prefix in ["/Prod", "/a/b", "/api", "/v1"] {
-        let call = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+        let call = start(&app, &key);
         app.send_under(call, prefix).await.ok();
         app.send_under(caller::provider(&key).stop(&owner(), None), prefix).await.ok();
         app.send_under(Call::get("environments"), prefix).await.ok();
@@ -241,7 +241,7 @@ async fn a_deeply_nested_body_is_a_400_or_ignored() {
     let lists = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
     let objects = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
     let key = Key::new();
-    let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    let start = start(&app, &key);
     let with_workflow = |workflow: String| {
         let placeholder = "\"the-workflow\"";
         let body = start.clone().with("workflow", "the-workflow").parameters().to_string();

@@ -9,7 +9,7 @@ use sqlx::Executor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::given::status_of;
+use crate::given::{start, status_of};
 use crate::support::{
     App, AppBuilder, Call, Key, Proxy, Stored, TestDatabase, agreement_id, caller, eventually, owner, workflow,
 };
@@ -116,7 +116,7 @@ async fn a_request_that_times_out_leaves_nothing_behind() {
     all_work(&app, one_of_each(&app, &Key::new())).await;
     let jobs = app.database.count("jobs").await;
     let key = Key::new();
-    let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    let start = start(&app, &key);
     proxy.silence();
     unavailable(&app, start.clone()).await;
     proxy.open();
@@ -244,7 +244,7 @@ async fn a_statement_that_was_given_up_ends_at_the_server_too() {
     other.execute("SET idle_in_transaction_session_timeout = 0").await.unwrap();
     let app = App::builder().database(database).start().await;
     other.execute("BEGIN; LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    let start = caller::provider(&Key::new()).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    let start = start(&app, &Key::new());
     unavailable(&app, start).await;
     eventually("no statement is left", LIMIT, async || {
         const ACTIVE: &str = "pg_stat_activity WHERE datname = current_database() \

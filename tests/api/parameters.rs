@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::given::{job_ids, started, status_of};
+use crate::given::{job_ids, start, started, status_of};
 use crate::support::{App, Call, Key, Stored, agreement_id, caller, nonce, owner, workflow};
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn ids_of_fewer_than_two_characters_count_as_absent() {
     assert_eq!(app.send(Call::get("compute").with("owner", "xy")).await.ok(), json!([]));
 
     let key = Key::new();
-    let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    let start = start(&app, &key);
     app.send(start.clone().with("agreementId", "1"))
         .await
         .is_error(400, r#""agreementId" is required in the call to POST:/compute"#);
@@ -120,7 +120,7 @@ async fn null_counts_as_absent() {
         .is_error(400, "You have to specify one of agreementId, jobId or owner");
 
     let key = Key::new();
-    let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    let start = start(&app, &key);
     for name in ["workflow", "agreementId", "owner", "providerSignature", "environment", "nonce"] {
         app.send(start.clone().with(name, Value::Null))
             .await
@@ -159,7 +159,7 @@ async fn chain_id_has_two_spellings_and_two_types() {
     for (name, value) in
         [("chainId", json!(8996)), ("chain_id", json!(8996)), ("chainId", json!("8996")), ("chain_id", json!("8996"))]
     {
-        let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+        let start = start(&app, &key);
         let job = app.send(start.without("chainId").with(name, value.clone())).await.ok();
         let row = app.database.job(job[0]["jobId"].as_str().unwrap()).await.unwrap();
         assert_eq!(row["chainid"], "8996", "{name} {value}");
@@ -177,7 +177,7 @@ async fn chain_id_has_two_spellings_and_two_types() {
 async fn a_chain_id_that_is_not_a_whole_number_is_refused() {
     let app = App::start().await;
     let key = Key::new();
-    let start = || caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    let start = || start(&app, &key);
     for name in ["chainId", "chain_id"] {
         let wrong = format!("\"{name}\" must be a whole number of at most 78 digits");
         for value in
@@ -235,7 +235,7 @@ async fn a_nonce_is_kept_exactly_as_it_was_written() {
 async fn numbers_may_be_text_and_other_types_are_refused() {
     let app = App::start().await;
     let key = Key::new();
-    let start = || caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    let start = || start(&app, &key);
     app.send(start().with("validUntil", "4102444800")).await.ok();
     for name in ["nonce", "chainId", "validUntil"] {
         for wrong in [json!(true), json!([1]), json!({ "a": 1 })] {
@@ -265,7 +265,7 @@ async fn text_that_the_database_cannot_store_is_a_400() {
     let key = job.key;
     for name in ["agreementId", "owner", "environment", "providerAddress", "chainId"] {
         for text in ["a\u{0}b".to_owned(), "x".repeat(256), "käse".to_owned(), "line\nbreak".to_owned()] {
-            let start = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+            let start = start(&app, &key);
             let (status, message) = app.send(start.with(name, text.clone())).await.error();
             assert_eq!(status, 400, "{name} {text}");
             assert!(message.contains(name), "{message}");

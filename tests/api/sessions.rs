@@ -5,7 +5,8 @@ use std::time::Duration;
 use reqwest::Method;
 use sqlx::{Connection, PgConnection};
 
-use crate::support::{App, Call, Key, Proxy, TestDatabase, agreement_id, caller, eventually, owner, workflow};
+use crate::given::start;
+use crate::support::{App, Call, Key, Proxy, TestDatabase, caller, eventually, owner};
 
 /// How long a test waits for what has to happen before it fails.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -33,7 +34,7 @@ async fn waiting(database: &TestDatabase, number: i64) {
 async fn ten_callers_who_give_up_do_not_use_up_the_pool() {
     let app = App::builder().var("POSTGRES_POOL_SIZE", "10").start().await;
     let key = Key::new();
-    let start = || caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+    let start = || start(&app, &key);
     let status = || Call::get("compute").with("owner", owner());
     for calls in [[(); 10].map(|()| start()), [(); 10].map(|()| status())] {
         let lock = lock_jobs(&app.database).await;
@@ -65,7 +66,7 @@ async fn nothing_is_sent_to_the_database_after_the_response() {
     let key = Key::new();
     for _ in 0..20 {
         for call in [
-            caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample()),
+            start(&app, &key),
             caller::provider(&key).stop(&owner(), None),
             Call::get("environments"),
             Call::get("compute").with("owner", owner()),

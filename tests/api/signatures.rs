@@ -3,6 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::given::start;
 use crate::support::{App, Call, Key, Stored, agreement_id, caller, nonce, owner, workflow};
 
 fn vectors() -> Value {
@@ -97,7 +98,7 @@ async fn every_rejected_vector_fails_in_every_operation() {
             _ => "no key can have made this signature".to_owned(),
         };
         for call in [
-            caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample()),
+            start(&app, &key),
             caller::provider(&key).stop(&owner(), None),
             caller::provider(&key).delete(&owner(), Some("ab")),
             caller::provider(&key).result(&owner(), "ab", 0),
@@ -129,7 +130,7 @@ async fn signatures_are_read_with_and_without_0x_in_any_case_and_with_both_kinds
         &|signature| signature.to_owned(),
     ];
     for spelling in spellings {
-        let call = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+        let call = start(&app, &key);
         let signature = spelling(&call.text("providerSignature"));
         app.send(call.with("providerSignature", signature)).await.ok();
     }
@@ -140,7 +141,7 @@ async fn allowed_providers_are_compared_without_case() {
     let key = Key::new();
     for address in [key.address.clone(), key.address.to_lowercase(), key.address.to_uppercase().replace("0X", "0x")] {
         let app = app_that_allows(&[&owner(), &address]).await;
-        let call = caller::provider(&key).start(&app.namespace, &agreement_id(), &owner(), workflow::sample());
+        let call = start(&app, &key);
         app.send(call).await.ok();
     }
 }
